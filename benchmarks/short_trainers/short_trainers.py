@@ -1,0 +1,63 @@
+"""Seeded short trainings that two CPU cores can finish: ``<trainer>_short_seed<n>``, for any trainer and seed.
+
+A folder for ``nnUNet_extTrainer``; see ../short_training.py.
+"""
+
+import re
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_lomix import rules, trainers
+
+BATCH_SIZE = {2: 16, 3: 2}
+ITERATIONS_PER_EPOCH = {2: 60, 3: 30}
+
+
+class Short:
+    """10 epochs of few iterations, small batches, one thread, fixed seeds."""
+
+    seed = 0
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        dim = len(self.configuration_manager.patch_size)
+        self.configuration_manager.configuration["batch_size"] = BATCH_SIZE[dim]
+        self.num_iterations_per_epoch = ITERATIONS_PER_EPOCH[dim]
+        self.num_val_iterations_per_epoch = 20
+        self.num_epochs = 10
+        torch.set_num_threads(1)
+        np.random.seed(self.seed)
+        torch.manual_seed(self.seed)
+
+
+class NaiveSoftplus(rules.Softplus):
+    """The paper's rule on nnU-Net's signed loss: what DESIGN calls the naive port."""
+
+    def objective(self, losses):
+        return super().objective(losses - 1)
+
+
+rules.RULES["naive softplus"] = NaiveSoftplus
+
+
+class nnUNetTrainerLoMixNaive(trainers.nnUNetTrainerLoMix):
+    """Free softplus weights, trained by nnU-Net's own optimiser settings on nnU-Net's negative loss."""
+
+    rule = "naive softplus"
+    share = 0.0
+
+    def configure_loss_optimizer(self):
+        parameters = self.loss.parameters()
+        return torch.optim.SGD(parameters, 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)
+
+
+BASES = {t.__name__: t for t in (nnUNetTrainer, nnUNetTrainerLoMixNaive, *trainers.TRAINERS)}
+
+
+def __getattr__(name):
+    match = re.fullmatch(r"(\w+)_short_seed(\d+)", name)
+    if not match or match[1] not in BASES:
+        raise AttributeError(name)
+    return type(name, (Short, BASES[match[1]]), {"seed": int(match[2])})

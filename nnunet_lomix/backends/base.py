@@ -1,0 +1,17 @@
+"""What the backends share."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nnunet_lomix.registry import Registry
+
+BACKENDS = Registry("backend")
+
+
+def resample(logits: Tensor, size: torch.Size) -> Tensor:
+    """ẑ: logits ``(B, C, *spatial)`` at ``size``, bilinear or trilinear, pixels flattened: ``(B, C, N)``."""
+    if logits.shape[2:] != size:
+        mode = "bilinear" if logits.ndim == 4 else "trilinear"
+        logits = F.interpolate(logits, size, mode=mode, align_corners=False)
+    return logits.flatten(2)

@@ -1,0 +1,89 @@
+"""The demo: from nothing to a comparison of two trainers, by nnU-Net's own commands.
+
+Each step leaves its output below one folder and is skipped when that is there, so a second call goes on
+where the first one stopped.
+"""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from nnunet_lomix.demo.commands import DemoError
+from nnunet_lomix.demo.steps import Settings, Steps
+from nnunet_lomix.files import replacing
+
+__all__ = ["DEFAULTS", "DemoError", "Settings", "default_settings", "run_demo"]
+
+SETTINGS_FILE = "demo.json"
+DEFAULTS = {
+    2: Settings(dim=2, epochs=20, iterations=40, size=96, train_cases=80, test_cases=20, slimming=2),
+    3: Settings(dim=3, epochs=14, iterations=25, size=48, train_cases=25, test_cases=10, slimming=4),
+}
+
+
+def default_settings(dim: int, epochs: int | None = None) -> Settings:
+    """What takes some minutes on two cores; or with other ``epochs``."""
+    return DEFAULTS[dim] if epochs is None else replace(DEFAULTS[dim], epochs=epochs)
+
+
+def run_demo(out: str | Path, settings: Settings, console: Console | None = None):
+    """Generate data, plan, train both trainers, predict the held-out cases, report; skip what is there.
+
+    Args:
+        out: folder for everything that is written.
+        settings: how large the demo is.
+        console: where the progress and the table are printed.
+
+    Raises:
+        DemoError: ``out`` belongs to something else or to a demo with other settings; a command of nnU-Net
+            failed; interrupted.
+    """
+    console = console or Console()
+    out = Path(out).resolve()
+    claim_folder(out, settings)
+    steps = Steps(out, settings, find_device())
+    console.print(f"LoMix demo in {settings.dim}D on {steps.device}, below {out}", soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console) as progress:
+            steps.run(progress)
+        steps.report(console)
+    except KeyboardInterrupt:
+        raise DemoError("Interrupted; the same command goes on where it stopped.") from None
+
+
+def claim_folder(out: Path, settings: Settings):
+    """Note the settings in ``out``, or check that they are those of the demo that is there.
+
+    Raises:
+        DemoError: ``out`` belongs to something else, or to a demo of the same ``dim`` with other settings.
+    """
+    file = out / SETTINGS_FILE
+    if out.is_dir() and any(out.iterdir()) and not file.is_file():
+        raise DemoError(f"{out} is not empty and not the folder of a demo: choose another --out.")
+    demos = json.loads(file.read_text()) if file.is_file() else {}
+    wanted = asdict(settings)
+    found = demos.setdefault(f"{settings.dim}D", wanted)
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise DemoError(
+                f"{out} holds a {settings.dim}D demo with {name} = {found.get(name)}, not {value}: "
+                "choose another --out, or delete that folder."
+            )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(demos, indent=4))
+    except OSError as error:
+        raise DemoError(f"{out} can't be written ({error.strerror}): choose another --out.") from None
+
+
+def find_device() -> str:
+    """What nnU-Net's ``-device`` can be here."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

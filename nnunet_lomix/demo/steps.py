@@ -1,0 +1,198 @@
+"""The steps of the demo."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.progress import Progress
+
+from nnunet_lomix.demo.commands import run_commands
+from nnunet_lomix.demo.data import LABELS, write_dataset
+from nnunet_lomix.demo.report import write_report
+from nnunet_lomix.files import replacing
+from nnunet_lomix.history import PICTURE
+
+# the trainers by the names that the report shows
+TRAINERS = {"nnUNetTrainer": "nnUNetTrainerDemo", "nnUNetTrainerLoMix": "nnUNetTrainerLoMixDemo"}
+TRAINERS_FOLDER = Path(__file__).parent / "trainers_folder"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How large a demo is.
+
+    Attributes:
+        dim: 2 or 3.
+        epochs, iterations: length of each training, and of each of its epochs.
+        size: length of the images along each axis.
+        train_cases, test_cases: number of images for training (a fifth for its validation) and held out.
+        slimming: the network has the channels of nnU-Net's plan divided by this.
+    """
+
+    dim: int
+    epochs: int
+    iterations: int
+    size: int
+    train_cases: int
+    test_cases: int
+    slimming: int
+
+
+class Steps:
+    """The steps of one demo, in the order of :meth:`run`; each looks first whether its output is there."""
+
+    def __init__(self, out: Path, settings: Settings, device: str):
+        self.out = out
+        self.settings = settings
+        self.device = device
+        self.dataset_id = str(899 + settings.dim)
+        dataset = f"Dataset{self.dataset_id}_LoMixDemo{settings.dim}D"
+        self.planned = {2: "2d", 3: "3d_fullres"}[settings.dim]
+        self.trained = f"{self.planned}_slim"
+        self.raw = out / "raw" / dataset
+        self.plans = out / "preprocessed" / dataset / "nnUNetPlans.json"
+        self.predictions = {t: out / "predictions" / dataset / t for t in TRAINERS}
+        self.results = {
+            t: out / "results" / dataset / f"{name}__nnUNetPlans__{self.trained}" / "fold_0"
+            for t, name in TRAINERS.items()
+        }
+        self.logs = out / f"logs_{settings.dim}d"
+        self.logs.mkdir(exist_ok=True)
+
+    def run(self, progress: Progress):
+        """All steps but the report."""
+        s = self.settings
+        # all bars from the start: what is still to come
+        generate = progress.add_task("Generate images", total=s.train_cases + s.test_cases, start=False)
+        plan = progress.add_task("Plan and preprocess", total=1, start=False)
+        train = {t: progress.add_task(f"Train {t}", total=s.epochs, start=False) for t in TRAINERS}
+        predict = progress.add_task("Predict held-out cases", total=1, start=False)
+        with _shown(progress, generate):
+            self.generate(partial(progress.advance, generate))
+        with _shown(progress, plan):
+            self.plan()
+        with _shown(progress, *train.values()):
+            self.train(lambda trainer, epochs: progress.update(train[trainer], completed=epochs))
+        with _shown(progress, predict):
+            self.predict()
+
+    def generate(self, on_case: Callable[[], None]):
+        s = self.settings
+        if not self.raw.is_dir():
+            write_dataset(self.raw, [s.size] * s.dim, s.train_cases, s.test_cases, on_case)
+
+    def plan(self):
+        """nnU-Net's planning and preprocessing; then a configuration with a slimmer network is added.
+
+        nnU-Net's documentation of the plans files shows how. It comes last: with it the step is complete.
+        """
+        if self.plans.is_file() and self.trained in json.loads(self.plans.read_text())["configurations"]:
+            return
+        options = ["-d", self.dataset_id, "-c", self.planned, "-npfp", "2", "-np", "2", "--clean"]
+        self._run({self.logs / "plan_and_preprocess.log": ["nnUNetv2_plan_and_preprocess", *options]})
+        plans = json.loads(self.plans.read_text())
+        architecture = deepcopy(plans["configurations"][self.planned]["architecture"])
+        channels = architecture["arch_kwargs"]["features_per_stage"]
+        architecture["arch_kwargs"]["features_per_stage"] = [n // self.settings.slimming for n in channels]
+        plans["configurations"][self.trained] = {"inherits_from": self.planned, "architecture": architecture}
+        with replacing(self.plans) as temporary:
+            temporary.write_text(json.dumps(plans, indent=4))
+
+    def train(self, on_epochs: Callable[[str, int], None]):
+        """Both trainings side by side: one core each, so their times can be compared.
+
+        Args:
+            on_epochs: called again and again with a trainer and the number of epochs that it has finished.
+        """
+        missing = [t for t in TRAINERS if not (self.results[t] / "checkpoint_final.pth").is_file()]
+        logs = {self.logs / f"train_{t}.log": t for t in missing}
+        options = [self.dataset_id, self.trained, "0", "-device", self.device, "--c"]
+        self._run(
+            {log: ["nnUNetv2_train", *options, "-tr", TRAINERS[t]] for log, t in logs.items()},
+            {
+                "nnUNet_n_proc_DA": "0",  # the same batches for both trainers, and no processes beside them
+                "NNUNET_LOMIX_DEMO_EPOCHS": str(self.settings.epochs),
+                "NNUNET_LOMIX_DEMO_ITERATIONS": str(self.settings.iterations),
+            },
+            lambda log: on_epochs(logs[log], _finished_epochs(log)),
+        )
+
+    def predict(self):
+        missing = {t: folder for t, folder in self.predictions.items() if not folder.is_dir()}
+        unfinished = {t: folder.with_name(f"unfinished_{t}") for t, folder in missing.items()}
+        command = ["nnUNetv2_predict", "-i", self.raw / "imagesTs", "-device", self.device]
+        command += ["-d", self.dataset_id, "-c", self.trained, "-f", "0"]
+        command += ["-npp", "0", "-nps", "0"]  # no processes beside the two commands
+        self._run(
+            {
+                self.logs / f"predict_{t}.log": [*command, "-tr", TRAINERS[t], "-o", folder]
+                for t, folder in unfinished.items()
+            }
+        )
+        for t, folder in missing.items():
+            os.replace(unfinished[t], folder)
+
+    def report(self, console: Console):
+        folder = self.out / f"report_{self.settings.dim}d"
+        write_report(
+            folder,
+            images=self.raw / "imagesTs",
+            truth=self.raw / "labelsTs",
+            predictions=self.predictions,
+            labels={name: value for name, value in LABELS.items() if value},
+            seconds={t: _seconds_per_epoch(results) for t, results in self.results.items()},
+            steps=self.settings.epochs * self.settings.iterations,
+            console=console,
+        )
+        shutil.copyfile(self.results["nnUNetTrainerLoMix"] / PICTURE, folder / PICTURE)
+        console.print(f"Tables and pictures are in {folder}", soft_wrap=True)
+
+    def _run(
+        self,
+        commands: Mapping[Path, Sequence[str | Path]],
+        variables: Mapping[str, str] | None = None,
+        on_poll: Callable[[Path], None] = lambda log: None,
+    ):
+        environment = {
+            **os.environ,
+            "nnUNet_raw": str(self.out / "raw"),
+            "nnUNet_preprocessed": str(self.out / "preprocessed"),
+            "nnUNet_results": str(self.out / "results"),
+            "nnUNet_extTrainer": str(TRAINERS_FOLDER),
+            "nnUNet_compile": "false",  # takes longer than the training
+            "nnUNet_wandb_enabled": "0",
+            "PYTHONUNBUFFERED": "1",
+            **(variables or {}),
+        }
+        run_commands(commands, environment, on_poll)
+
+
+@contextmanager
+def _shown(progress: Progress, *bars: int):
+    """Starts the clocks of the bars; at the end they are full and their clocks stop."""
+    for bar in bars:
+        progress.start_task(bar)
+    yield
+    for bar in bars:
+        progress.update(bar, completed=progress.tasks[bar].total)
+
+
+def _finished_epochs(log: Path) -> int:
+    """From the output of a training, which starts an epoch with the line ``<time>: Epoch <number>``."""
+    started = re.findall(r"^\S+ \S+ Epoch (\d+)\s*$", log.read_text(errors="replace"), re.MULTILINE)
+    return int(started[-1]) if started else 0
+
+
+def _seconds_per_epoch(results: Path) -> float:
+    """Median over the training; the logs of an interrupted and a continued one are all there."""
+    logs = "".join(p.read_text(errors="replace") for p in results.glob("training_log_*.txt"))
+    return median(map(float, re.findall(r"Epoch time: ([\d.]+) s", logs)))

@@ -1,0 +1,91 @@
+"""What the weights did during a training: a table and a picture beside nnU-Net's progress.png."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nnunet_lomix.files import replacing
+from nnunet_lomix.maps import Map
+
+TABLE = "lomix_weights.csv"
+PICTURE = "lomix_weights.png"
+
+
+def write_history(history: Sequence[dict[str, float]], folder: str | Path):
+    """Write ``lomix_weights.csv``: a row for each epoch, a column for each map.
+
+    Args:
+        history: for each epoch the effective weight of each map by name; empty for epochs without LoMix.
+        folder: an existing folder.
+    """
+    with replacing(Path(folder, TABLE)) as temporary:
+        pd.DataFrame(history).to_csv(temporary, index_label="epoch", float_format="%.6g")
+
+
+def plot_history(history: Sequence[dict[str, float]], maps: Sequence[Map], folder: str | Path):
+    """Draw ``lomix_weights.png``: the last weights as a heat map of operator × subset, and all weights over epochs.
+
+    Args:
+        history: as for :func:`write_history`; the last epoch must not be empty.
+        maps: the maps, in any order.
+        folder: an existing folder.
+    """
+    # nnU-Net's own plots change matplotlib's global settings
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):
+        subsets = list(dict.fromkeys(m.subset for m in maps))
+        figure = Figure(figsize=(max(8, 3 + 0.62 * len(subsets)), 8), layout="constrained")
+        now, over_time = figure.subplots(2, 1)
+        _draw_heat_map(now, history[-1], maps, subsets)
+        now.set_title(f"Effective weights after epoch {len(history) - 1}, in % of the loss", loc="left")
+        _draw_evolution(over_time, history, maps)
+        over_time.set_title("Each map over the training", loc="left")
+        with replacing(Path(folder, PICTURE)) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+
+
+def _draw_heat_map(ax: Axes, weights: dict[str, float], maps: Sequence[Map], subsets: Sequence[str]):
+    operators = list(dict.fromkeys(m.operator for m in maps))
+    table = np.full((len(operators), len(subsets)), np.nan)
+    for m in maps:
+        table[operators.index(m.operator), subsets.index(m.subset)] = 100 * weights[m.name]
+    # z_0 has most of the loss: the colours are for the others
+    top = max(100 * w for name, w in weights.items() if name != "z_0")
+    ax.imshow(table, cmap="viridis", vmin=0, vmax=top, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        if not np.isnan(value):
+            colour = "white" if value < 0.6 * top else "black"
+            ax.text(column, row, f"{value:.2g}", ha="center", va="center", color=colour, fontsize=9)
+    ax.set_yticks(range(len(operators)), operators)
+    ax.set_xticks(range(len(subsets)), subsets, rotation=0 if len(subsets) < 12 else 45)
+    ax.set_xlabel("scales, 0 is the finest")
+
+
+def _draw_evolution(ax: Axes, history: Sequence[dict[str, float]], maps: Sequence[Map]):
+    operators = list(dict.fromkeys(m.operator for m in maps))
+    colours = dict(zip(operators, matplotlib.colormaps["tab10"].colors, strict=False))
+    for m in maps:
+        values = [100 * epoch.get(m.name, np.nan) for epoch in history]
+        style = dict(lw=2.5) if m.name == "z_0" else dict(lw=1, alpha=0.7)
+        ax.plot(values, color=colours[m.operator], marker="o" if len(history) == 1 else None, **style)
+    last = history[-1]
+    for name in sorted(last, key=last.get)[-3:]:
+        ax.annotate(
+            name,
+            (len(history) - 1, 100 * last[name]),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+        )
+    ax.set_yscale("log")
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("% of the loss, logarithmic")
+    ax.legend(
+        [matplotlib.lines.Line2D([], [], color=c) for c in colours.values()], colours, loc="upper left", ncols=5
+    )

@@ -1,0 +1,165 @@
+"""LoMix as one loss module, for nnU-Net's and any other deeply supervised network."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_lomix.backends import BACKENDS
+from nnunet_lomix.maps import ORIGINAL, list_maps
+from nnunet_lomix.operators import OPERATORS
+from nnunet_lomix.rules import RULES
+from nnunet_lomix.terms import ClassTerms, RegionTerms
+
+DEFAULT_OPERATORS = ("add", "multiply", "concat", "fusion")
+DEFAULT_MAX_MIXED_SCALES = 4
+
+
+class Original(nn.Module):
+    """The identity: an original map is its only scale."""
+
+    def forward(self, scales: list[Tensor]) -> Tensor:
+        return scales[0]
+
+
+class LoMixLoss(nn.Module):
+    """Σ w_i L_i over the decoder outputs and all their mutants (LoMix, arXiv 2510.22995, section 3).
+
+    L_i is nnU-Net's loss of the map i, cross-entropy − Dice, against the full-resolution target. The effective
+    weights w_i come from a weighting rule. The network sees them as constants; the parameters of the rule see
+    the non-negative losses L_i + ``weight_dice`` as constants and minimise the rule's own objective. One backward pass
+    gives all gradients. The value is Σ w_i L_i, comparable with nnU-Net's.
+
+    Mixing and losses are computed in fp32 under autocast (products of logits overflow fp16), in fp64 if the outputs
+    are fp64.
+
+    Args:
+        num_classes: number of channels C of each output.
+        num_scales: number of outputs S, at least 2.
+        operators: names of the operators; ``()`` for none.
+        mixed_scales: how many of the finest scales are mixed, K; default the smaller of S and 4. The coarser outputs
+            stay as originals.
+        rule: name of the weighting rule.
+        share: share of the loss that ``z_0`` has at least, 0 to 1.
+        regions: sigmoid and regions (True) or softmax and classes (False).
+        ignore_label: plain classes: the value of the target to ignore. Regions: if not None, the last channel of
+            the target marks the pixels to ignore.
+        batch_dice: one Dice a batch, not a sample.
+        weight_ce, weight_dice: factors of the two terms of L_i.
+        smooth: smoothing of the Dice.
+        ddp: outputs are spread over the ranks of ``torch.distributed``: ``batch_dice`` is then that of all ranks.
+            The parameters of this module belong to no DDP wrapper: average their gradients yourself.
+        backend: name of the backend.
+
+    Raises:
+        ValueError: an unknown name; fewer than 2 outputs, or than 2 classes (1 region); K or share out of range.
+
+    >>> import torch
+    >>> loss = LoMixLoss(num_classes=3, num_scales=3)
+    >>> outputs = [torch.randn(2, 3, 32 // 2**j, 32 // 2**j, requires_grad=True) for j in range(3)]
+    >>> target = torch.randint(3, (2, 1, 32, 32))
+    >>> loss(outputs, target).backward()
+    >>> len(loss.maps), round(float(loss.weights().sum()), 4)
+    (19, 1.0)
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_scales: int,
+        operators: Sequence[str] = DEFAULT_OPERATORS,
+        mixed_scales: int | None = None,
+        rule: str = "barrier",
+        share: float = 0.5,
+        *,
+        regions: bool = False,
+        ignore_label: int | None = None,
+        batch_dice: bool = False,
+        weight_ce: float = 1.0,
+        weight_dice: float = 1.0,
+        smooth: float = 1e-5,
+        ddp: bool = False,
+        backend: str = "recompute",
+    ):
+        super().__init__()
+        mixed_scales = min(num_scales, DEFAULT_MAX_MIXED_SCALES) if mixed_scales is None else mixed_scales
+        if num_scales < 2:
+            raise ValueError(f"LoMix mixes the outputs of several scales, but there is {num_scales}")
+        if not 1 <= mixed_scales <= num_scales:
+            raise ValueError(f"mixed_scales must be between 1 and the {num_scales} outputs, got {mixed_scales}")
+        if num_classes < (1 if regions else 2):
+            raise ValueError("there is nothing to segment: the labels hold no foreground class")
+        if len(set(operators)) < len(operators):
+            raise ValueError(f"each operator may be named once, got {', '.join(operators)}")
+        self.num_classes = num_classes
+        self.num_scales = num_scales
+        self.maps = list_maps(num_scales, mixed_scales, operators)
+        self.mixers = nn.ModuleDict(
+            {
+                m.name: Original() if m.operator == ORIGINAL else OPERATORS[m.operator](num_classes, len(m.scales))
+                for m in self.maps
+            }
+        )
+        self.rule = RULES[rule](len(self.maps), share)
+        kwargs = dict(
+            weight_ce=weight_ce, weight_dice=weight_dice, batch_dice=batch_dice, smooth=smooth, ddp=ddp
+        )
+        self.terms = (
+            RegionTerms(ignore_label is not None, **kwargs) if regions else ClassTerms(ignore_label, **kwargs)
+        )
+        self.backend = BACKENDS[backend]
+
+    def weights(self) -> Tensor:
+        """Effective weights of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached."""
+        return self.rule.weights().detach()
+
+    def losses(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
+        """The loss of each map, ``(len(self.maps),)``, in the order of ``self.maps``; see :meth:`forward`."""
+        target = target if isinstance(target, Tensor) else target[0]
+        self._check(outputs, target)
+        with full_precision(outputs[0].device.type):
+            dtype = torch.promote_types(outputs[0].dtype, torch.float32)
+            outputs = [z.to(dtype) for z in outputs]
+            prepared = self.terms.prepare(target, self.num_classes, dtype)
+            mixers = [(self.mixers[m.name], m.scales) for m in self.maps]
+            return self.terms.losses(self.backend(outputs, prepared, mixers, self.terms), prepared)
+
+    def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
+        """The weighted loss, a scalar.
+
+        Args:
+            outputs: S tensors of logits ``(B, C, *spatial_j)``, 2D or 3D, the finest first.
+            target: the target at full resolution, or a list that starts with it (nnU-Net gives one for each output);
+                ``(B, 1, *spatial)`` of labels, or ``(B, C, *spatial)`` of regions (C + 1 with an ignore channel).
+
+        Raises:
+            ValueError: number or shape of the outputs, or the shape of the target, don't fit.
+        """
+        losses = self.losses(outputs, target)
+        loss = (self.weights() * losses).sum()
+        objective = self.rule.objective((losses - self.terms.minimum).detach())
+        return loss if objective is None else loss + objective - objective.detach()
+
+    def _check(self, outputs: Sequence[Tensor], target: Tensor):
+        if len(outputs) != self.num_scales or not isinstance(outputs, list | tuple):
+            given = len(outputs) if isinstance(outputs, list | tuple) else "a single tensor"
+            raise ValueError(f"expected a list of {self.num_scales} outputs, got {given}; is deep supervision on?")
+        spatial = target.shape[2:]
+        channels = 1 if isinstance(self.terms, ClassTerms) else self.num_classes + self.terms.ignore_channel
+        if outputs[0].shape[2:] != spatial or len(spatial) not in (2, 3):
+            raise ValueError(
+                f"target and first output must be 2D or 3D images of one size, got {tuple(spatial)} and "
+                f"{tuple(outputs[0].shape[2:])}"
+            )
+        if any(z.shape[1] != self.num_classes for z in outputs):
+            raise ValueError(f"each output needs {self.num_classes} channels, got {[z.shape[1] for z in outputs]}")
+        if target.shape[1] != channels:
+            raise ValueError(f"the target needs {channels} channels, got {target.shape[1]}")
+
+
+def full_precision(device_type: str):
+    """A context in which autocast is off, on devices that have autocast at all."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

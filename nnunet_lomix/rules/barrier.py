@@ -1,0 +1,33 @@
+"""Softplus weights with a logarithmic barrier."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_lomix.rules.base import RULES, WeightingRule
+
+
+@RULES.register("barrier")
+class Barrier(WeightingRule):
+    """v_i = softplus(θ_i), with θ minimising Σ (v_i L_i − β log v_i), β = ½.
+
+    The barrier is that of uncertainty weighting (Kendall et al., arXiv 1705.07115, equation 7, with
+    v = 1/σ², so that log σ = −½ log v; Liebel and Körner, arXiv 1805.06334). It holds each weight near its
+    optimum v_i = β / L_i: a map counts in inverse proportion to its loss, and a factor common to all losses cancels
+    when the weights are normalised. θ starts at 0, all maps equal.
+
+    Limits: the rule prefers maps with a low loss, not maps that help ``z_0``.
+    """
+
+    beta = 0.5
+
+    def __init__(self, num_maps: int, share: float):
+        super().__init__(num_maps, share)
+        self.theta = nn.Parameter(torch.zeros(num_maps))
+
+    def raw(self) -> Tensor:
+        return F.softplus(self.theta)
+
+    def objective(self, losses: Tensor) -> Tensor:
+        v = self.raw()
+        return (v * losses - self.beta * v.log()).sum()

@@ -1,0 +1,128 @@
+"""Generated datasets in nnU-Net's format, and nnU-Net's own commands on them."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter
+
+CASES = [f"case_{i}" for i in range(6)]  # the last one is held out
+SHAPE = (20, 32, 32)
+EXTERNAL_TRAINERS = Path(__file__).parent / "external_trainers"
+LABELS = {
+    "classes": {"background": 0, "large": 1, "small": 2},
+    "ignore": {"background": 0, "large": 1, "small": 2, "ignore": 3},
+    "regions": {"background": 0, "all": [1, 2], "small": 2},
+    "regions_ignore": {"background": 0, "all": [1, 2], "small": 2, "ignore": 3},
+}
+
+
+@dataclass
+class NnUNet:
+    """nnU-Net's three folders below one, and its commands."""
+
+    folder: Path
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        names = ("raw", "preprocessed", "results")
+        self.raw, self.preprocessed, self.results = (self.folder / name for name in names)
+        self.variables = {
+            **{f"nnUNet_{name}": str(self.folder / name) for name in names},
+            "nnUNet_extTrainer": str(EXTERNAL_TRAINERS),
+            "nnUNet_n_proc_DA": "0",
+            "nnUNet_def_n_proc": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(self, command: str, *args, fails=False, **variables) -> str:
+        """Run a command of this environment in an unrelated working directory; returns all that it printed."""
+        environment = {**os.environ, **self.variables, **variables}
+        environment = {name: value for name, value in environment.items() if value is not None}
+        result = subprocess.run(
+            [Path(sys.executable).parent / command, *map(str, args)],
+            env=environment,
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert (result.returncode != 0) == fails, f"{command} {args}\n{result.stdout[-5000:]}"
+        return result.stdout
+
+    def train(self, dataset: int, configuration: str, *args, **kwargs) -> str:
+        trainer = [] if "-tr" in args else ["-tr", "nnUNetTrainerLoMixTiny"]
+        return self.run("nnUNetv2_train", dataset, configuration, 0, *trainer, *args, "-device", "cpu", **kwargs)
+
+    def model(self, configuration: str, trainer="nnUNetTrainerLoMixTiny") -> Path:
+        (folder,) = self.results.glob(f"*/{trainer}__nnUNetPlans__{configuration}")
+        return folder
+
+
+def write_dataset(raw: Path, number: int, labels: str) -> Path:
+    """A raw dataset of 5 cases and a held-out one: a bright blob within a bright ball, in noise."""
+    folder = raw / f"Dataset{number}_{labels}"
+    for sub in ("imagesTr", "labelsTr", "imagesTs"):
+        (folder / sub).mkdir(parents=True)
+    for i, case in enumerate(CASES):
+        rng = np.random.default_rng(i)
+        grid = np.indices(SHAPE).T - (np.array(SHAPE) / 2 + rng.uniform(-2, 2, 3))
+        radius = np.linalg.norm(grid, axis=-1).T
+        seg = (radius < 8).astype(np.uint8) + (radius < 4)
+        image = gaussian_filter(seg + rng.normal(0, 0.5, SHAPE), 0.5).astype(np.float32)
+        if "ignore" in labels:
+            seg[:, :6] = 3
+        write_image(image, folder / ("imagesTs" if case == CASES[-1] else "imagesTr") / f"{case}_0000.nii.gz")
+        if case != CASES[-1]:
+            write_image(seg, folder / "labelsTr" / f"{case}.nii.gz")
+    description = {
+        "channel_names": {"0": "MRI"},
+        "labels": LABELS[labels],
+        "numTraining": len(CASES) - 1,
+        "file_ending": ".nii.gz",
+        **({"regions_class_order": [1, 2]} if "regions" in labels else {}),
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def write_image(array: np.ndarray, path: Path):
+    sitk.WriteImage(sitk.GetImageFromArray(array), path)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """Makes a planned and preprocessed dataset, once for each kind of labels; gives its own NnUNet."""
+    made = {}
+
+    def prepare(labels: str) -> NnUNet:
+        if labels not in made:
+            nnunet = NnUNet(tmp_path_factory.mktemp(labels))
+            write_dataset(nnunet.raw, 701, labels)
+            options = ("-d", 701, "-c", "2d", "3d_fullres", "-npfp", 1, "-np", 1, 1)
+            # the planner sets as many torch threads as there are augmentation workers, so 0 is not possible here
+            nnunet.run("nnUNetv2_plan_and_preprocess", *options, nnUNet_n_proc_DA="1")
+            made[labels] = nnunet
+        return made[labels]
+
+    return prepare
+
+
+@pytest.fixture
+def own_results(prepared, tmp_path):
+    """A prepared dataset with a results folder of the test's own."""
+
+    def prepare(labels: str) -> NnUNet:
+        shared = prepared(labels)
+        nnunet = NnUNet(tmp_path)
+        for name in ("raw", "preprocessed"):
+            os.symlink(getattr(shared, name), getattr(nnunet, name))
+        return nnunet
+
+    return prepare

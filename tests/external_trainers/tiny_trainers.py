@@ -1,0 +1,42 @@
+"""A user's own folder of trainers: the shortest trainings that nnU-Net can do."""
+
+import os
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_lomix.trainers import nnUNetTrainerLoMix
+
+
+class Tiny:
+    """Two training steps an epoch; the number of epochs is taken from the environment."""
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.configuration_manager.configuration["batch_size"] = 2
+        self.num_epochs = int(os.environ.get("TINY_EPOCHS", 1))
+        self.num_iterations_per_epoch = 2
+        self.num_val_iterations_per_epoch = 1
+        torch.set_num_threads(1)
+
+
+class nnUNetTrainerTiny(Tiny, nnUNetTrainer):
+    pass
+
+
+class nnUNetTrainerLoMixTiny(Tiny, nnUNetTrainerLoMix):
+    pass
+
+
+class nnUNetTrainerLoMixTinyNoDeepSupervision(nnUNetTrainerLoMixTiny):
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+
+
+class nnUNetTrainerLoMixTinyUnknownOperator(nnUNetTrainerLoMixTiny):
+    operators = ("add", "divide")
+
+
+class nnUNetTrainerLoMixTinyTooManyScales(nnUNetTrainerLoMixTiny):
+    mixed_scales = 9

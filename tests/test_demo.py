@@ -1,0 +1,221 @@
+"""The demo: its data, its numbers, its refusals, and once all of it."""
+
+import json
+import sys
+import time
+from io import StringIO
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+from click.testing import CliRunner
+from rich.console import Console
+from scipy import stats
+
+from nnunet_lomix import demo
+from nnunet_lomix.cli import main
+from nnunet_lomix.demo import commands, data, report, steps
+
+SMALLEST = demo.Settings(dim=2, epochs=3, iterations=2, size=64, train_cases=10, test_cases=3, slimming=8)
+
+
+# data
+
+
+@pytest.mark.parametrize("settings", demo.DEFAULTS.values(), ids=["2D", "3D"])
+def test_every_case_has_every_class(settings):
+    shape = (settings.size,) * settings.dim
+    for seed in range(settings.train_cases + settings.test_cases):
+        image, labels = data.make_case(shape, seed)
+        assert image.shape == labels.shape == shape
+        assert np.isfinite(image).all()
+        assert np.unique(labels).tolist() == sorted(data.LABELS.values()), seed
+
+
+def test_cases_are_seeded():
+    for first, second in zip(data.make_case((64, 48), 3), data.make_case((64, 48), 3), strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert (data.make_case((64, 48), 3)[1] != data.make_case((64, 48), 4)[1]).any()
+
+
+def test_structures_have_several_scales():
+    counts = sum(np.bincount(data.make_case((96, 96), seed)[1].ravel(), minlength=5) for seed in range(20))
+    large, small, lesion, vessels = counts[1:] / counts.sum()
+    assert large > 4 * small > 0
+    assert large > 4 * lesion > 0
+    assert vessels < large
+
+
+def test_dataset_on_disk_is_that_of_make_case(tmp_path):
+    folder = tmp_path / "raw" / "Dataset999_Test"
+    seen = []
+    data.write_dataset(folder, (32, 40), train_cases=3, test_cases=2, on_case=lambda: seen.append(1))
+    assert len(seen) == 5
+    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 3
+    for part, seeds in {"Tr": range(3), "Ts": range(3, 5)}.items():
+        assert len(list((folder / f"images{part}").iterdir())) == len(seeds)
+        for seed in seeds:
+            image, labels = data.make_case((32, 40), seed)
+            written = [
+                folder / f"images{part}/case_{seed:03}_0000.nii.gz",
+                folder / f"labels{part}/case_{seed:03}.nii.gz",
+            ]
+            for file, expected in zip(written, (image, labels), strict=True):
+                np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(file))), expected)
+
+
+def test_an_interrupted_dataset_does_not_look_complete(tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "Dataset999_Test"
+    with pytest.raises(KeyboardInterrupt):
+        data.write_dataset(folder, (32, 32), 2, 1, interrupt)
+    assert not folder.exists()
+    data.write_dataset(folder, (32, 32), 2, 1)
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+# numbers
+
+
+def dice_by_loop(truth, prediction):
+    both = either = 0
+    for t, p in zip(truth.ravel(), prediction.ravel(), strict=True):
+        both += int(t and p)
+        either += int(t) + int(p)
+    return 2 * both / either if either else float("nan")
+
+
+@pytest.mark.parametrize("truth_share", [0, 0.1, 0.5, 1])
+@pytest.mark.parametrize("prediction_share", [0, 0.1, 0.5, 1])
+def test_dice_is_that_of_a_plain_loop(truth_share, prediction_share):
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.random((5, 6, 7)) < truth_share, rng.random((5, 6, 7)) < prediction_share
+    assert report.dice(truth, prediction) == pytest.approx(dice_by_loop(truth, prediction), nan_ok=True)
+
+
+def tidy(dice):
+    """Scores as the report has them, from ``{class: {trainer: [a Dice for each case]}}``."""
+    rows = [
+        (f"case_{i}", name, trainer, value)
+        for name, trainers in dice.items()
+        for trainer, values in trainers.items()
+        for i, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=["case", "class", "trainer", "dice"])
+
+
+def test_comparison_is_paired():
+    a, b = [0.5, 0.6, 0.7, 0.2], [0.6, 0.6, 0.8, 0.1]
+    result = report.compare(tidy({"organ": {"A": a, "B": b}}), "A", "B").loc["organ"]
+    low, high = stats.ttest_rel(b, a).confidence_interval()
+    expected = {"reference": 0.5, "candidate": 0.525, "difference": 0.025, "low": low, "high": high}
+    assert result.to_dict() == pytest.approx(expected | {"better": 2, "worse": 1})
+
+
+def test_an_undefined_dice_counts_for_neither_trainer():
+    nan = float("nan")
+    scores = tidy(
+        {
+            "organ": {"A": [0.5, 0.9, 0.4], "B": [0.6, nan, 0.6]},
+            "lesion": {"A": [0, 0.5, 1], "B": [0, 0.7, 1]},
+        }
+    )
+    result = report.compare(scores, "A", "B")
+    assert result.loc["organ", "reference"] == pytest.approx(0.45)
+    assert result.loc["organ", "candidate"] == pytest.approx(0.6)
+    assert result.loc["mean", "candidate"] == pytest.approx((0.3 + 0.7 + 0.8) / 3)
+
+
+def test_tables_say_the_same():
+    rows = report.format_rows(report.compare(tidy({"organ": {"A": [0.5, 0.7], "B": [0.6, 0.7]}}), "A", "B"))
+    assert [r[0] for r in rows] == ["organ", "mean"]
+    header = ["Dice", "A", "B", "difference", "interval", "better : worse"]
+    markdown = report.to_markdown(header, rows, "caption")
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(report.to_table(header, rows))
+    printed = console.export_text()
+    for cell in rows[0]:
+        assert cell in markdown and cell in printed
+
+
+# refusals
+
+
+def call(*arguments):
+    result = CliRunner().invoke(main, ["demo", *map(str, arguments)])
+    assert result.exit_code == 1, result.output
+    assert result.output.startswith("Error: ") and result.output.count("\n") == 1, result.output
+    return result.output
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    assert "choose another --out" in call("--out", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_another_length_needs_another_folder(tmp_path):
+    demo.claim_folder(tmp_path, demo.default_settings(2, epochs=3))
+    message = call("--out", tmp_path, "--epochs", 4)
+    assert "epochs = 3, not 4" in message and "choose another --out, or delete that folder" in message
+
+
+def test_2d_and_3d_share_a_folder(tmp_path):
+    for dim in (2, 3, 2):
+        demo.claim_folder(tmp_path, demo.default_settings(dim))
+
+
+def test_a_missing_nnunet_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(
+        data, "make_case", lambda shape, seed: (np.zeros(shape, np.float32), np.zeros(shape, np.uint8))
+    )
+    assert "nnUNetv2_plan_and_preprocess is neither beside" in call("--out", tmp_path / "out")
+
+
+def test_a_failure_names_its_log_and_ends_the_others(tmp_path):
+    scripts = {"good": "import time; time.sleep(60)", "bad": "print('first'); print('the reason'); exit(3)"}
+    logs = {tmp_path / f"{name}.log": ["python", "-c", code] for name, code in scripts.items()}
+    start = time.monotonic()
+    with pytest.raises(demo.DemoError) as error:
+        commands.run_commands(logs, {})
+    assert time.monotonic() - start < 30
+    assert error.value.message == f"python failed; its log {tmp_path / 'bad.log'} ends with: the reason"
+
+
+# all of it
+
+
+@pytest.mark.end_to_end
+def test_an_interrupted_demo_goes_on(tmp_path, monkeypatch):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer"):
+        monkeypatch.delenv(variable, raising=False)
+    out = tmp_path / "a demo"
+    finished_epochs, interrupted = steps._finished_epochs, []
+
+    def interrupt_after_first_epoch(log):
+        if finished_epochs(log) == 1:
+            interrupted.append(log)
+            raise KeyboardInterrupt
+        return 0
+
+    with monkeypatch.context() as patch, pytest.raises(demo.DemoError, match="goes on where it stopped"):
+        patch.setattr(steps, "_finished_epochs", interrupt_after_first_epoch)
+        demo.run_demo(out, SMALLEST)
+    raw = next(out.glob("raw/*/dataset.json")).stat().st_mtime_ns
+
+    demo.run_demo(out, SMALLEST)
+    assert next(out.glob("raw/*/dataset.json")).stat().st_mtime_ns == raw
+    assert ": Epoch 0" not in interrupted[0].read_text()
+    table = pd.read_csv(out / "report_2d" / "table.csv")
+    assert table.groupby(["case", "class", "trainer"]).size().eq(1).all()
+    assert len(table) == SMALLEST.test_cases * 4 * 2
+    files = {"table.csv", "results.md", "overlays.png", "lomix_weights.png"}
+    assert {p.name for p in (out / "report_2d").iterdir()} == files
+    assert not list(out.rglob("*.tmp")) and not list(out.rglob("unfinished_*"))
+    weights = pd.read_csv(next(out.rglob("lomix_weights.csv")))
+    assert len(weights) == SMALLEST.epochs

@@ -1,0 +1,279 @@
+"""The whole loss against the oracle, over backends, shapes, operators and dtypes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+
+from nnunet_lomix import LoMixLoss
+from nnunet_lomix.backends import BACKENDS
+from nnunet_lomix.loss import DEFAULT_OPERATORS
+from nnunet_lomix.operators import OPERATORS
+from nnunet_lomix.rules import RULES
+
+from . import oracle
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Memory that PyTorch hands out is NaN, so a sum into a buffer that was never zeroed is found."""
+    torch.use_deterministic_algorithms(True)  # fills uninitialised memory, too
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def randomise(loss, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in loss.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    return loss
+
+
+def tensors(outputs, target, dtype=torch.float64):
+    return [torch.from_numpy(z).to(dtype).requires_grad_() for z in outputs], torch.from_numpy(target)
+
+
+@st.composite
+def cases(draw):
+    """Arguments of the loss, sizes of the outputs, batch size and seed; odd sizes, anisotropic strides."""
+    size = draw(st.one_of(*(st.tuples(*[st.integers(1, top)] * n) for n, top in ((2, 7), (3, 4)))))
+    sizes = [size]
+    for _ in range(draw(st.integers(1, 4))):
+        strides = draw(st.tuples(*[st.integers(1, 3)] * len(size)))
+        sizes.append(tuple(-(-n // stride) for n, stride in zip(sizes[-1], strides, strict=True)))
+    regions, rule = draw(st.booleans()), draw(st.sampled_from(sorted(RULES)))
+    classes = draw(st.integers(1 if regions else 2, 4))
+    arguments = {
+        "num_classes": classes,
+        "num_scales": len(sizes),
+        "mixed_scales": len(sizes) - draw(st.integers(0, len(sizes) - 1)),
+        "operators": draw(st.lists(st.sampled_from(sorted(OPERATORS)), unique=True, min_size=2, max_size=4)),
+        "rule": rule,
+        "share": 0.0 if rule == "softplus" else draw(st.sampled_from([0.0, 0.5, 1.0])),
+        "regions": regions,
+        "ignore_label": classes if draw(st.booleans()) else None,
+        "batch_dice": draw(st.booleans()),
+    }
+    return arguments, sizes, draw(st.integers(1, 2)), draw(st.integers(0, 999))
+
+
+FIVE_SCALES = (
+    {
+        "num_classes": 3,
+        "num_scales": 5,
+        "mixed_scales": 5,
+        "operators": DEFAULT_OPERATORS,
+        "rule": "barrier",
+        "share": 0.5,
+        "regions": False,
+        "ignore_label": 3,
+        "batch_dice": True,
+    },
+    [(3, 6, 5), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)],
+    2,
+    0,
+)  # 109 maps
+
+
+def build(case, backend):
+    """The loss of a case with random parameters, and the outputs and the target as arrays."""
+    arguments, sizes, batch, seed = case
+    loss = randomise(LoMixLoss(**arguments, backend=backend).double(), seed)
+    regions, ignore = arguments["regions"], arguments["ignore_label"] is not None
+    classes = arguments["num_classes"]
+    return loss, *oracle.example(
+        sizes, batch=batch, classes=classes, regions=regions, ignore=ignore, seed=seed
+    )
+
+
+def oracle_losses(loss, arguments, outputs, target):
+    """The loss of each map, map after map."""
+    losses = []
+    full = [oracle.resample(z, outputs[0].shape[2:]) for z in outputs]
+    ignore, batch_dice = arguments["ignore_label"], arguments["batch_dice"]
+    for map_ in loss.maps:
+        parameters = {k: v.detach().numpy() for k, v in loss.mixers[map_.name].named_parameters()}
+        mixed = oracle.mix(map_.operator, [full[j] for j in map_.scales], parameters)
+        if arguments["regions"]:
+            losses.append(oracle.region_loss(mixed, target, batch_dice=batch_dice, ignore=ignore is not None))
+        else:
+            losses.append(oracle.class_loss(mixed, target, batch_dice=batch_dice, ignore=ignore))
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@example(case=FIVE_SCALES)
+@given(case=cases())
+def test_losses_weights_and_total_equal_the_oracle(backend, case):
+    arguments, *_ = case
+    loss, outputs, target = build(case, backend)
+    expected = oracle_losses(loss, arguments, outputs, target)
+    theta = getattr(loss.rule, "theta", torch.zeros(len(expected))).detach().numpy()
+    weights = oracle.effective_weights(arguments["rule"], theta, arguments["share"])
+
+    outputs, target = tensors(outputs, target)
+    total = loss(outputs, [target, None])  # nnU-Net gives a list of targets
+    np.testing.assert_allclose(loss.losses(outputs, target).detach(), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(loss.weights(), weights, rtol=1e-9)
+    np.testing.assert_allclose(total.item(), weights @ expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "plain"])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@example(case=FIVE_SCALES)
+@given(case=cases())
+def test_gradients_of_a_backend_equal_those_of_plain(name, case):
+    gradients = []
+    for backend in ("plain", name):
+        loss, *arrays = build(case, backend)
+        outputs, target = tensors(*arrays)
+        loss(outputs, target).backward()
+        gradients.append({str(i): z.grad for i, z in enumerate(outputs)})
+        gradients[-1].update({k: p.grad for k, p in loss.named_parameters()})
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("sizes", [[(3, 4), (2, 2)], [(1, 3, 2), (1, 2, 1)]])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend, sizes, regions):
+    loss = randomise(LoMixLoss(2, 2, regions=regions, ignore_label=2, backend=backend).double(), 0)
+    outputs, target = tensors(*oracle.example(sizes, batch=1, classes=2, regions=regions, ignore=True))
+    # gradcheck moves the tensors in place, so the module sees its own parameters move
+    parameters = list(loss.mixers.parameters())
+    assert gradcheck(lambda *_: loss.losses(outputs, target), [*outputs, *parameters])
+    assert gradcheck(lambda *_: loss(outputs, target), outputs)
+
+
+def test_every_mutant_has_parameters_of_its_own():
+    loss = LoMixLoss(3, 4)
+    parameters = [(m.scales, p) for m in loss.maps for p in loss.mixers[m.name].parameters()]
+    assert len({p.data_ptr() for _, p in parameters}) == len(parameters) == 11 * 2 * 2
+    for p in dict(loss.mixers.named_parameters()).values():
+        assert p.requires_grad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_parameter_is_trained_from_the_start(backend):
+    loss = LoMixLoss(3, 3, backend=backend).double()
+    outputs, target = tensors(*oracle.example([(8, 8), (4, 4), (2, 2)]))
+    loss(outputs, target).backward()
+    for name, parameter in loss.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_concat_and_fusion_start_with_the_loss_of_the_mean(backend):
+    outputs, target = tensors(*oracle.example([(8, 8), (4, 4), (2, 2)]))
+    loss = LoMixLoss(3, 3, operators=["average", "concat", "fusion"], backend=backend).double()
+    average, concat, fusion = loss.losses(outputs, target)[3:].view(3, -1)
+    torch.testing.assert_close(concat, average)
+    torch.testing.assert_close(fusion, average)
+
+
+def test_no_random_numbers_are_drawn():
+    """So a training has the same random state with and without the loss."""
+    state = torch.get_rng_state()
+    loss = LoMixLoss(3, 3, operators=list(OPERATORS))
+    outputs, target = tensors(*oracle.example([(8, 8), (4, 4), (2, 2)]), torch.float32)
+    loss(outputs, target).backward()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("magnitude", [1, 16, 40])
+def test_half_precision_outputs_are_computed_in_fp32(magnitude, dtype, backend):
+    """Under autocast or not; four logits of 16 are beyond fp16 when multiplied."""
+    outputs, target = oracle.example([(8, 8), (4, 4), (2, 2), (1, 1)])
+    outputs, target = tensors([z * 0 + magnitude * np.sign(z) for z in outputs], target, dtype)
+    loss = LoMixLoss(3, 4, backend=backend)
+    exact = [z.detach().float().requires_grad_() for z in outputs]
+    expected = loss.losses(exact, target)
+    expected.sum().backward()
+    for autocast in (False, True):
+        for z in outputs:
+            z.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            losses = loss.losses(outputs, target)
+            total = loss(outputs, target)
+        losses.sum().backward()
+        assert losses.dtype == total.dtype == torch.float32 and total.isfinite()
+        assert torch.equal(losses, expected)
+        for z, reference in zip(outputs, exact, strict=True):
+            torch.testing.assert_close(z.grad, reference.grad.to(dtype))
+
+
+def test_weights_and_losses_follow_the_order_of_the_maps():
+    loss = LoMixLoss(3, 3, mixed_scales=2)
+    assert loss.maps[0].name == "z_0"
+    assert loss.weights().argmax() == 0
+    assert len(loss.maps) == len(loss.weights()) == 3 + 4
+
+
+def test_defaults_are_those_of_the_paper():
+    assert DEFAULT_OPERATORS == ("add", "multiply", "concat", "fusion")
+    assert len(LoMixLoss(2, 4).maps) == 48
+    assert len(LoMixLoss(2, 7).maps) == 7 + 44  # only the four finest are mixed
+
+
+@pytest.mark.parametrize("rule", ["barrier", "softplus"])
+def test_state_dict_restores_the_loss(rule):
+    share = 0.0 if rule == "softplus" else 0.5
+    outputs, target = tensors(*oracle.example([(8, 8), (4, 4)]), torch.float32)
+    first, second = (randomise(LoMixLoss(3, 2, rule=rule, share=share), seed) for seed in (0, 1))
+    assert first(outputs, target) != second(outputs, target)
+    second.load_state_dict(first.state_dict())
+    assert first(outputs, target) == second(outputs, target)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"operators": ["add", "divide"]}, "divide"),
+        ({"rule": "lucky"}, "lucky"),
+        ({"backend": "quantum"}, "quantum"),
+        ({"operators": ["add", "add"]}, "add"),
+        ({"mixed_scales": 4}, "mixed_scales"),
+        ({"mixed_scales": 0}, "mixed_scales"),
+        ({"num_scales": 1}, "1"),
+        ({"num_classes": 1}, "foreground"),
+        ({"num_classes": 0, "regions": True}, "foreground"),
+        ({"share": 1.5}, "share"),
+        ({"rule": "softplus", "share": 0.5}, "share"),
+    ],
+)
+def test_wrong_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        LoMixLoss(**{"num_classes": 3, "num_scales": 3, **change})
+
+
+def images(*shapes):
+    return [torch.zeros(2, *shape) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "target", "message"),
+    [
+        (images((3, 8, 8)), (2, 1, 8, 8), "2 outputs, got 1"),
+        (images((3, 8, 8), (3, 4, 4), (3, 2, 2)), (2, 1, 8, 8), "2 outputs, got 3"),
+        (torch.zeros(2, 3, 8, 8), (2, 1, 8, 8), "single tensor"),
+        (images((3, 8, 8), (2, 4, 4)), (2, 1, 8, 8), r"3 channels, got \[3, 2\]"),
+        (images((3, 8, 8), (3, 4, 4)), (2, 1, 4, 4), r"\(4, 4\)"),
+        (images((3, 8, 8), (3, 4, 4)), (2, 3, 8, 8), "1 channels, got 3"),
+        (images((3, 8), (3, 4)), (2, 1, 8), "2D or 3D"),
+    ],
+)
+def test_wrong_inputs(outputs, target, message):
+    with pytest.raises(ValueError, match=message):
+        LoMixLoss(3, 2)(outputs, torch.zeros(target))
+
+
+@pytest.mark.parametrize(("ignore_label", "channels"), [(None, 3), (4, 4)])
+def test_wrong_number_of_regions_in_the_target(ignore_label, channels):
+    loss = LoMixLoss(3, 2, regions=True, ignore_label=ignore_label)
+    with pytest.raises(ValueError, match=f"{channels} channels, got 1"):
+        loss(images((3, 8, 8), (3, 4, 4)), torch.zeros(2, 1, 8, 8))

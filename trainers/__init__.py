@@ -1,0 +1,64 @@
+"""The trainers, for nnU-Net's ``-tr`` and for subclasses of your own.
+
+A training length is part of the name, as in nnU-Net: ``nnUNetTrainerLoMix_50epochs``. Any number of epochs works,
+and any of the trainers below; such a class is made when it is first asked for.
+"""
+
+import os
+import re
+from difflib import get_close_matches
+
+from nnunet_lomix.registration import FOLDER, VARIABLE
+from nnunet_lomix.trainers.baselines import (
+    nnUNetTrainerAdditiveMix,
+    nnUNetTrainerEqualDeepSupervision,
+    nnUNetTrainerLoMixFixedWeights,
+    nnUNetTrainerLoMixPaper,
+)
+from nnunet_lomix.trainers.lomix import nnUNetTrainerLoMix
+
+TRAINERS = (
+    nnUNetTrainerLoMix,
+    nnUNetTrainerLoMixFixedWeights,
+    nnUNetTrainerLoMixPaper,
+    nnUNetTrainerAdditiveMix,
+    nnUNetTrainerEqualDeepSupervision,
+)
+__all__ = [t.__name__ for t in TRAINERS]
+
+
+def __getattr__(name: str) -> type:
+    base_name, _, length = name.rpartition("_")
+    epochs = re.fullmatch(r"([1-9]\d*)epochs?", length)
+    if base_name not in __all__ or not epochs:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    base = globals()[base_name]
+    doc = f"{base_name} for {epochs[1]} epochs."
+    # kept in the module: a second look-up gives the same class, and it can be pickled
+    return globals().setdefault(
+        name, type(name, (base,), {"epochs": int(epochs[1]), "__module__": __name__, "__doc__": doc})
+    )
+
+
+def find_trainer(name: str) -> type:
+    """The trainer of that name, for nnU-Net's look-up.
+
+    Raises:
+        SystemExit: no trainer has that name, but it looks like one of ours with a typo, and our folder is the last
+            that nnU-Net searches, so nobody else has it either.
+        AttributeError: no trainer has that name.
+    """
+    if name in __all__:
+        return globals()[name]
+    try:
+        return __getattr__(name)
+    except AttributeError:
+        alike = get_close_matches(name.partition("_")[0], __all__, n=1, cutoff=0.85)
+        last = os.environ.get(VARIABLE, "").split(os.pathsep)[-1] == FOLDER
+        if not alike or not last:
+            raise
+        raise SystemExit(
+            f"nnunet_lomix has no trainer {name!r}. Did you mean {alike[0]!r}? For a training length, append "
+            f"_<number>epochs; for a class of your own, add its folder to {VARIABLE}. 'nnunet_lomix info' lists the "
+            "trainers."
+        ) from None

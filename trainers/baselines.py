@@ -1,0 +1,41 @@
+"""The baselines of the paper, and its own rule: what nnUNetTrainerLoMix is compared with.
+
+All supervise each map at full resolution against the full-resolution target, as the paper does; nnU-Net's own deep
+supervision compares each output with a target of its own resolution.
+"""
+
+from nnunet_lomix.trainers.lomix import nnUNetTrainerLoMix
+
+
+class nnUNetTrainerLoMixFixedWeights(nnUNetTrainerLoMix):
+    """All maps of LoMix, each with the same fixed weight."""
+
+    rule = "equal"
+    share = 0.0
+
+
+class nnUNetTrainerAdditiveMix(nnUNetTrainerLoMixFixedWeights):
+    """Equally weighted additive mixing: the outputs and their sums, each with the same fixed weight."""
+
+    operators = ("add",)
+
+
+class nnUNetTrainerEqualDeepSupervision(nnUNetTrainerLoMixFixedWeights):
+    """Deep supervision with equal weights: the outputs alone, each with the same fixed weight."""
+
+    operators = ()
+
+
+class nnUNetTrainerLoMixPaper(nnUNetTrainerLoMix):
+    """The paper's rule: free softplus weights on 0.3 CE + 0.7 (1 − Dice), AdamW with 1e-4. For comparisons only.
+
+    The network keeps nnU-Net's own optimiser. The weights fade and the training suffers; see docs/method.md.
+    """
+
+    rule = "softplus"
+    share = 0.0
+    weight_ce = 0.3
+    weight_dice = 0.7
+    weights_lr = 1e-4
+    fusion_lr = 1e-4
+    loss_weight_decay = 1e-4

@@ -1,0 +1,183 @@
+"""nnU-Net's trainer with the LoMix loss in place of fixed-weight deep supervision."""
+
+import io
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed as dist
+
+from nnunet_lomix.files import replacing
+from nnunet_lomix.history import plot_history, write_history
+from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss
+
+STATE = "lomix"  # our key in nnU-Net's checkpoint
+HISTORY = "lomix_weights"  # our key in nnU-Net's logger: for each epoch a dict from map to weight
+
+
+class nnUNetTrainerLoMix(nnUNetTrainer):
+    """LoMix: all scales mixed by four operators, every map supervised, weights learned, half the loss for z_0.
+
+    Change it by a subclass with other class attributes, in a folder of ``nnUNet_extTrainer``::
+
+        class nnUNetTrainerLoMixAdd(nnUNetTrainerLoMix):
+            operators = ("add",)
+            epochs = 50
+
+    Attributes:
+        operators: names of the operators.
+        mixed_scales: how many of the finest scales are mixed; None for the smaller of 4 and all.
+        rule: name of the weighting rule.
+        share: guaranteed share of ``z_0`` in the loss.
+        weight_ce, weight_dice: factors of the two terms of the loss of each map.
+        weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
+        loss_weight_decay: weight decay of both.
+        epochs: length of the training; None for nnU-Net's default.
+    """
+
+    operators = DEFAULT_OPERATORS
+    mixed_scales: int | None = None
+    rule = "barrier"
+    share = 0.5
+    weight_ce = 1.0
+    weight_dice = 1.0
+    weights_lr = 1e-2
+    fusion_lr = 1e-3
+    loss_weight_decay = 0.0
+    epochs: int | None = None
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net wants its own signature
+    ):
+        for variable in (nnUNet_preprocessed, nnUNet_results):
+            if not variable.is_set():
+                raise SystemExit(
+                    f"The environment variable {variable.env_var_name} is not set; "
+                    f"export {variable.env_var_name}=/your/folder before you train."
+                )
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.epochs is not None:
+            self.num_epochs = self.epochs
+        self.loss_optimizer = None  # -> self.initialize
+
+    def initialize(self):
+        super().initialize()
+        self.loss_optimizer = self.configure_loss_optimizer()
+        self.logger.local_logger.my_fantastic_logging[HISTORY] = []
+        if self.is_ddp:
+            for tensor in self.loss.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+    def _build_loss(self):
+        scales = self._get_deep_supervision_scales() or []
+        if len(scales) < 2:
+            raise SystemExit(
+                f"{type(self).__name__} mixes several decoder outputs, but this configuration has "
+                f"{'only one' if self.enable_deep_supervision else 'deep supervision switched off'}: "
+                "train it with nnUNetTrainerNoDeepSupervision."
+            )
+        try:
+            loss = LoMixLoss(
+                self.label_manager.num_segmentation_heads,
+                len(scales),
+                self.operators,
+                self.mixed_scales,
+                self.rule,
+                self.share,
+                regions=self.label_manager.has_regions,
+                ignore_label=self.label_manager.ignore_label,
+                batch_dice=self.configuration_manager.batch_dice,
+                weight_ce=self.weight_ce,
+                weight_dice=self.weight_dice,
+                ddp=self.is_ddp,
+            )
+        except ValueError as error:
+            raise SystemExit(f"{type(self).__name__}: {error}.") from None
+        return loss.to(self.device)
+
+    def configure_loss_optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimiser of the loss's own parameters, or None if it has none.
+
+        They are kept apart from ``self.optimizer``, whose learning rates the scheduler overwrites in every group.
+        """
+        groups = [
+            {"params": list(self.loss.rule.parameters()), "lr": self.weights_lr},
+            {"params": list(self.loss.mixers.parameters()), "lr": self.fusion_lr},
+        ]
+        groups = [g for g in groups if g["params"]]
+        return torch.optim.AdamW(groups, weight_decay=self.loss_weight_decay) if groups else None
+
+    def train_step(self, batch: dict) -> dict:
+        if self.loss_optimizer is None:
+            return super().train_step(batch)
+        self.loss_optimizer.zero_grad(set_to_none=True)
+        # nnU-Net's step may change the scale at its end, our gradients have the one before
+        scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
+        result = super().train_step(batch)
+        self._step_loss_optimizer(scale)
+        return result
+
+    def _step_loss_optimizer(self, scale: float):
+        """One step on the mean gradient of all ranks; none if it isn't finite, as the gradient scaler does."""
+        gradients = [p.grad for p in self.loss.parameters()]
+        flat = torch.cat([g.flatten() for g in gradients]) / scale
+        if self.is_ddp:
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+        if flat.isfinite().all():
+            for g, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                g.copy_(mean.view_as(g))
+            self.loss_optimizer.step()
+
+    def on_epoch_end(self):
+        # before nnU-Net's part, which writes checkpoints and increments current_epoch
+        weights = {m.name: w for m, w in zip(self.loss.maps, self.loss.weights().tolist(), strict=True)}
+        self.logger.log(HISTORY, weights, self.current_epoch)
+        self.print_to_log_file("LoMix weights", " ".join(f"{name} {w:.4f}" for name, w in weights.items()))
+        if self.local_rank == 0:
+            history = self.logger.get_value(HISTORY, step=None)
+            write_history(history, self.output_folder)
+            plot_history(history, self.loss.maps, self.output_folder)
+        super().on_epoch_end()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint with one key more, written in one stroke: a crash leaves the old file whole."""
+        buffer = io.BytesIO()
+        super().save_checkpoint(buffer)
+        if not buffer.tell():  # not rank 0, or checkpointing is disabled
+            return
+        buffer.seek(0)
+        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+        checkpoint[STATE] = {
+            "loss": self.loss.state_dict(),
+            "optimizer": self.loss_optimizer and self.loss_optimizer.state_dict(),
+            # not left in nnU-Net's own dictionary: the progress plot of another trainer would stop where it ends
+            "history": checkpoint["logging"].pop(HISTORY),
+        }
+        with replacing(filename) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        super().load_checkpoint(filename_or_checkpoint)
+        checkpoint = filename_or_checkpoint
+        if isinstance(checkpoint, str):
+            checkpoint = torch.load(checkpoint, map_location=self.device, weights_only=False)
+        state = checkpoint.get(STATE)
+        if state is None:
+            self.print_to_log_file("The checkpoint has no LoMix state: its weights start at their initial values.")
+            state = {"history": [{}] * self.current_epoch}
+        elif state["loss"].keys() != self.loss.state_dict().keys():
+            raise SystemExit(
+                f"The checkpoint was written by {checkpoint['trainer_name']} with other LoMix maps than those of "
+                f"{type(self).__name__}: continue it with the trainer that wrote it, or start a new training."
+            )
+        else:
+            self.loss.load_state_dict(state["loss"])
+            if self.loss_optimizer is not None:
+                self.loss_optimizer.load_state_dict(state["optimizer"])
+        self.logger.local_logger.my_fantastic_logging[HISTORY] = state["history"]
