@@ -12,6 +12,15 @@ def main():
 
 
 @main.command()
+def info():
+    """Print versions and trainers, and whether nnU-Net finds them or why not."""
+    from nnunet_lomix.info import print_info  # slow to import
+
+    if not print_info():
+        raise SystemExit(1)
+
+
+@main.command()
 @click.option("--dim", type=click.Choice(["2", "3"]), default="2", show_default=True, help="2D or 3D images.")
 @click.option(
     "--out",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_lomix.backends import BACKENDS
-from nnunet_lomix.maps import ORIGINAL, list_maps
+from nnunet_lomix.maps import list_maps
 from nnunet_lomix.operators import OPERATORS
 from nnunet_lomix.rules import RULES
 from nnunet_lomix.terms import ClassTerms, RegionTerms
@@ -31,8 +31,8 @@ class LoMixLoss(nn.Module):
     the non-negative losses L_i + ``weight_dice`` as constants and minimise the rule's own objective. One backward pass
     gives all gradients. The value is Σ w_i L_i, comparable with nnU-Net's.
 
-    Mixing and losses are computed in fp32 under autocast (products of logits overflow fp16), in fp64 if the outputs
-    are fp64.
+    Mixing and losses are computed in fp32 under autocast (products of logits overflow fp16). For fp64 outputs convert
+    the module, too: ``loss.double()``.
 
     Args:
         num_classes: number of channels C of each output.
@@ -90,14 +90,14 @@ class LoMixLoss(nn.Module):
             raise ValueError(f"mixed_scales must be between 1 and the {num_scales} outputs, got {mixed_scales}")
         if num_classes < (1 if regions else 2):
             raise ValueError("there is nothing to segment: the labels hold no foreground class")
-        if len(set(operators)) < len(operators):
-            raise ValueError(f"each operator may be named once, got {', '.join(operators)}")
+        if isinstance(operators, str) or len(set(operators)) < len(operators):
+            raise ValueError(f"operators must be a list that names each operator once, got {operators!r}")
         self.num_classes = num_classes
         self.num_scales = num_scales
         self.maps = list_maps(num_scales, mixed_scales, operators)
         self.mixers = nn.ModuleDict(
             {
-                m.name: Original() if m.operator == ORIGINAL else OPERATORS[m.operator](num_classes, len(m.scales))
+                m.name: OPERATORS[m.operator](num_classes, len(m.scales)) if len(m.scales) > 1 else Original()
                 for m in self.maps
             }
         )
@@ -142,20 +142,23 @@ class LoMixLoss(nn.Module):
         return loss if objective is None else loss + objective - objective.detach()
 
     def _check(self, outputs: Sequence[Tensor], target: Tensor):
-        if len(outputs) != self.num_scales or not isinstance(outputs, list | tuple):
+        if not isinstance(outputs, list | tuple) or len(outputs) != self.num_scales:
             given = len(outputs) if isinstance(outputs, list | tuple) else "a single tensor"
             raise ValueError(f"expected a list of {self.num_scales} outputs, got {given}; is deep supervision on?")
-        spatial = target.shape[2:]
         channels = 1 if isinstance(self.terms, ClassTerms) else self.num_classes + self.terms.ignore_channel
-        if outputs[0].shape[2:] != spatial or len(spatial) not in (2, 3):
+        if target.ndim not in (4, 5) or target.shape[1] != channels:
+            raise ValueError(f"the target must be (B, {channels}, *spatial), 2D or 3D, got {tuple(target.shape)}")
+        for z in outputs:
+            if z.ndim != target.ndim or z.shape[:2] != (len(target), self.num_classes):
+                raise ValueError(
+                    f"each output must be (B, C, *spatial) with B = {len(target)}, C = {self.num_classes} and "
+                    f"{target.ndim - 2} spatial axes, as the target, got {tuple(z.shape)}"
+                )
+        if outputs[0].shape[2:] != target.shape[2:]:
             raise ValueError(
-                f"target and first output must be 2D or 3D images of one size, got {tuple(spatial)} and "
-                f"{tuple(outputs[0].shape[2:])}"
+                f"the first output must have the size of the target, {tuple(target.shape[2:])}, "
+                f"got {tuple(outputs[0].shape[2:])}"
             )
-        if any(z.shape[1] != self.num_classes for z in outputs):
-            raise ValueError(f"each output needs {self.num_classes} channels, got {[z.shape[1] for z in outputs]}")
-        if target.shape[1] != channels:
-            raise ValueError(f"the target needs {channels} channels, got {target.shape[1]}")
 
 
 def full_precision(device_type: str):

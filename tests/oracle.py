@@ -1,4 +1,4 @@
-"""The method written again from its formulas (DESIGN, section 2) with plain loops in float64.
+"""The method written again from its formulas with plain loops in float64.
 
 Slow and obvious on purpose: numpy arrays (B, C, *spatial), one map, one sample, one pixel at a time. Nothing
 here imports the engine.

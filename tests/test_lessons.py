@@ -1,6 +1,6 @@
-"""What goes wrong in a naive port (DESIGN, section 3), and that it doesn't here.
+"""What goes wrong in a naive port, and that it doesn't here.
 
-The lesson of the scheduler, number 4, is tested with the trainer.
+The scheduler and weight decay, the fourth trap, are tested with the trainer.
 """
 
 import weakref
@@ -37,7 +37,9 @@ def test_z_0_gets_its_share_of_the_gradient_beside_good_coarse_outputs(coarse, o
 
     def progress(share):
         """How far the gradient goes in the direction of supervising z_0 alone."""
-        (gradient,) = torch.autograd.grad(LoMixLoss(2, 3, operators, share=share)(outputs, TARGET), outputs[:1])
+        (gradient,) = torch.autograd.grad(
+            LoMixLoss(2, 3, operators, share=share)(outputs, TARGET), outputs[:1]
+        )
         return ((gradient * alone).sum() / alone.square().sum()).item()
 
     assert progress(0.5) >= 0.5
@@ -47,10 +49,10 @@ def test_z_0_gets_its_share_of_the_gradient_beside_good_coarse_outputs(coarse, o
 
 def test_z_0_is_trained_when_the_weights_would_leave_it():
     def train(share):
-        loss, outputs = LoMixLoss(2, 3, share=share), free_logits(coarse=6)
-        network = torch.optim.SGD(outputs, lr=5)
-        weights = torch.optim.Adam(loss.rule.parameters(), lr=1e-2)
-        for _ in range(200):
+        loss, outputs = LoMixLoss(2, 3, share=share, backend="plain"), free_logits(coarse=6)
+        network = torch.optim.SGD(outputs, lr=15)
+        weights = torch.optim.Adam(loss.rule.parameters(), lr=3e-2)
+        for _ in range(60):
             network.zero_grad()
             weights.zero_grad()
             loss(outputs, TARGET).backward()
@@ -86,12 +88,12 @@ def test_naive_softplus_weights_on_nnunets_signed_loss_explode():
 
 @pytest.mark.parametrize("rule", RULES)
 def test_weights_stay_bounded_where_the_naive_ones_explode(rule):
-    loss = LoMixLoss(2, 3, rule=rule, share=0.0 if rule == "softplus" else 0.5)
+    loss = LoMixLoss(2, 3, rule=rule, share=0.0 if rule == "softplus" else 0.5, backend="plain")
     outputs, seen, objective = free_logits(coarse=9, z_0=9), [], loss.rule.objective
     loss.rule.objective = lambda losses: seen.append(losses) or objective(losses)
     optimiser = nnunets_optimiser(loss.rule.parameters()) if list(loss.rule.parameters()) else None
     sums = [loss.weights().sum().item()]
-    for _ in range(100):
+    for _ in range(50):
         total = loss(outputs, TARGET)
         total.backward()
         if optimiser:
@@ -109,11 +111,11 @@ def test_weights_stay_bounded_where_the_naive_ones_explode(rule):
 
 def test_softplus_fades_out_on_bad_maps():
     """And z_0, the worst, gets the least: why softplus is not the default."""
-    loss = LoMixLoss(2, 3, rule="softplus", share=0)
+    loss = LoMixLoss(2, 3, rule="softplus", share=0, backend="plain")
     outputs = free_logits(coarse=6)
-    optimiser = torch.optim.Adam(loss.rule.parameters(), lr=1e-2)
+    optimiser = torch.optim.Adam(loss.rule.parameters(), lr=3e-2)
     start = loss.weights()
-    for _ in range(100):
+    for _ in range(40):
         optimiser.zero_grad()
         loss(outputs, TARGET).backward()
         optimiser.step()
@@ -127,8 +129,7 @@ def test_softplus_fades_out_on_bad_maps():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_products_of_logits_do_not_overflow(backend):
     outputs = [torch.full((1, 2, n, n), 16.0, dtype=torch.float16, requires_grad=True) for n in (8, 4, 2, 1)]
-    product = outputs[0][0, 0, 0, 0] * outputs[1][0, 0, 0, 0] * outputs[2][0, 0, 0, 0] * outputs[3][0, 0, 0, 0]
-    assert product.isinf()
+    assert torch.cat([z.flatten()[:1] for z in outputs]).prod().isinf()
     with torch.autocast("cpu", torch.float16):
         loss = LoMixLoss(2, 4, backend=backend)
         losses, total = loss.losses(outputs, TARGET[..., :8, :8]), loss(outputs, TARGET[..., :8, :8])

@@ -236,7 +236,9 @@ def test_state_dict_restores_the_loss(rule):
         ({"operators": ["add", "divide"]}, "divide"),
         ({"rule": "lucky"}, "lucky"),
         ({"backend": "quantum"}, "quantum"),
-        ({"operators": ["add", "add"]}, "add"),
+        ({"operators": ["add", "add"]}, "names each operator once"),
+        ({"operators": "add"}, "must be a list"),
+        ({"operators": ["original"]}, "unknown operator 'original'"),
         ({"mixed_scales": 4}, "mixed_scales"),
         ({"mixed_scales": 0}, "mixed_scales"),
         ({"num_scales": 1}, "1"),
@@ -261,9 +263,13 @@ def images(*shapes):
         (images((3, 8, 8)), (2, 1, 8, 8), "2 outputs, got 1"),
         (images((3, 8, 8), (3, 4, 4), (3, 2, 2)), (2, 1, 8, 8), "2 outputs, got 3"),
         (torch.zeros(2, 3, 8, 8), (2, 1, 8, 8), "single tensor"),
-        (images((3, 8, 8), (2, 4, 4)), (2, 1, 8, 8), r"3 channels, got \[3, 2\]"),
-        (images((3, 8, 8), (3, 4, 4)), (2, 1, 4, 4), r"\(4, 4\)"),
-        (images((3, 8, 8), (3, 4, 4)), (2, 3, 8, 8), "1 channels, got 3"),
+        (images((3, 8, 8), (2, 4, 4)), (2, 1, 8, 8), r"C = 3 .* got \(2, 2, 4, 4\)"),
+        (images((3, 8, 8), (3, 4)), (2, 1, 8, 8), r"2 spatial axes.* got \(2, 3, 4\)"),
+        # a batch of another size was broadcast, and the loss wrong
+        (images((3, 8, 8), (3, 4, 4)), (1, 1, 8, 8), r"B = 1"),
+        ([torch.zeros(2, 3, 8, 8), torch.zeros(1, 3, 4, 4)], (2, 1, 8, 8), r"B = 2"),
+        (images((3, 8, 8), (3, 4, 4)), (2, 1, 4, 4), r"\(4, 4\), got \(8, 8\)"),
+        (images((3, 8, 8), (3, 4, 4)), (2, 3, 8, 8), r"\(B, 1, .*got \(2, 3, 8, 8\)"),
         (images((3, 8), (3, 4)), (2, 1, 8), "2D or 3D"),
     ],
 )
@@ -275,5 +281,5 @@ def test_wrong_inputs(outputs, target, message):
 @pytest.mark.parametrize(("ignore_label", "channels"), [(None, 3), (4, 4)])
 def test_wrong_number_of_regions_in_the_target(ignore_label, channels):
     loss = LoMixLoss(3, 2, regions=True, ignore_label=ignore_label)
-    with pytest.raises(ValueError, match=f"{channels} channels, got 1"):
+    with pytest.raises(ValueError, match=rf"\(B, {channels}, .*got \(2, 1"):
         loss(images((3, 8, 8), (3, 4, 4)), torch.zeros(2, 1, 8, 8))

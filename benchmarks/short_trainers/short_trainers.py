@@ -12,7 +12,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_lomix import rules, trainers
 
 BATCH_SIZE = {2: 16, 3: 2}
-ITERATIONS_PER_EPOCH = {2: 60, 3: 30}
+ITERATIONS_PER_EPOCH = {2: 60, 3: 25}
+VALIDATION_ITERATIONS = {2: 20, 3: 10}
 
 
 class Short:
@@ -25,7 +26,7 @@ class Short:
         dim = len(self.configuration_manager.patch_size)
         self.configuration_manager.configuration["batch_size"] = BATCH_SIZE[dim]
         self.num_iterations_per_epoch = ITERATIONS_PER_EPOCH[dim]
-        self.num_val_iterations_per_epoch = 20
+        self.num_val_iterations_per_epoch = VALIDATION_ITERATIONS[dim]
         self.num_epochs = 10
         torch.set_num_threads(1)
         np.random.seed(self.seed)

@@ -6,6 +6,6 @@ from nnunet_lomix.terms import Statistics
 
 @BACKENDS.register("plain")
 def plain(outputs, target, mixers, terms) -> Statistics:
-    """Memory: about 6 full-resolution tensors for each map."""
+    """Memory: 3 to 4 full-resolution tensors for each map."""
     scales = [resample(z, target.size) for z in outputs]
     return Statistics.stack([terms.statistics(mix([scales[j] for j in c]), target) for mix, c in mixers])

@@ -47,9 +47,12 @@ def run_demo(out: str | Path, settings: Settings, console: Console | None = None
     claim_folder(out, settings)
     steps = Steps(out, settings, find_device())
     console.print(f"LoMix demo in {settings.dim}D on {steps.device}, below {out}", soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # rich lets the bars of what has not started pulse; these lie still
+    bar = BarColumn(pulse_style="bar.back")
     try:
-        with Progress(*columns, console=console) as progress:
+        with Progress(
+            TextColumn("{task.description}"), bar, MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        ) as progress:
             steps.run(progress)
         steps.report(console)
     except KeyboardInterrupt:

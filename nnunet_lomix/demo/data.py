@@ -55,6 +55,10 @@ def write_dataset(
         "overwrite_image_reader_writer": "SimpleITKIO",
     }
     (temporary / "dataset.json").write_text(json.dumps(description, indent=4))
+    # made here, as trainings that start side by side would make it at once, and read it half written
+    cases = [f"case_{seed:03}" for seed in range(train_cases)]
+    folds = [{"train": cases[train_cases // 5 :], "val": cases[: train_cases // 5]}]
+    (temporary / "splits_final.json").write_text(json.dumps(folds, indent=4))
     os.replace(temporary, folder)
 
 

@@ -28,7 +28,7 @@ def write_report(
     predictions: Mapping[str, Path],
     labels: Mapping[str, int],
     seconds: Mapping[str, float],
-    steps: int,
+    setup: str,
     console: Console,
 ):
     """Print the table; write ``table.csv`` (every Dice), ``results.md`` (the table) and ``overlays.png``.
@@ -39,7 +39,7 @@ def write_report(
         predictions: for each of the two trainers, the reference first, the folder of its predictions.
         labels: the classes to score.
         seconds: median seconds an epoch for each trainer.
-        steps: iterations of each training.
+        setup: what each training was, in a few words.
         console: where to print.
     """
     folder.mkdir(exist_ok=True)
@@ -48,7 +48,7 @@ def write_report(
         scores.to_csv(temporary, index=False, float_format="%.4f")
     rows = format_rows(compare(scores, *predictions))
     header = ["Dice", *predictions, "difference", "95 % interval", "better : worse"]
-    caption = _caption(scores["case"].nunique(), seconds, steps)
+    caption = _caption(scores["case"].nunique(), seconds, setup)
     with replacing(folder / "results.md") as temporary:
         temporary.write_text(to_markdown(header, rows, caption))
     _draw_overlays(folder / "overlays.png", images, truth, predictions, labels, scores)
@@ -145,10 +145,10 @@ def to_markdown(header: list[str], rows: list[list[str]], caption: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{caption}\n"
 
 
-def _caption(cases: int, seconds: Mapping[str, float], steps: int) -> str:
+def _caption(cases: int, seconds: Mapping[str, float], setup: str) -> str:
     times = ", ".join(f"{trainer} {s:.1f} s" for trainer, s in seconds.items())
     return (
-        f"{cases} held-out cases; both trainers had {steps} steps, from the same start on the same batches. "
+        f"{cases} held-out cases. Both trainers: {setup}, from the same start on the same batches. "
         "Differences are means over cases, paired, with Student's t interval, which leaves out how much a "
         f"training with another seed would differ. Median time of an epoch: {times}.\n"
         "So short a training shows that everything works. It proves nothing about the accuracy of a full one."

@@ -142,7 +142,8 @@ class Steps:
             os.replace(unfinished[t], folder)
 
     def report(self, console: Console):
-        folder = self.out / f"report_{self.settings.dim}d"
+        s = self.settings
+        folder = self.out / f"report_{s.dim}d"
         write_report(
             folder,
             images=self.raw / "imagesTs",
@@ -150,10 +151,11 @@ class Steps:
             predictions=self.predictions,
             labels={name: value for name, value in LABELS.items() if value},
             seconds={t: _seconds_per_epoch(results) for t, results in self.results.items()},
-            steps=self.settings.epochs * self.settings.iterations,
+            setup=f"{s.epochs * s.iterations} steps with 1/{s.slimming} of the channels that nnU-Net plans",
             console=console,
         )
-        shutil.copyfile(self.results["nnUNetTrainerLoMix"] / PICTURE, folder / PICTURE)
+        with replacing(folder / PICTURE) as temporary:
+            shutil.copyfile(self.results["nnUNetTrainerLoMix"] / PICTURE, temporary)
         console.print(f"Tables and pictures are in {folder}", soft_wrap=True)
 
     def _run(
@@ -168,6 +170,7 @@ class Steps:
             "nnUNet_preprocessed": str(self.out / "preprocessed"),
             "nnUNet_results": str(self.out / "results"),
             "nnUNet_extTrainer": str(TRAINERS_FOLDER),
+            "nnUNet_n_proc_DA": "1",  # the planner fails with 0
             "nnUNet_compile": "false",  # takes longer than the training
             "nnUNet_wandb_enabled": "0",
             "PYTHONUNBUFFERED": "1",
