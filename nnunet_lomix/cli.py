@@ -29,9 +29,7 @@ def info():
     show_default=True,
     help="Folder for everything that the demo writes.",
 )
-@click.option(
-    "--epochs", type=click.IntRange(min=1), help="Length of both trainings; by default some minutes."
-)
+@click.option("--epochs", type=click.IntRange(min=1), help="Length of both trainings; by default some minutes.")
 def demo(dim: str, out: str, epochs: int | None):
     """Train nnUNetTrainer and nnUNetTrainerLoMix on generated images and compare them.
 

@@ -86,6 +86,4 @@ def _draw_evolution(ax: Axes, history: Sequence[dict[str, float]], maps: Sequenc
     ax.set_yscale("log")
     ax.set_xlabel("epoch")
     ax.set_ylabel("% of the loss, logarithmic")
-    ax.legend(
-        [matplotlib.lines.Line2D([], [], color=c) for c in colours.values()], colours, loc="upper left", ncols=5
-    )
+    ax.legend([matplotlib.lines.Line2D([], [], color=c) for c in colours.values()], colours, loc="upper left", ncols=5)

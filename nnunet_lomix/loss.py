@@ -102,12 +102,8 @@ class LoMixLoss(nn.Module):
             }
         )
         self.rule = RULES[rule](len(self.maps), share)
-        kwargs = dict(
-            weight_ce=weight_ce, weight_dice=weight_dice, batch_dice=batch_dice, smooth=smooth, ddp=ddp
-        )
-        self.terms = (
-            RegionTerms(ignore_label is not None, **kwargs) if regions else ClassTerms(ignore_label, **kwargs)
-        )
+        kwargs = dict(weight_ce=weight_ce, weight_dice=weight_dice, batch_dice=batch_dice, smooth=smooth, ddp=ddp)
+        self.terms = RegionTerms(ignore_label is not None, **kwargs) if regions else ClassTerms(ignore_label, **kwargs)
         self.backend = BACKENDS[backend]
 
     def weights(self) -> Tensor:

@@ -37,9 +37,7 @@ def test_z_0_gets_its_share_of_the_gradient_beside_good_coarse_outputs(coarse, o
 
     def progress(share):
         """How far the gradient goes in the direction of supervising z_0 alone."""
-        (gradient,) = torch.autograd.grad(
-            LoMixLoss(2, 3, operators, share=share)(outputs, TARGET), outputs[:1]
-        )
+        (gradient,) = torch.autograd.grad(LoMixLoss(2, 3, operators, share=share)(outputs, TARGET), outputs[:1])
         return ((gradient * alone).sum() / alone.square().sum()).item()
 
     assert progress(0.5) >= 0.5

@@ -83,9 +83,7 @@ def build(case, backend):
     loss = randomise(LoMixLoss(**arguments, backend=backend).double(), seed)
     regions, ignore = arguments["regions"], arguments["ignore_label"] is not None
     classes = arguments["num_classes"]
-    return loss, *oracle.example(
-        sizes, batch=batch, classes=classes, regions=regions, ignore=ignore, seed=seed
-    )
+    return loss, *oracle.example(sizes, batch=batch, classes=classes, regions=regions, ignore=ignore, seed=seed)
 
 
 def oracle_losses(loss, arguments, outputs, target):

@@ -58,9 +58,7 @@ def tensors(outputs, target):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_map_has_the_loss_and_gradient_of_nnunet(backend, dimensions, kind, batch_dice):
     settings = KINDS[kind]
-    outputs, target = tensors(
-        *oracle.example(SIZES[dimensions], regions="regions" in kind, ignore="ignore" in kind)
-    )
+    outputs, target = tensors(*oracle.example(SIZES[dimensions], regions="regions" in kind, ignore="ignore" in kind))
     loss = LoMixLoss(3, 3, batch_dice=batch_dice, backend=backend, **settings)
     generator = torch.Generator().manual_seed(1)
     for parameter in loss.mixers.parameters():
@@ -84,18 +82,14 @@ def test_each_map_has_the_loss_and_gradient_of_nnunet(backend, dimensions, kind,
 def test_dtype_of_the_target_does_not_matter(kind, dtype):
     if dtype == torch.bool and "regions" not in kind:
         pytest.skip("labels of classes are numbers")
-    outputs, target = tensors(
-        *oracle.example(SIZES["2d"], regions="regions" in kind, ignore="ignore" in kind)
-    )
+    outputs, target = tensors(*oracle.example(SIZES["2d"], regions="regions" in kind, ignore="ignore" in kind))
     loss = LoMixLoss(3, 3, **KINDS[kind])
     torch.testing.assert_close(loss.losses(outputs, target.to(dtype)), loss.losses(outputs, target.double()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_factors_of_the_two_terms(kind):
-    outputs, target = tensors(
-        *oracle.example(SIZES["2d"], regions="regions" in kind, ignore="ignore" in kind)
-    )
+    outputs, target = tensors(*oracle.example(SIZES["2d"], regions="regions" in kind, ignore="ignore" in kind))
     both, ce, dice = (
         LoMixLoss(3, 3, weight_ce=a, weight_dice=b, **KINDS[kind]).losses(outputs, target)
         for a, b in [(0.3, 0.7), (1, 0), (0, 1)]

@@ -17,9 +17,7 @@ def recompute(outputs, target, mixers, terms) -> Statistics:
 
     return Statistics.stack(
         [
-            Statistics(
-                *checkpoint(sums, mix, *(scales[j] for j in c), use_reentrant=False, preserve_rng_state=False)
-            )
+            Statistics(*checkpoint(sums, mix, *(scales[j] for j in c), use_reentrant=False, preserve_rng_state=False))
             for mix, c in mixers
         ]
     )
