@@ -41,9 +41,9 @@ def plot_history(history: Sequence[dict[str, float]], maps: Sequence[Map], folde
         figure = Figure(figsize=(max(8, 3 + 0.62 * len(subsets)), 8), layout="constrained")
         now, over_time = figure.subplots(2, 1)
         _draw_heat_map(now, history[-1], maps, subsets)
-        now.set_title(f"Effective weights after epoch {len(history) - 1}, in % of the loss", loc="left")
+        now.set_title(f"Effective weight of each map after epoch {len(history) - 1}, in %", loc="left")
         _draw_evolution(over_time, history, maps)
-        over_time.set_title("Each map over the training", loc="left")
+        over_time.set_title("Effective weight of each map over the training, in %", loc="left")
         with replacing(Path(folder, PICTURE)) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
 
@@ -72,18 +72,14 @@ def _draw_evolution(ax: Axes, history: Sequence[dict[str, float]], maps: Sequenc
         values = [100 * epoch.get(m.name, np.nan) for epoch in history]
         style = dict(lw=2.5) if m.name == "z_0" else dict(lw=1, alpha=0.7)
         ax.plot(values, color=colours[m.operator], marker="o" if len(history) == 1 else None, **style)
-    last = history[-1]
-    for name in sorted(last, key=last.get)[-3:]:
-        ax.annotate(
-            name,
-            (len(history) - 1, 100 * last[name]),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            annotation_clip=False,
-        )
+    others = {name: w for name, w in history[-1].items() if name != "z_0"}
+    for name in ("z_0", max(others, key=others.get)):
+        end = (len(history) - 1, 100 * history[-1][name])
+        style = dict(xytext=(6, 0), textcoords="offset points", va="center", fontsize=9, annotation_clip=False)
+        ax.annotate(name, end, **style)
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.margins(x=0.08)
     ax.set_xlabel("epoch")
-    ax.set_ylabel("% of the loss, logarithmic")
-    ax.legend([matplotlib.lines.Line2D([], [], color=c) for c in colours.values()], colours, loc="upper left", ncols=5)
+    lines = [matplotlib.lines.Line2D([], [], color=c) for c in colours.values()]
+    ax.legend(lines, colours, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=len(colours), frameon=False)

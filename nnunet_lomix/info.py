@@ -68,7 +68,7 @@ def lookup() -> dict[str, str | None]:
             with contextlib.redirect_stdout(io.StringIO()):
                 found = recursive_find_trainer_class_by_name(trainer.__name__)
         # whatever a module of nnU-Net or in a folder of the user raises when it is imported is the answer
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             problems[trainer.__name__] = why_not_registered() or f"nnU-Net's look-up failed: {error}"
         else:
             if found is not trainer:

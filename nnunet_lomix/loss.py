@@ -5,12 +5,13 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from nnunet_lomix.backends import BACKENDS
 from nnunet_lomix.maps import list_maps
 from nnunet_lomix.operators import OPERATORS
 from nnunet_lomix.rules import RULES
-from nnunet_lomix.terms import ClassTerms, RegionTerms
+from nnunet_lomix.terms import ClassTerms, RegionTerms, SumOverRanks
 
 DEFAULT_OPERATORS = ("add", "multiply", "concat", "fusion")
 DEFAULT_MAX_MIXED_SCALES = 4
@@ -89,7 +90,7 @@ class LoMixLoss(nn.Module):
         if not 1 <= mixed_scales <= num_scales:
             raise ValueError(f"mixed_scales must be between 1 and the {num_scales} outputs, got {mixed_scales}")
         if num_classes < (1 if regions else 2):
-            raise ValueError("there is nothing to segment: the labels hold no foreground class")
+            raise ValueError(f"there must be at least 2 classes, with the background, or 1 region, got {num_classes}")
         if isinstance(operators, str) or len(set(operators)) < len(operators):
             raise ValueError(f"operators must be a list that names each operator once, got {operators!r}")
         self.num_classes = num_classes
@@ -133,15 +134,19 @@ class LoMixLoss(nn.Module):
             ValueError: number or shape of the outputs, or the shape of the target, don't fit.
         """
         losses = self.losses(outputs, target)
+        observed = (losses - self.terms.minimum).detach()
+        if not self.rule.begun and torch.is_grad_enabled():
+            self.rule.begin(SumOverRanks.apply(observed) / dist.get_world_size() if self.terms.ddp else observed)
+            self.rule.begun = True
         loss = (self.weights() * losses).sum()
-        objective = self.rule.objective((losses - self.terms.minimum).detach())
+        objective = self.rule.objective(observed)
         return loss if objective is None else loss + objective - objective.detach()
 
     def _check(self, outputs: Sequence[Tensor], target: Tensor):
         if not isinstance(outputs, list | tuple) or len(outputs) != self.num_scales:
             given = len(outputs) if isinstance(outputs, list | tuple) else "a single tensor"
             raise ValueError(f"expected a list of {self.num_scales} outputs, got {given}; is deep supervision on?")
-        channels = 1 if isinstance(self.terms, ClassTerms) else self.num_classes + self.terms.ignore_channel
+        channels = self.terms.channels(self.num_classes)
         if target.ndim not in (4, 5) or target.shape[1] != channels:
             raise ValueError(f"the target must be (B, {channels}, *spatial), 2D or 3D, got {tuple(target.shape)}")
         for z in outputs:

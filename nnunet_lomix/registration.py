@@ -17,9 +17,9 @@ def register():
 
     Never raises: an exception here would make ``import torch`` fail.
     """
-    folders = [f for f in os.environ.get(VARIABLE, "").split(os.pathsep) if f]
-    if FOLDER not in folders:
-        try:
+    try:
+        folders = [f for f in os.environ.get(VARIABLE, "").split(os.pathsep) if f]
+        if FOLDER not in folders:
             os.environ[VARIABLE] = os.pathsep.join([*folders, FOLDER])
-        except (OSError, ValueError):  # an environment that is full, or a path it can't hold
-            return
+    except Exception:  # whatever it is, torch matters more; 'nnunet_lomix info' then says what is missing
+        return

@@ -20,13 +20,15 @@ class Registry(dict):
     def register(self, name: str):
         """Decorator that registers a class or function under ``name``.
 
+        The same part may be registered again: nnU-Net imports the files in a user's folder anew for every look-up.
+
         Raises:
-            ValueError: the name is taken.
+            ValueError: another part has the name.
         """
-        if name in self:
-            raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
 
         def decorator(part):
+            if name in self and source(self[name]) != source(part):
+                raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
             self[name] = part
             return part
 
@@ -34,3 +36,8 @@ class Registry(dict):
 
     def __missing__(self, name):
         raise ValueError(f"unknown {self.kind} {name!r}; choose from: {', '.join(sorted(self))}")
+
+
+def source(part) -> tuple[str, str]:
+    """Where a class or function is defined."""
+    return part.__module__, part.__qualname__

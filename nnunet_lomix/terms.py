@@ -80,6 +80,8 @@ class Terms:
         ddp: the batch is spread over the ranks of ``torch.distributed``.
     """
 
+    first_class = 0  # of those that the Dice counts
+
     def __init__(self, weight_ce=1.0, weight_dice=1.0, batch_dice=False, smooth=1e-5, ddp=False):
         self.weight_ce = weight_ce
         self.weight_dice = weight_dice
@@ -87,12 +89,14 @@ class Terms:
         self.smooth = smooth
         self.ddp = ddp
 
-    first_class = 0
-
     @property
     def minimum(self) -> float:
         """The lowest value a loss can take: Dice enters as −Dice, as in nnU-Net."""
         return -self.weight_dice
+
+    def channels(self, num_classes: int) -> int:
+        """Channels of the target."""
+        raise NotImplementedError
 
     def prepare(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Target:
         """Prepare the full-resolution target for all maps; ``dtype`` is that of the logits."""
@@ -126,13 +130,16 @@ class ClassTerms(Terms):
         super().__init__(**kwargs)
         self.ignore_label = ignore_label
 
+    def channels(self, num_classes):
+        return 1
+
     def prepare(self, target, num_classes, dtype):
         labels = target.flatten(2).long()
         valid = None
         if self.ignore_label is not None:
             valid = (labels != self.ignore_label).to(dtype)
             labels = labels.where(valid.bool(), 0)
-        # one-hot and sums instead of scatter_add, whose result varies from run to run on CUDA
+        # one-hot and sums: scatter_add of the probabilities adds pixel by pixel, and loses a percent of a large image
         truth = torch.zeros(len(labels), num_classes, labels.shape[2], dtype=dtype, device=labels.device)
         truth.scatter_(1, labels, 1 if valid is None else valid)
         return Target(target.shape[2:], truth, valid, count(labels, valid), truth.sum(2))
@@ -156,6 +163,9 @@ class RegionTerms(Terms):
     def __init__(self, ignore_channel: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.ignore_channel = ignore_channel
+
+    def channels(self, num_classes):
+        return num_classes + self.ignore_channel
 
     def prepare(self, target, num_classes, dtype):
         truth = target.flatten(2).to(dtype)

@@ -28,6 +28,7 @@ class NnUNet:
     """nnU-Net's three folders below one, and its commands."""
 
     folder: Path
+    plans: str = "nnUNetPlans"
     variables: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -58,10 +59,12 @@ class NnUNet:
 
     def train(self, dataset: int, configuration: str, *args, **kwargs) -> str:
         trainer = [] if "-tr" in args else ["-tr", "nnUNetTrainerLoMixTiny"]
-        return self.run("nnUNetv2_train", dataset, configuration, 0, *trainer, *args, "-device", "cpu", **kwargs)
+        return self.run(
+            "nnUNetv2_train", dataset, configuration, 0, *trainer, "-p", self.plans, *args, "-device", "cpu", **kwargs
+        )
 
     def model(self, configuration: str, trainer="nnUNetTrainerLoMixTiny") -> Path:
-        (folder,) = self.results.glob(f"*/{trainer}__nnUNetPlans__{configuration}")
+        (folder,) = self.results.glob(f"*/{trainer}__{self.plans}__{configuration}")
         return folder
 
 
@@ -101,11 +104,14 @@ def prepared(tmp_path_factory):
     """Makes a planned and preprocessed dataset, once for each kind of labels; gives its own NnUNet."""
     made = {}
 
-    def prepare(labels: str) -> NnUNet:
+    def prepare(labels: str, residual_encoder: bool = False) -> NnUNet:
         if labels not in made:
-            nnunet = NnUNet(tmp_path_factory.mktemp(labels))
+            nnunet = NnUNet(
+                tmp_path_factory.mktemp(labels), "nnUNetResEncUNetMPlans" if residual_encoder else "nnUNetPlans"
+            )
+            planner = "nnUNetPlannerResEncM" if residual_encoder else "ExperimentPlanner"
             write_dataset(nnunet.raw, 701, labels)
-            options = ("-d", 701, "-c", "2d", "3d_fullres", "-npfp", 1, "-np", 1, 1)
+            options = ("-d", 701, "-pl", planner, "-c", "2d", "3d_fullres", "-npfp", 1, "-np", 1, 1)
             # the planner sets as many torch threads as there are augmentation workers, so 0 is not possible here
             nnunet.run("nnUNetv2_plan_and_preprocess", *options, nnUNet_n_proc_DA="1")
             made[labels] = nnunet
@@ -118,9 +124,9 @@ def prepared(tmp_path_factory):
 def own_results(prepared, tmp_path):
     """A prepared dataset with a results folder of the test's own."""
 
-    def prepare(labels: str) -> NnUNet:
-        shared = prepared(labels)
-        nnunet = NnUNet(tmp_path)
+    def prepare(labels: str, residual_encoder: bool = False) -> NnUNet:
+        shared = prepared(labels, residual_encoder)
+        nnunet = NnUNet(tmp_path, shared.plans)
         for name in ("raw", "preprocessed"):
             os.symlink(getattr(shared, name), getattr(nnunet, name))
         return nnunet

@@ -118,6 +118,9 @@ def test_missing_variables_get_one_sentence(own_results):
     output = nnunet.train(701, "2d", fails=True, nnUNet_results=None)
     assert "The environment variable nnUNet_results is not set" in output.splitlines()[-1]
     assert "Traceback" not in output
+    # nnU-Net needs this one before it makes our trainer, and says so itself
+    output = nnunet.train(701, "2d", fails=True, nnUNet_preprocessed=None)
+    assert "nnUNet_preprocessed is not defined" in output.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

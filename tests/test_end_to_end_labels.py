@@ -1,4 +1,4 @@
-"""Real trainings by nnU-Net's own commands with the other kinds of labels: regions, the ignore label, both."""
+"""Real trainings by nnU-Net's own commands: regions, the ignore label, both; residual-encoder plans."""
 
 import json
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.end_to_end
     [("regions", "3d_fullres"), ("ignore", "2d"), ("regions_ignore", "2d")],
 )
 def test_train_and_validate(own_results, labels, configuration):
-    nnunet = own_results(labels)
+    nnunet = own_results(labels, residual_encoder=labels == "regions")
     nnunet.train(701, configuration)
     summary = nnunet.model(configuration) / "fold_0" / "validation" / "summary.json"
     assert len(json.loads(summary.read_text())["mean"]) == 2

@@ -189,3 +189,23 @@ def test_memory_does_not_grow_with_the_number_of_maps(backend):
 
 def test_memory_of_plain_grows_with_the_number_of_maps():
     assert memory_in_maps("plain", *ALL)[0] > 8 * memory_in_maps("plain")[0]
+
+
+def test_a_trained_network_is_not_drowned_by_products_of_its_logits():
+    """From a trained network, equal weights gave first steps almost orthogonal to those of z_0."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(32.0) - 15.5
+    target = ((y**2 + y[:, None] ** 2) < 100).long().expand(2, 1, 32, 32)
+    signal = torch.where(target == torch.arange(2).view(1, 2, 1, 1), 4.0, -4.0)
+    features = (signal + 4 * torch.randn(signal.shape, generator=generator)).requires_grad_()
+    outputs = [features, *(2 * F.avg_pool2d(features, 2**j) for j in (1, 2, 3))]
+
+    def towards_z_0(loss):
+        (alone,) = torch.autograd.grad(loss.losses(outputs, target)[0], features, retain_graph=True)
+        (gradient,) = torch.autograd.grad(loss(outputs, target), features, retain_graph=True)
+        return F.cosine_similarity(gradient.flatten(), alone.flatten(), 0).item()
+
+    equal = LoMixLoss(2, 4)
+    equal.rule.begun = True
+    assert towards_z_0(equal) < 0.1
+    assert towards_z_0(LoMixLoss(2, 4)) > 0.9

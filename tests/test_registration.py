@@ -67,8 +67,11 @@ def test_every_lookup_gives_the_same_class_and_subclasses_of_users_are_found(tmp
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "mine.py").write_text(
+        "from nnunet_lomix.operators import OPERATORS, ParameterFree\n"
         "from nnunet_lomix.trainers import nnUNetTrainerLoMix\n"
-        "class nnUNetTrainerLoMixMine(nnUNetTrainerLoMix):\n    share = 0.7\n"
+        "@OPERATORS.register('first')\n"
+        "class First(ParameterFree):\n    def forward(self, scales): return scales[0]\n"
+        "class nnUNetTrainerLoMixMine(nnUNetTrainerLoMix):\n    share, operators = 0.7, ('first',)\n"
     )
     code = f"""{LOOK_UP}
 import nnunet_lomix.trainers
@@ -80,7 +83,8 @@ if __name__ == "__main__":
             found = find(name)
             assert found is find(name) and issubclass(found, trainer)
             assert pickle.loads(pickle.dumps(found)) is found
-    mine = find("nnUNetTrainerLoMixMine")
+    find("nnUNetTrainerLoMixMine")
+    mine = find("nnUNetTrainerLoMixMine")  # nnU-Net imports the file again, which registers the operator again
     assert mine.share == 0.7 and issubclass(mine, find("nnUNetTrainerLoMix"))
     torch.multiprocessing.spawn(worker, nprocs=1)
     print("done")
@@ -102,3 +106,15 @@ def test_a_typo_gets_one_sentence_with_the_remedy(tmp_path, name):
 def test_a_name_that_is_not_ours_is_left_to_nnunet(tmp_path):
     result = python(f"{LOOK_UP}\nfind('nnUNetTrainerMedNeXt')", tmp_path)
     assert "Could not find requested nnunet trainer nnUNetTrainerMedNeXt" in result.stderr
+
+
+@pytest.mark.end_to_end
+def test_a_process_without_the_package_that_inherits_the_variable_is_not_disturbed(tmp_path):
+    code = f"""
+import sys
+sys.modules["nnunet_lomix"] = None  # as if it weren't installed
+{LOOK_UP}
+find("nnUNetTrainerOfSomebody")
+"""
+    result = python(code, tmp_path, TORCH_DEVICE_BACKEND_AUTOLOAD="0", nnUNet_extTrainer=registration.FOLDER)
+    assert "Could not find requested nnunet trainer nnUNetTrainerOfSomebody" in result.stderr

@@ -28,6 +28,7 @@ def randomised(rule, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for parameter in rule.parameters():
         torch.nn.init.normal_(parameter, std=3, generator=generator)
+    rule.begun = True  # the weights are the random ones
     return rule.double()
 
 
@@ -137,3 +138,30 @@ def test_in_the_loss_network_and_rule_have_separate_gradients(name):
     for parameter in loss.rule.parameters():
         theta_gradient = oracle.gradient_of_theta(name, parameter.detach().numpy(), seen[0].numpy())
         np.testing.assert_allclose(parameter.grad, theta_gradient, rtol=1e-9)
+
+
+def test_barrier_begins_at_its_optimum_once():
+    loss = LoMixLoss(3, 3)
+    outputs, target = oracle.example([(8, 6), (4, 3), (2, 2)])
+    outputs, target = [torch.from_numpy(z).float() for z in outputs], torch.from_numpy(target)
+    with torch.no_grad():
+        loss(outputs, target)
+    assert not loss.rule.begun and (loss.rule.theta == 0).all()  # a validation step does not count
+
+    loss(outputs, target)
+    theta = loss.rule.theta.detach().clone()
+    torch.testing.assert_close(loss.rule.raw(), 0.5 / (loss.losses(outputs, target) + 1))
+    loss([2 * z for z in outputs], target)
+    assert torch.equal(theta, loss.rule.theta)
+
+    resumed = LoMixLoss(3, 3)
+    resumed.load_state_dict(loss.state_dict())
+    resumed([2 * z for z in outputs], target)
+    assert torch.equal(theta, resumed.rule.theta)
+
+
+def test_barrier_begins_with_finite_weights_on_any_losses():
+    rule = RULES["barrier"](4, 0.5)
+    rule.begin(torch.tensor([0.0, 1e-9, 1.0, 1e30]))
+    assert rule.theta.isfinite().all() and rule.weights().sum().item() == pytest.approx(1)
+    assert rule.objective(torch.tensor([0.0, 1e-9, 1.0, 1e3])).isfinite()

@@ -1,13 +1,11 @@
 """nnU-Net's trainer with the LoMix loss in place of fixed-weight deep supervision."""
 
-import io
-
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
-from nnunet_lomix.files import replacing
+from nnunet_lomix.files import replacing, scratch
 from nnunet_lomix.history import plot_history, write_history
 from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss
 
@@ -70,10 +68,15 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         self.loss_optimizer = self.configure_loss_optimizer()
         self.logger.local_logger.my_fantastic_logging[HISTORY] = []
         if self.is_ddp:
-            for tensor in self.loss.state_dict().values():
-                dist.broadcast(tensor, 0)
+            for parameter in self.loss.parameters():
+                dist.broadcast(parameter.data, 0)
 
     def _build_loss(self):
+        if self.label_manager.num_segmentation_heads < (1 if self.label_manager.has_regions else 2):
+            raise SystemExit(
+                f"{self.plans_manager.dataset_name} has no label but the background: add one to 'labels' in its "
+                "dataset.json, and plan and preprocess again."
+            )
         scales = self._get_deep_supervision_scales() or []
         if len(scales) < 2:
             raise SystemExit(
@@ -124,7 +127,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
 
     def _step_loss_optimizer(self, scale: float):
         """One step on the mean gradient of all ranks; none if it isn't finite, as the gradient scaler does."""
-        gradients = [p.grad for p in self.loss.parameters()]
+        gradients = [p.grad for p in self.loss.parameters() if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients]) / scale
         if self.is_ddp:
             dist.all_reduce(flat)
@@ -135,49 +138,60 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
             self.loss_optimizer.step()
 
     def on_epoch_end(self):
-        # before nnU-Net's part, which writes checkpoints and increments current_epoch
         weights = {m.name: w for m, w in zip(self.loss.maps, self.loss.weights().tolist(), strict=True)}
+        # before nnU-Net's part, which plots and saves what was logged, and counts the epoch
         self.logger.log(HISTORY, weights, self.current_epoch)
-        self.print_to_log_file("LoMix weights", " ".join(f"{name} {w:.4f}" for name, w in weights.items()))
+        text = " ".join(f"{name} {w:.4f}" for name, w in weights.items())
+        self.print_to_log_file("LoMix weights", text, also_print_to_console=False)
+        super().on_epoch_end()
         if self.local_rank == 0:
             history = self.logger.get_value(HISTORY, step=None)
-            write_history(history, self.output_folder)
-            plot_history(history, self.loss.maps, self.output_folder)
-        super().on_epoch_end()
+            try:
+                write_history(history, self.output_folder)
+                plot_history(history, self.loss.maps, self.output_folder)
+            except OSError as error:  # a full disk, or a table that is open elsewhere, must not end a training
+                self.print_to_log_file(f"The LoMix weights could not be written: {error}")
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint with one key more, written in one stroke: a crash leaves the old file whole."""
-        buffer = io.BytesIO()
-        super().save_checkpoint(buffer)
-        if not buffer.tell():  # not rank 0, or checkpointing is disabled
-            return
-        buffer.seek(0)
-        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
-        checkpoint[STATE] = {
-            "loss": self.loss.state_dict(),
-            "optimizer": self.loss_optimizer and self.loss_optimizer.state_dict(),
-            # not left in nnU-Net's own dictionary: the progress plot of another trainer would stop where it ends
-            "history": checkpoint["logging"].pop(HISTORY),
-        }
-        with replacing(filename) as temporary:
-            torch.save(checkpoint, temporary)
+        with scratch(filename) as stock, replacing(filename) as whole:
+            super().save_checkpoint(str(stock))
+            if not stock.exists():  # not rank 0, or checkpointing is disabled
+                return
+            checkpoint = torch.load(stock, map_location="cpu", mmap=True, weights_only=False)
+            checkpoint[STATE] = {
+                "rule": self.rule,
+                "loss": self.loss.state_dict(),
+                "optimizer": self.loss_optimizer and self.loss_optimizer.state_dict(),
+                # not left in nnU-Net's own dictionary: the progress plot of another trainer would stop where it ends
+                "history": checkpoint["logging"].pop(HISTORY),
+            }
+            torch.save(checkpoint, whole)
+            del checkpoint  # Windows removes no file that is mapped
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
         checkpoint = filename_or_checkpoint
         if isinstance(checkpoint, str):
-            checkpoint = torch.load(checkpoint, map_location=self.device, weights_only=False)
+            checkpoint = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
         state = checkpoint.get(STATE)
         if state is None:
-            self.print_to_log_file("The checkpoint has no LoMix state: its weights start at their initial values.")
+            self.print_to_log_file("The checkpoint has no LoMix state: the weights of the maps start anew.")
             state = {"history": [{}] * self.current_epoch}
-        elif state["loss"].keys() != self.loss.state_dict().keys():
+        elif (state["rule"], state["loss"].keys()) != (self.rule, self.loss.state_dict().keys()):
             raise SystemExit(
-                f"The checkpoint was written by {checkpoint['trainer_name']} with other LoMix maps than those of "
-                f"{type(self).__name__}: continue it with the trainer that wrote it, or start a new training."
+                f"The checkpoint was written by {checkpoint['trainer_name']} with other LoMix maps or another rule "
+                f"than {type(self).__name__}'s: continue it as it was written, or start a new training."
             )
         else:
             self.loss.load_state_dict(state["loss"])
             if self.loss_optimizer is not None:
-                self.loss_optimizer.load_state_dict(state["optimizer"])
+                self._load_loss_optimizer(state["optimizer"])
         self.logger.local_logger.my_fantastic_logging[HISTORY] = state["history"]
+
+    def _load_loss_optimizer(self, state: dict):
+        """Restore the moments; learning rates and decay are those of the class, as it is now."""
+        current = [{"lr": g["lr"], "weight_decay": g["weight_decay"]} for g in self.loss_optimizer.param_groups]
+        self.loss_optimizer.load_state_dict(state)
+        for group, settings in zip(self.loss_optimizer.param_groups, current, strict=True):
+            group.update(settings)

@@ -12,8 +12,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_lomix import rules, trainers
 
 BATCH_SIZE = {2: 16, 3: 2}
-ITERATIONS_PER_EPOCH = {2: 60, 3: 25}
-VALIDATION_ITERATIONS = {2: 20, 3: 10}
+ITERATIONS_PER_EPOCH = {2: 60, 3: 20}
+VALIDATION_ITERATIONS = {2: 20, 3: 8}
 
 
 class Short:

@@ -20,8 +20,8 @@ __all__ = ["DEFAULTS", "DemoError", "Settings", "default_settings", "run_demo"]
 
 SETTINGS_FILE = "demo.json"
 DEFAULTS = {
-    2: Settings(dim=2, epochs=10, iterations=50, size=96, train_cases=80, test_cases=20, slimming=2),
-    3: Settings(dim=3, epochs=10, iterations=25, size=48, train_cases=25, test_cases=10, slimming=4),
+    2: Settings(dim=2, epochs=12, iterations=80, size=64, train_cases=80, test_cases=20, slimming=2),
+    3: Settings(dim=3, epochs=10, iterations=40, size=40, train_cases=25, test_cases=10, slimming=4),
 }
 
 

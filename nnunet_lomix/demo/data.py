@@ -17,8 +17,8 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 LABELS = {"background": 0, "large organ": 1, "small organ": 2, "lesion": 3, "vessels": 4}
 OUTSIDE = 0.1
-INTENSITIES = {"body": 0.4, "large organ": 0.62, "small organ": 0.55, "lesion": 0.42, "vessels": 0.85}
-NOISE = 0.09
+INTENSITIES = {"body": 0.45, "large organ": 0.65, "small organ": 0.2, "lesion": 0.3, "vessels": 0.95}
+NOISE = 0.08
 BIAS = 0.2  # standard deviation of the logarithm of the bias field
 
 
@@ -65,7 +65,7 @@ def write_dataset(
 def make_case(shape: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """One image and its labels, both of ``shape``; float32 and uint8. Every class is there.
 
-    >>> image, labels = make_case((96, 96), seed=0)
+    >>> image, labels = make_case((64, 64), seed=0)
     >>> np.unique(labels).tolist()
     [0, 1, 2, 3, 4]
     """
@@ -94,9 +94,9 @@ def _structures(rng: Generator, grid: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "body": body,
         "large organ": _blob(rng, grid, large_at, 0.42),
-        "small organ": _blob(rng, grid, small_at, 0.18),
+        "small organ": _blob(rng, grid, small_at, 0.2),
         "vessels": _vessels(rng, grid.shape[1:]) & body,
-        "lesion": np.any([_blob(rng, grid, at, rng.uniform(0.08, 0.13)) for at in lesions_at], axis=0),
+        "lesion": np.any([_blob(rng, grid, at, rng.uniform(0.1, 0.15)) for at in lesions_at], axis=0),
     }
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -47,7 +48,7 @@ def write_report(
     with replacing(folder / "table.csv") as temporary:
         scores.to_csv(temporary, index=False, float_format="%.4f")
     rows = format_rows(compare(scores, *predictions))
-    header = ["Dice", *predictions, "difference", "95 % interval", "better : worse"]
+    header = ["Dice", *predictions, "difference", "95 % interval", "better:worse"]
     caption = _caption(scores["case"].nunique(), seconds, setup)
     with replacing(folder / "results.md") as temporary:
         temporary.write_text(to_markdown(header, rows, caption))
@@ -125,16 +126,17 @@ def format_rows(comparison: pd.DataFrame) -> list[list[str]]:
             f"{row.candidate:.3f}",
             f"{row.difference:+.3f}",
             f"{row.low:+.3f} to {row.high:+.3f}",
-            f"{row.better:.0f} : {row.worse:.0f}",
+            f"{row.better:.0f}:{row.worse:.0f}",
         ]
         for row in comparison.itertuples()
     ]
 
 
 def to_table(header: list[str], rows: list[list[str]]) -> Table:
-    table = Table()
+    # fits into 80 columns: nnUNetTrainerLoMix is folded before LoMix
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left")
+        table.add_column(name, justify="right" if i else "left", overflow="fold", max_width=16 if i > 2 else 13)
     for row in rows:
         table.add_row(*row, style="bold" if row is rows[-1] else None)
     return table

@@ -5,4 +5,9 @@ trainers therefore live elsewhere, in an ordinary package: every look-up gives t
 be pickled, inspected and subclassed. Nothing else may be put into this folder.
 """
 
-from nnunet_lomix.trainers import find_trainer as __getattr__  # noqa: F401  nnU-Net asks hasattr(module, name)
+try:
+    from nnunet_lomix.trainers import find_trainer as __getattr__  # noqa: F401  nnU-Net asks hasattr(module, name)
+except ModuleNotFoundError as error:
+    # a process of another environment, which inherited the variable that names this folder
+    if error.name != "nnunet_lomix":
+        raise

@@ -14,20 +14,28 @@ class Barrier(WeightingRule):
     The barrier is that of uncertainty weighting (Kendall et al., arXiv 1705.07115, equation 7, with
     v = 1/σ², so that log σ = −½ log v; Liebel and Körner, arXiv 1805.06334). It holds each weight near its
     optimum v_i = β / L_i: a map counts in inverse proportion to its loss, and a factor common to all losses cancels
-    when the weights are normalised. θ starts at 0, all maps equal.
+    when the weights are normalised. θ starts at the optimum for the first training step: in an untrained network all
+    maps are alike, but products of the logits of a trained one cost much more than the rest, and equal weights would
+    drown ``z_0`` in their gradients. Losses count as at least 0.01, so that no map takes all.
 
     Limits: the rule prefers maps with a low loss, not maps that help ``z_0``.
     """
 
     beta = 0.5
+    least_loss = 0.01
 
     def __init__(self, num_maps: int, share: float):
         super().__init__(num_maps, share)
         self.theta = nn.Parameter(torch.zeros(num_maps))
+
+    @torch.no_grad()
+    def begin(self, losses: Tensor):
+        v = self.beta / losses.clamp_min(self.least_loss)
+        self.theta.copy_(v + (-torch.expm1(-v)).log())  # the inverse of softplus
 
     def raw(self) -> Tensor:
         return F.softplus(self.theta)
 
     def objective(self, losses: Tensor) -> Tensor:
         v = self.raw()
-        return (v * losses - self.beta * v.log()).sum()
+        return (v * losses.clamp_min(self.least_loss) - self.beta * v.log()).sum()

@@ -12,8 +12,12 @@ class WeightingRule(nn.Module):
     """Effective weights of the maps, with a guaranteed share for ``z_0``.
 
     The effective weights are ``share · e_0 + (1 - share) · v / Σ v``: they sum to one, as nnU-Net's learning rate and
-    gradient clipping assume, and ``z_0``, the only map that inference uses, keeps at least ``share`` of the loss, so
-    it can't starve. A subclass gives ``v``, in :meth:`raw`, and how it is learned, in :meth:`objective`.
+    gradient clipping assume, and ``z_0``, the only map that inference uses, keeps at least ``share`` of the weight, so
+    it can't starve. A subclass gives ``v``, in :meth:`raw`, how it starts, in :meth:`begin`, and how it is learned, in
+    :meth:`objective`.
+
+    Attributes:
+        begun: whether :meth:`begin` has been called; part of the state.
 
     Args:
         num_maps: number of maps, the map ``z_0`` first.
@@ -29,6 +33,20 @@ class WeightingRule(nn.Module):
             raise ValueError(f"the share of z_0 must be between 0 and 1, got {share}")
         self.num_maps = num_maps
         self.share = share
+        self.begun = False
+
+    def get_extra_state(self) -> dict:
+        return {"begun": self.begun}
+
+    def set_extra_state(self, state: dict):
+        self.begun = state["begun"]
+
+    def begin(self, losses: Tensor):
+        """Called once, before the first training step; a rule may set its weights by the losses of that step.
+
+        Args:
+            losses: as for :meth:`objective`.
+        """
 
     def raw(self) -> Tensor:
         """Non-negative relative weights v, ``(num_maps,)``."""
@@ -44,7 +62,7 @@ class WeightingRule(nn.Module):
         return None
 
     def weights(self) -> Tensor:
-        """Effective weights, ``(num_maps,)``, with their graph."""
+        """Effective weights, ``(num_maps,)``."""
         v = self.raw()
         z_0 = torch.zeros_like(v)
         z_0[0] = self.share
