@@ -4,7 +4,7 @@
 
 needs nnU-Net's three environment variables and the preprocessed dataset. Finished trainings are not repeated. The
 pseudo Dice is nnU-Net's own, of the finest output, on random patches of the validation cases; it is the mean over
-classes of the last of 10 evaluations. The validation Dice is that of nnU-Net's validation on whole volumes.
+classes of the last of 10 evaluations. The validation Dice is that of nnU-Net's validation on whole volumes (2D only).
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from math import nan
 from pathlib import Path
 from statistics import mean, median
 
@@ -49,7 +50,7 @@ def train(trainer: str, dataset: int, configuration: str) -> tuple[float, float,
     """Last pseudo Dice, validation Dice and median seconds an epoch of a training, which is run if it isn't there."""
     name = maybe_convert_to_dataset_name(dataset)
     fold = Path(nnUNet_results) / name / f"{trainer}__nnUNetPlans__{configuration}" / "fold_0"
-    if not (fold / "validation" / "summary.json").is_file():
+    if not (fold / "checkpoint_final.pth").is_file():
         folders = [str(TRAINERS_FOLDER), os.environ.get("nnUNet_extTrainer", "")]
         environment = os.environ | {
             "nnUNet_extTrainer": os.pathsep.join(folders),
@@ -61,8 +62,9 @@ def train(trainer: str, dataset: int, configuration: str) -> tuple[float, float,
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     log = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)["logging"]
     times = [end - start for start, end in zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)]
-    summary = json.loads((fold / "validation" / "summary.json").read_text())
-    return float(log["mean_fg_dice"][-1]), summary["foreground_mean"]["Dice"], median(times)
+    summary = fold / "validation" / "summary.json"
+    validation = json.loads(summary.read_text())["foreground_mean"]["Dice"] if summary.is_file() else nan
+    return float(log["mean_fg_dice"][-1]), validation, median(times)
 
 
 def listed(values) -> str:

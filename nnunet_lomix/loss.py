@@ -42,7 +42,7 @@ class LoMixLoss(nn.Module):
         mixed_scales: how many of the finest scales are mixed, K; default the smaller of S and 4. The coarser outputs
             stay as originals.
         rule: name of the weighting rule.
-        share: share of the loss that ``z_0`` has at least, 0 to 1.
+        share: share of the weight that ``z_0`` has at least, 0 to 1.
         regions: sigmoid and regions (True) or softmax and classes (False).
         ignore_label: plain classes: the value of the target to ignore. Regions: if not None, the last channel of
             the target marks the pixels to ignore.

@@ -26,7 +26,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         operators: names of the operators.
         mixed_scales: how many of the finest scales are mixed; None for the smaller of 4 and all.
         rule: name of the weighting rule.
-        share: guaranteed share of ``z_0`` in the loss.
+        share: guaranteed share of ``z_0`` in the weights.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
         loss_weight_decay: weight decay of both.

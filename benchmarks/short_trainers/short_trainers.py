@@ -34,6 +34,11 @@ class Short:
         np.random.seed(self.seed)
         torch.manual_seed(self.seed)
 
+    def perform_actual_validation(self, save_probabilities: bool = False):
+        """On whole volumes only in 2D: in 3D it would take as long as the training."""
+        if len(self.configuration_manager.patch_size) == 2:
+            super().perform_actual_validation(save_probabilities)
+
 
 class NaiveSoftplus(rules.Softplus):
     """The paper's rule on nnU-Net's signed loss: the naive port, which explodes."""
