@@ -14,7 +14,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from math import nan
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 import torch
 from nnunetv2.paths import nnUNet_results
@@ -36,18 +36,16 @@ def main():
         results = dict(zip(runs, pool.map(lambda run: train(*run), runs), strict=True))
 
     print(f"\nDataset {args.d}, {args.c}, fold 0\n")
-    print("| trainer | pseudo Dice by seed | mean | validation Dice by seed | mean | s an epoch |")
-    print("|---|---|---|---|---|---|")
+    print("| trainer | pseudo Dice by seed | mean | validation Dice by seed | mean |")
+    print("|---|---|---|---|---|")
     for t in args.trainers:
-        pseudo, validation, seconds = zip(
-            *(results[f"{t}_short_seed{s}", args.d, args.c] for s in args.seeds), strict=True
-        )
+        pseudo, validation = zip(*(results[f"{t}_short_seed{s}", args.d, args.c] for s in args.seeds), strict=True)
         columns = [text for values in (pseudo, validation) for text in (listed(values), f"**{mean(values):.3f}**")]
-        print("|", " | ".join([t, *columns, f"{median(seconds):.0f}"]), "|")
+        print("|", " | ".join([t, *columns]), "|")
 
 
-def train(trainer: str, dataset: int, configuration: str) -> tuple[float, float, float]:
-    """Last pseudo Dice, validation Dice and median seconds an epoch of a training, which is run if it isn't there."""
+def train(trainer: str, dataset: int, configuration: str) -> tuple[float, float]:
+    """Last pseudo Dice and validation Dice of a training, which is run if it isn't there."""
     name = maybe_convert_to_dataset_name(dataset)
     fold = Path(nnUNet_results) / name / f"{trainer}__nnUNetPlans__{configuration}" / "fold_0"
     if not (fold / "checkpoint_final.pth").is_file():
@@ -61,10 +59,9 @@ def train(trainer: str, dataset: int, configuration: str) -> tuple[float, float,
         command = ["nnUNetv2_train", str(dataset), configuration, "0", "-tr", trainer, "-device", "cpu"]
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     log = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)["logging"]
-    times = [end - start for start, end in zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)]
     summary = fold / "validation" / "summary.json"
     validation = json.loads(summary.read_text())["foreground_mean"]["Dice"] if summary.is_file() else nan
-    return float(log["mean_fg_dice"][-1]), validation, median(times)
+    return float(log["mean_fg_dice"][-1]), validation
 
 
 def listed(values) -> str:

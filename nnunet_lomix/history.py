@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from nnunet_lomix.files import replacing
 from nnunet_lomix.maps import Map
@@ -41,9 +42,11 @@ def plot_history(history: Sequence[dict[str, float]], maps: Sequence[Map], folde
         figure = Figure(figsize=(max(8, 3 + 0.62 * len(subsets)), 8), layout="constrained")
         now, over_time = figure.subplots(2, 1)
         _draw_heat_map(now, history[-1], maps, subsets)
-        now.set_title(f"Effective weight of each map after epoch {len(history) - 1}, in %", loc="left")
+        now.set_title(
+            f"Weight of each map after epoch {len(history) - 1}, in % (z_0 is beyond the colour scale)", loc="left"
+        )
         _draw_evolution(over_time, history, maps)
-        over_time.set_title("Effective weight of each map over the training, in %", loc="left")
+        over_time.set_title("Weight of each map over the training, in %", loc="left")
         with replacing(Path(folder, PICTURE)) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
 
@@ -59,7 +62,7 @@ def _draw_heat_map(ax: Axes, weights: dict[str, float], maps: Sequence[Map], sub
     for (row, column), value in np.ndenumerate(table):
         if not np.isnan(value):
             colour = "white" if value < 0.6 * top else "black"
-            ax.text(column, row, f"{value:.2g}", ha="center", va="center", color=colour, fontsize=9)
+            ax.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=9)
     ax.set_yticks(range(len(operators)), operators)
     ax.set_xticks(range(len(subsets)), subsets, rotation=0 if len(subsets) < 12 else 45)
     ax.set_xlabel("scales, 0 is the finest")
@@ -68,17 +71,21 @@ def _draw_heat_map(ax: Axes, weights: dict[str, float], maps: Sequence[Map], sub
 def _draw_evolution(ax: Axes, history: Sequence[dict[str, float]], maps: Sequence[Map]):
     operators = list(dict.fromkeys(m.operator for m in maps))
     colours = dict(zip(operators, matplotlib.colormaps["tab10"].colors, strict=False))
+    single = sum(map(bool, history)) == 1  # a line needs two points
     for m in maps:
         values = [100 * epoch.get(m.name, np.nan) for epoch in history]
         style = dict(lw=2.5) if m.name == "z_0" else dict(lw=1, alpha=0.7)
-        ax.plot(values, color=colours[m.operator], marker="o" if len(history) == 1 else None, **style)
+        ax.plot(values, color=colours[m.operator], marker="o" if single else None, **style)
     others = {name: w for name, w in history[-1].items() if name != "z_0"}
     for name in ("z_0", max(others, key=others.get)):
         end = (len(history) - 1, 100 * history[-1][name])
         style = dict(xytext=(6, 0), textcoords="offset points", va="center", fontsize=9, annotation_clip=False)
         ax.annotate(name, end, **style)
     ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.margins(x=0.08)
     ax.set_xlabel("epoch")
     lines = [matplotlib.lines.Line2D([], [], color=c) for c in colours.values()]

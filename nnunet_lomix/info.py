@@ -8,7 +8,7 @@ import platform
 
 import torch  # its import registers our folder with nnU-Net
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from nnunet_lomix.registration import FOLDER, VARIABLE
 
@@ -28,9 +28,9 @@ def print_info() -> bool:
     except ImportError as error:
         console.print(f"nnU-Net can't be used: {error}. Install it with: pip install 'nnunetv2>=2.8.0'")
         return False
-    table = Table("trainer (-tr)", "what it does", "nnU-Net", box=None)
+    table = Table(Column("trainer (-tr)", no_wrap=True), "what it does", Column("nnU-Net", no_wrap=True), box=None)
     for name, summary in summaries().items():
-        table.add_row(name, summary, "does not find it" if problems[name] else "finds it")
+        table.add_row(name, summary, "not found" if problems[name] else "found")
     console.print(table)
     for problem in dict.fromkeys(filter(None, problems.values())):
         console.print("", problem, soft_wrap=True)

@@ -30,7 +30,7 @@ class LoMixLoss(nn.Module):
     L_i is nnU-Net's loss of the map i, cross-entropy − Dice, against the full-resolution target. The effective
     weights w_i come from a weighting rule. The network sees them as constants; the parameters of the rule see
     the non-negative losses L_i + ``weight_dice`` as constants and minimise the rule's own objective. One backward pass
-    gives all gradients. The value is Σ w_i L_i, comparable with nnU-Net's.
+    gives all gradients. The value is Σ w_i L_i.
 
     Mixing and losses are computed in fp32 under autocast (products of logits overflow fp16). For fp64 outputs convert
     the module, too: ``loss.double()``.

@@ -66,6 +66,10 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
     def initialize(self):
         super().initialize()
         self.loss_optimizer = self.configure_loss_optimizer()
+        self.print_to_log_file(
+            f"LoMix: {len(self.loss.maps)} maps of {self.loss.num_scales} outputs; operators: "
+            f"{', '.join(self.operators) or 'none'}; weighting rule: {self.rule}; guaranteed share of z_0: {self.share}"
+        )
         self.logger.local_logger.my_fantastic_logging[HISTORY] = []
         if self.is_ddp:
             for parameter in self.loss.parameters():

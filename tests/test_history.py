@@ -1,0 +1,54 @@
+"""The table and the picture of the weights."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from nnunet_lomix.history import plot_history, write_history
+from nnunet_lomix.maps import list_maps
+
+MAPS = list_maps(4, 3, ("add", "multiply"))
+
+
+def weights(seed):
+    v = np.random.default_rng(seed).random(len(MAPS))
+    return {m.name: float(w) for m, w in zip(MAPS, v / v.sum(), strict=True)}
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """Draws a history; gives the axes of the evolution."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
+
+    def draw(history):
+        plot_history(history, MAPS, tmp_path)
+        assert (tmp_path / "lomix_weights.png").stat().st_size > 0
+        return figures[-1].axes[1]
+
+    return draw
+
+
+def test_table_has_a_row_an_epoch(tmp_path):
+    history = [{}, weights(0), weights(1)]
+    write_history(history, tmp_path)
+    table = pd.read_csv(tmp_path / "lomix_weights.csv", index_col="epoch")
+    assert list(table.columns) == [m.name for m in MAPS] and list(table.index) == [0, 1, 2]
+    assert table.loc[0].isna().all()
+    np.testing.assert_allclose(table.loc[2], list(history[2].values()), rtol=1e-5)
+
+
+def test_lines_are_the_weights(drawn):
+    history = [weights(seed) for seed in range(3)]
+    lines = drawn(history).lines
+    assert len(lines) == len(MAPS)
+    for line, m in zip(lines, MAPS, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), [100 * epoch[m.name] for epoch in history])
+
+
+@pytest.mark.parametrize("history", [[weights(0)], [{}, {}, weights(0)]])
+def test_a_single_epoch_is_visible(drawn, history):
+    """After a checkpoint of nnUNetTrainer had been continued, the picture of the first epoch was empty."""
+    assert all(line.get_marker() == "o" for line in drawn(history).lines)
