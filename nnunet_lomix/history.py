@@ -85,7 +85,7 @@ def _draw_evolution(ax: Axes, history: Sequence[dict[str, float]], maps: Sequenc
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.margins(x=0.08)
     ax.set_xlabel("epoch")
     lines = [matplotlib.lines.Line2D([], [], color=c) for c in colours.values()]

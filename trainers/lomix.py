@@ -14,7 +14,7 @@ HISTORY = "lomix_weights"  # our key in nnU-Net's logger: for each epoch a dict 
 
 
 class nnUNetTrainerLoMix(nnUNetTrainer):
-    """LoMix: all scales mixed by four operators, every map supervised, weights learned, at least half the weight for z_0.
+    """LoMix: all scales mixed by four operators, every map supervised, weights learned, half of the weight for z_0.
 
     Change it by a subclass with other class attributes, in a folder of ``nnUNet_extTrainer``::
 
