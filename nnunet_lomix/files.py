@@ -3,7 +3,6 @@
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 
 @contextmanager
@@ -17,8 +16,11 @@ def replacing(path: str | Path):
 
 @contextmanager
 def scratch(path: str | Path):
-    """Gives a new path beside ``path``; a file written there is removed at the end of the block."""
-    temporary = Path(f"{path}.{uuid4().hex}.tmp")
+    """Gives a path beside ``path``; a file written there is removed at the end of the block.
+
+    Always the same path: what a killed process left there is overwritten by the next one, so that nothing piles up.
+    """
+    temporary = Path(f"{path}.tmp")
     try:
         yield temporary
     finally:

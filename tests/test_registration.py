@@ -112,7 +112,13 @@ def test_a_name_that_is_not_ours_is_left_to_nnunet(tmp_path):
 def test_a_process_without_the_package_that_inherits_the_variable_is_not_disturbed(tmp_path):
     code = f"""
 import sys
-sys.modules["nnunet_lomix"] = None  # as if it weren't installed
+
+class NotInstalled:
+    def find_spec(name, path=None, target=None):
+        if name == "nnunet_lomix":
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, NotInstalled)
 {LOOK_UP}
 find("nnUNetTrainerOfSomebody")
 """

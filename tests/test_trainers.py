@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -345,7 +346,8 @@ def remake(plans, dataset_json, variables):
 
 
 @pytest.mark.parametrize("batch_dice", [False, True])
-def test_two_ranks_equal_one_process_with_the_joint_batch(make, tmp_path, batch_dice):
+def test_two_ranks_equal_one_process_with_the_joint_batch(make, tmp_path, monkeypatch, batch_dice):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])  # the processes import this module to find one_rank
     alone = make(LoMixTiny, initialize=False)
     alone.configuration_manager.configuration["batch_dice"] = batch_dice
     alone.initialize()

@@ -158,9 +158,11 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint with one key more, written in one stroke: a crash leaves the old file whole."""
-        with scratch(filename) as stock, replacing(filename) as whole:
+        if self.local_rank != 0:  # writes nothing in nnU-Net either, and must not remove the files of rank 0
+            return
+        with replacing(filename) as whole, scratch(whole) as stock:
             super().save_checkpoint(str(stock))
-            if not stock.exists():  # not rank 0, or checkpointing is disabled
+            if not stock.exists():  # checkpointing is disabled
                 return
             checkpoint = torch.load(stock, map_location="cpu", mmap=True, weights_only=False)
             checkpoint[STATE] = {
