@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunet_lomix.backends import BACKENDS
-from nnunet_lomix.maps import list_maps
+from nnunet_lomix.maps import Map, list_maps
 from nnunet_lomix.operators import OPERATORS
 from nnunet_lomix.rules import RULES
 from nnunet_lomix.terms import ClassTerms, RegionTerms, SumOverRanks
@@ -111,15 +111,17 @@ class LoMixLoss(nn.Module):
         """Effective weights of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached."""
         return self.rule.weights().detach()
 
-    def losses(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
-        """The loss of each map, ``(len(self.maps),)``, in the order of ``self.maps``; see :meth:`forward`."""
+    def losses(
+        self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor], maps: Sequence[Map] | None = None
+    ) -> Tensor:
+        """The loss of each of ``maps``, default ``self.maps``, ``(len(maps),)``; see :meth:`forward`."""
         target = target if isinstance(target, Tensor) else target[0]
         self._check(outputs, target)
         with full_precision(outputs[0].device.type):
             dtype = torch.promote_types(outputs[0].dtype, torch.float32)
             outputs = [z.to(dtype) for z in outputs]
             prepared = self.terms.prepare(target, self.num_classes, dtype)
-            mixers = [(self.mixers[m.name], m.scales) for m in self.maps]
+            mixers = [(self.mixers[m.name], m.scales) for m in (self.maps if maps is None else maps)]
             return self.terms.losses(self.backend(outputs, prepared, mixers, self.terms), prepared)
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
@@ -133,11 +135,13 @@ class LoMixLoss(nn.Module):
         Raises:
             ValueError: number or shape of the outputs, or the shape of the target, don't fit.
         """
-        losses = self.losses(outputs, target)
+        return self.weigh(self.losses(outputs, target))
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """Σ w_i L_i, ``losses`` as of :meth:`losses`, with the gradients of the rule's parameters."""
         observed = (losses - self.terms.minimum).detach()
-        if not self.rule.begun and torch.is_grad_enabled():
-            self.rule.begin(SumOverRanks.apply(observed) / dist.get_world_size() if self.terms.ddp else observed)
-            self.rule.begun = True
+        if torch.is_grad_enabled():
+            self.rule.observe(SumOverRanks.apply(observed) / dist.get_world_size() if self.terms.ddp else observed)
         loss = (self.weights() * losses).sum()
         objective = self.rule.objective(observed)
         return loss if objective is None else loss + objective - objective.detach()

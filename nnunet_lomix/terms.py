@@ -106,6 +106,10 @@ class Terms:
         """Sums over pixels of one map, logits ``(B, C, N)``."""
         raise NotImplementedError
 
+    def log_probabilities(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """log p of each value that a pixel's variables can take, tensors like ``logits``, ``(B, C, N)``."""
+        raise NotImplementedError
+
     def losses(self, statistics: Statistics, target: Target) -> Tensor:
         """Losses ``(M,)`` of M maps from their statistics."""
         cross_entropy = statistics.cross_entropy / target.cross_entropy_terms
@@ -144,6 +148,9 @@ class ClassTerms(Terms):
         truth.scatter_(1, labels, 1 if valid is None else valid)
         return Target(target.shape[2:], truth, valid, count(labels, valid), truth.sum(2))
 
+    def log_probabilities(self, logits):
+        return (logits.log_softmax(1),)
+
     def statistics(self, logits, target):
         log_p = logits.log_softmax(1)
         p = log_p.exp()
@@ -174,6 +181,9 @@ class RegionTerms(Terms):
         valid = 1 - truth[:, -1:]
         truth = truth[:, :-1] * valid
         return Target(target.shape[2:], truth, valid, count(truth, valid), truth.sum(2))
+
+    def log_probabilities(self, logits):
+        return F.logsigmoid(logits), F.logsigmoid(-logits)
 
     def statistics(self, logits, target):
         p = logits.sigmoid()

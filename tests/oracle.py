@@ -166,20 +166,33 @@ def region_loss(z: np.ndarray, target: np.ndarray, *, batch_dice: bool, ignore: 
 def effective_weights(rule: str, theta: np.ndarray, share: float) -> np.ndarray:
     """Weights of the maps, z_0 first: free with the paper's rule, else normalised and anchored at z_0."""
     v = np.array([1.0 if rule == "equal" else log(1 + np.exp(t)) for t in theta])
-    if rule == "softplus":
-        return v
+    return v if rule == "softplus" else anchored(v, share)
+
+
+def anchored(v: np.ndarray, share: float) -> np.ndarray:
     weights = (1 - share) * v / sum(v)
     weights[0] += share
     return weights
 
 
+def inverse_losses(losses: np.ndarray) -> np.ndarray:
+    """Softmax of the inverse losses, those divided by their mean."""
+    inverse = [1 / loss for loss in losses]
+    e = [np.exp(i * len(inverse) / sum(inverse)) for i in inverse]
+    return np.array([x / sum(e) for x in e])
+
+
 def gradient_of_theta(rule: str, theta: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """Derivative by theta of sum w L (softplus) or sum w L - log(w) / 2 (barrier), losses >= 0."""
-    gradient = []
-    for t, loss in zip(theta, losses, strict=True):
-        w, slope = log(1 + np.exp(t)), 1 / (1 + np.exp(-t))
-        gradient.append(slope * (loss - 0.5 / w if rule == "barrier" else loss))
-    return np.array(gradient)
+    """Derivative by theta, losses >= 0, of sum w L (softplus), sum w L - log(w) / 2 (barrier), sum w L / sum w."""
+    w = [log(1 + np.exp(t)) for t in theta]
+    slope = [1 / (1 + np.exp(-t)) for t in theta]
+    mean = sum(a * b for a, b in zip(w, losses, strict=True)) / sum(w)
+    by_w = {
+        "softplus": lambda i: losses[i],
+        "barrier": lambda i: losses[i] - 0.5 / w[i],
+        "normalised": lambda i: (losses[i] - mean) / sum(w),
+    }[rule]
+    return np.array([slope[i] * by_w(i) for i in range(len(w))])
 
 
 def example(sizes, *, batch=2, classes=3, regions=False, ignore=False, seed=0):

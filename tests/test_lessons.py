@@ -206,6 +206,6 @@ def test_a_trained_network_is_not_drowned_by_products_of_its_logits():
         return F.cosine_similarity(gradient.flatten(), alone.flatten(), 0).item()
 
     equal = LoMixLoss(2, 4)
-    equal.rule.begun = True
+    equal.rule.steps = 1
     assert towards_z_0(equal) < 0.1
     assert towards_z_0(LoMixLoss(2, 4)) > 0.9

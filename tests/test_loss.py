@@ -28,7 +28,7 @@ def randomise(loss, seed):
     generator = torch.Generator().manual_seed(seed)
     for parameter in loss.parameters():
         torch.nn.init.normal_(parameter, generator=generator)
-    loss.rule.begun = True  # the weights are the random ones
+    loss.rule.steps = 1  # the weights are the random ones
     return loss
 
 

@@ -1,10 +1,15 @@
 """nnU-Net's trainer with the LoMix loss in place of fixed-weight deep supervision."""
 
+from functools import partial
+
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
+from torch._dynamo import OptimizedModule
 
+from nnunet_lomix.alignment import measure_alignment
+from nnunet_lomix.distillation import DistillingLoMixLoss
 from nnunet_lomix.files import replacing, scratch
 from nnunet_lomix.history import plot_history, write_history
 from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss
@@ -28,6 +33,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         rule: name of the weighting rule.
         share: guaranteed share of ``z_0`` in the weights.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
+        distillation: factor of a further term, by which the best map teaches ``z_0``; 0 for none.
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
         loss_weight_decay: weight decay of both.
         epochs: length of the training; None for nnU-Net's default.
@@ -39,6 +45,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
     share = 0.5
     weight_ce = 1.0
     weight_dice = 1.0
+    distillation = 0.0
     weights_lr = 1e-2
     fusion_lr = 1e-3
     loss_weight_decay = 0.0
@@ -88,8 +95,9 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
                 f"{'only one' if self.enable_deep_supervision else 'deep supervision switched off'}: "
                 "train it with nnUNetTrainerNoDeepSupervision."
             )
+        make = partial(DistillingLoMixLoss, distillation=self.distillation) if self.distillation else LoMixLoss
         try:
-            loss = LoMixLoss(
+            loss = make(
                 self.label_manager.num_segmentation_heads,
                 len(scales),
                 self.operators,
@@ -119,7 +127,14 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         groups = [g for g in groups if g["params"]]
         return torch.optim.AdamW(groups, weight_decay=self.loss_weight_decay) if groups else None
 
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        self.loss.rule.progress = self.current_epoch / self.num_epochs
+
     def train_step(self, batch: dict) -> dict:
+        every = self.loss.rule.alignment_every
+        if every and self.loss.rule.steps % every == 0:
+            self._align_rule(batch)
         if self.loss_optimizer is None:
             return super().train_step(batch)
         self.loss_optimizer.zero_grad(set_to_none=True)
@@ -128,6 +143,16 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         result = super().train_step(batch)
         self._step_loss_optimizer(scale)
         return result
+
+    def _align_rule(self, batch: dict):
+        """Show the rule how much each map helps z_0."""
+        network = self.network.module if self.is_ddp else self.network
+        network = network._orig_mod if isinstance(network, OptimizedModule) else network
+        data, target = batch["data"].to(self.device), batch["target"][0].to(self.device)
+        alignment = measure_alignment(network, self.loss, data, target, self.loss.rule.alignment_held_out)
+        if self.is_ddp:
+            dist.all_reduce(alignment)
+        self.loss.rule.align(alignment)
 
     def _step_loss_optimizer(self, scale: float):
         """One step on the mean gradient of all ranks; none if it isn't finite, as the gradient scaler does."""

@@ -29,9 +29,11 @@ class Barrier(WeightingRule):
         self.theta = nn.Parameter(torch.zeros(num_maps))
 
     @torch.no_grad()
-    def begin(self, losses: Tensor):
-        v = self.beta / losses.clamp_min(self.least_loss)
-        self.theta.copy_(v + (-torch.expm1(-v)).log())  # the inverse of softplus
+    def observe(self, losses: Tensor):
+        if self.steps == 0:
+            v = self.beta / losses.clamp_min(self.least_loss)
+            self.theta.copy_(v + (-torch.expm1(-v)).log())  # the inverse of softplus
+        super().observe(losses)
 
     def raw(self) -> Tensor:
         return F.softplus(self.theta)

@@ -1,0 +1,79 @@
+"""The arms of the study, trainers ``Study<arm>``. A folder for ``nnUNet_extTrainer``; see ../study.py."""
+
+import json
+import os
+import random
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
+    nnUNetTrainerNoDeepSupervision,
+)
+
+from nnunet_lomix import trainers
+from nnunet_lomix.loss import DEFAULT_OPERATORS
+
+LOMIX = trainers.nnUNetTrainerLoMix
+
+# name: nnU-Net's or our trainer, and what is different from it
+ARMS = {
+    "nnUNetTrainer": (nnUNetTrainer, {}),
+    "SingleOutput": (nnUNetTrainerNoDeepSupervision, {}),
+    "EqualDeepSupervision": (trainers.nnUNetTrainerEqualDeepSupervision, {}),
+    "AdditiveMix": (trainers.nnUNetTrainerAdditiveMix, {}),
+    "FixedWeights": (trainers.nnUNetTrainerLoMixFixedWeights, {}),
+    "Paper": (trainers.nnUNetTrainerLoMixPaper, {}),
+    **{rule: (LOMIX, {"rule": rule}) for rule in ("equal", "normalised", "barrier", "inverse")},
+    **{rule: (LOMIX, {"rule": rule}) for rule in ("alignment", "alignment_held_out", "fade_in", "fade_out")},
+    "distillation": (LOMIX, {"rule": "barrier", "distillation": 1.0}),
+    **{f"share_{s:.2f}": (LOMIX, {"rule": "barrier", "share": s}) for s in (0.0, 0.25, 0.75, 0.9)},
+    **{
+        f"without_{left_out}": (
+            LOMIX,
+            {"rule": "barrier", "operators": tuple(o for o in DEFAULT_OPERATORS if o != left_out)},
+        )
+        for left_out in DEFAULT_OPERATORS
+    },
+    "originals_only": (LOMIX, {"rule": "barrier", "operators": ()}),
+    "K_2": (LOMIX, {"rule": "barrier", "mixed_scales": 2}),
+    "K_3": (LOMIX, {"rule": "barrier", "mixed_scales": 3}),
+}
+
+
+def seed_everything(seed: int):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class Short:
+    """The budget of the study; the same first network and the same batches for every arm of a seed."""
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        budget = json.loads(os.environ["NNUNET_LOMIX_STUDY"])
+        self.seed = budget["seed"]
+        self.num_epochs = budget["epochs"]
+        self.num_iterations_per_epoch = budget["iterations"]
+        self.num_val_iterations_per_epoch = 10
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        seed_everything(self.seed)
+
+    def on_train_epoch_start(self):
+        seed_everything(1000 * (self.seed + 1) + self.current_epoch)
+        super().on_train_epoch_start()
+
+    def perform_actual_validation(self, save_probabilities: bool = False):
+        """nnU-Net's validation of whole volumes, without mirroring: a quarter of the time."""
+        self.inference_allowed_mirroring_axes = None
+        super().perform_actual_validation(save_probabilities)
+
+
+def __getattr__(name):
+    arm = name.removeprefix("Study")
+    if arm == name or arm not in ARMS:
+        raise AttributeError(name)
+    base, differences = ARMS[arm]
+    return type(name, (Short, base), differences)

@@ -1,0 +1,76 @@
+"""Planted structure: a rule is useful if it finds out which maps are noise and which help."""
+
+import pytest
+import torch
+
+from nnunet_lomix.rules import RULES
+
+USEFUL = ["normalised", "barrier", "inverse", "alignment", "alignment_held_out", "fade_in", "fade_out"]
+Z_0, NOISE, HELPFUL, TWIN, OTHER_TWIN = range(5)
+
+
+def train(name, scale=1.0, order=None, steps=400):
+    """Effective weights after a training on quadratic losses ``scale · (|φ − c_i|² / 2 + b_i)``, in the given order.
+
+    z_0 has its minimum at 0. The helpful map has the same minimum and reaches a lower loss, the twins lie aside, the
+    noise costs much and its gradient points anywhere.
+    """
+    order = list(range(5)) if order is None else order
+    generator = torch.Generator().manual_seed(0)
+    centres, bottoms = torch.zeros(5, 8), torch.tensor([0.3, 3.0, 0.05, 0.4, 0.4])
+    centres[[TWIN, OTHER_TWIN], 0] = 1.0
+    phi = torch.randn(8, generator=generator)
+    rule = RULES[name](5, 0.0)
+    optimiser = torch.optim.Adam(rule.parameters(), 1e-2) if list(rule.parameters()) else None
+    for _ in range(steps):
+        gradients = phi - centres
+        losses = gradients.square().sum(1) / 2 + bottoms
+        losses[NOISE] = bottoms[NOISE]
+        gradients[NOISE] = torch.randn(8, generator=generator)
+        losses, gradients = scale * losses[order], scale * gradients[order]
+        rule.progress = 0.5
+        rule.align(gradients @ gradients[0])
+        rule.observe(losses)
+        phi = phi - 1e-2 / scale * rule.weights().detach() @ gradients
+        if optimiser:
+            optimiser.zero_grad()
+            rule.objective(losses).backward()
+            optimiser.step()
+    weights = torch.empty(5)
+    weights[order] = rule.weights().detach()
+    return weights
+
+
+@pytest.mark.parametrize("name", USEFUL)
+def test_noise_loses_weight(name):
+    weights = train(name)
+    assert weights[NOISE] < 0.5 * weights.sum() / 5 and weights[NOISE] == weights.min()
+
+
+@pytest.mark.parametrize("name", USEFUL)
+def test_a_map_that_helps_gains_weight(name):
+    weights = train(name)
+    assert weights[HELPFUL] == weights[1:].max() and weights[HELPFUL] > 2 * weights[NOISE]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_equal_maps_get_equal_weights(name):
+    weights = train(name)
+    assert weights[TWIN] == weights[OTHER_TWIN]
+
+
+@pytest.mark.parametrize("name", [*USEFUL, "equal"])
+def test_a_factor_common_to_all_losses_changes_nothing(name):
+    torch.testing.assert_close(train(name, scale=10.0), train(name), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_order_of_the_maps_changes_nothing(name):
+    torch.testing.assert_close(train(name, order=[0, 3, 1, 4, 2]), train(name), rtol=1e-4, atol=1e-6)
+
+
+def test_rules_that_learn_nothing_or_only_fade_fail():
+    assert (train("equal") == 0.2).all()
+    softplus, long = train("softplus"), train("softplus", steps=4000)
+    assert softplus.sum() < 5 * 0.6931 and long.max() < 0.1  # all fade, the helpful map too
+    assert not torch.allclose(train("softplus", steps=1, scale=10.0), train("softplus", steps=400), rtol=0.1)
