@@ -165,7 +165,8 @@ def region_loss(z: np.ndarray, target: np.ndarray, *, batch_dice: bool, ignore: 
 
 def effective_weights(rule: str, theta: np.ndarray, share: float) -> np.ndarray:
     """Weights of the maps, z_0 first: free with the paper's rule, else normalised and anchored at z_0."""
-    v = np.array([1.0 if rule == "equal" else log(1 + np.exp(t)) for t in theta])
+    relative = {"equal": lambda t: 1.0, "barrier": np.exp}.get(rule, lambda t: log(1 + np.exp(t)))
+    v = np.array([relative(t) for t in theta])
     return v if rule == "softplus" else anchored(v, share)
 
 
@@ -184,12 +185,13 @@ def inverse_losses(losses: np.ndarray) -> np.ndarray:
 
 def gradient_of_theta(rule: str, theta: np.ndarray, losses: np.ndarray) -> np.ndarray:
     """Derivative by theta, losses >= 0, of sum w L (softplus), sum w L - log(w) / 2 (barrier), sum w L / sum w."""
+    if rule == "barrier":
+        return np.array([np.exp(t) * loss - 0.5 for t, loss in zip(theta, losses, strict=True)])
     w = [log(1 + np.exp(t)) for t in theta]
     slope = [1 / (1 + np.exp(-t)) for t in theta]
     mean = sum(a * b for a, b in zip(w, losses, strict=True)) / sum(w)
     by_w = {
         "softplus": lambda i: losses[i],
-        "barrier": lambda i: losses[i] - 0.5 / w[i],
         "normalised": lambda i: (losses[i] - mean) / sum(w),
     }[rule]
     return np.array([slope[i] * by_w(i) for i in range(len(w))])

@@ -86,7 +86,7 @@ def test_an_output_of_noise_helps_nobody():
     alignment = measure_alignment(network, loss, data.float(), target)
     by_name = dict(zip((m.name for m in loss.maps), (alignment / alignment[0]).tolist(), strict=True))
     assert by_name["z_2"] == pytest.approx(0, abs=1e-3)
-    assert by_name["add_0_1"] > 0.3 and by_name["add_0_1"] > by_name["add_1_2"]
+    assert 0.1 < by_name["add_0_1"] < 1
 
 
 def test_no_gradient_no_direction():

@@ -10,22 +10,21 @@ Z_0, NOISE, HELPFUL, TWIN, OTHER_TWIN = range(5)
 
 
 def train(name, scale=1.0, order=None, steps=400):
-    """Effective weights after a training on quadratic losses ``scale · (|φ − c_i|² / 2 + b_i)``, in the given order.
+    """Effective weights after a training by noisy gradients, with the maps in the given order.
 
-    z_0 has its minimum at 0. The helpful map has the same minimum and reaches a lower loss, the twins lie aside, the
-    noise costs much and its gradient points anywhere.
+    Map i has the loss ``scale · (ρ_i |φ + ξ|² / 2 + b_i)``, with a new ξ at every step, and its gradient.
+    z_0 has ρ = 1; the helpful map, too, but a lower loss; the twins have half of the gradient. The noise costs much
+    and its gradient points anywhere.
     """
     order = list(range(5)) if order is None else order
     generator = torch.Generator().manual_seed(0)
-    centres, bottoms = torch.zeros(5, 8), torch.tensor([0.3, 3.0, 0.05, 0.4, 0.4])
-    centres[[TWIN, OTHER_TWIN], 0] = 1.0
-    phi = torch.randn(8, generator=generator)
+    rho, b = torch.tensor([1.0, 0.0, 1.0, 0.5, 0.5]), torch.tensor([0.3, 3.0, 0.05, 1.5, 1.5])
+    phi = 0.5 * torch.randn(8, generator=generator)
     rule = RULES[name](5, 0.0)
     optimiser = torch.optim.Adam(rule.parameters(), 1e-2) if list(rule.parameters()) else None
     for _ in range(steps):
-        gradients = phi - centres
-        losses = gradients.square().sum(1) / 2 + bottoms
-        losses[NOISE] = bottoms[NOISE]
+        x = phi + 0.3 * torch.randn(8, generator=generator)
+        losses, gradients = rho * x.square().sum() / 2 + b, rho[:, None] * x
         gradients[NOISE] = torch.randn(8, generator=generator)
         losses, gradients = scale * losses[order], scale * gradients[order]
         rule.progress = 0.5
@@ -44,7 +43,7 @@ def train(name, scale=1.0, order=None, steps=400):
 @pytest.mark.parametrize("name", USEFUL)
 def test_noise_loses_weight(name):
     weights = train(name)
-    assert weights[NOISE] < 0.5 * weights.sum() / 5 and weights[NOISE] == weights.min()
+    assert weights[NOISE] < 0.5 * weights.sum() / 5
 
 
 @pytest.mark.parametrize("name", USEFUL)
@@ -56,7 +55,7 @@ def test_a_map_that_helps_gains_weight(name):
 @pytest.mark.parametrize("name", RULES)
 def test_equal_maps_get_equal_weights(name):
     weights = train(name)
-    assert weights[TWIN] == weights[OTHER_TWIN]
+    assert weights[TWIN].item() == pytest.approx(weights[OTHER_TWIN].item())
 
 
 @pytest.mark.parametrize("name", [*USEFUL, "equal"])

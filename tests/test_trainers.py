@@ -12,6 +12,8 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_lomix import trainers
+from nnunet_lomix.distillation import DistillingLoMixLoss
+from nnunet_lomix.rules import Alignment
 from nnunet_lomix.trainers import lomix, nnUNetTrainerLoMix
 
 pytestmark = pytest.mark.end_to_end
@@ -99,7 +101,10 @@ def test_the_network_is_nnunets_to_the_last_bit(make):
     assert_same([*stock.network(data)], [*ours.network(data)])
 
 
-def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(make):
+@pytest.mark.parametrize("rule", ["barrier", "inverse", "alignment_held_out"])
+def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(make, monkeypatch, rule):
+    monkeypatch.setattr(LoMixTiny, "rule", rule)
+    monkeypatch.setattr(Alignment, "alignment_every", 3)  # once before and once after the interruption
     whole = make(LoMixTiny)
     whole.run_training()
 
@@ -279,6 +284,32 @@ def test_every_trainer_trains(make, trainer, maps, sums_to_one):
     assert all(p.isfinite().all() for p in trainer.network.parameters())
 
 
+def test_the_rule_sees_the_alignment_and_the_progress_of_the_training(make, monkeypatch):
+    trainer = make(type("Aligned", (LoMixTiny,), {"rule": "alignment"}))
+    seen, align = [], trainer.loss.rule.align
+    monkeypatch.setattr(trainer.loss.rule, "align", lambda a: seen.append(trainer.loss.rule.steps) or align(a))
+    trainer.current_epoch = 1
+    trainer.on_train_epoch_start()
+    assert trainer.loss.rule.progress == 1 / 4
+    before = {name: p.clone() for name, p in trainer.network.named_parameters()}
+    trainer._align_rule(batch(trainer, 0))
+    assert_same(before, dict(trainer.network.named_parameters()))
+    assert len(trainer.loss.weights().unique()) > 2
+    seen.clear()
+    train_steps(trainer, 12)
+    assert seen == [0, 10]
+
+
+def test_the_best_map_may_teach(make):
+    torch.manual_seed(0)
+    taught, alone = make(type("Taught", (LoMixTiny,), {"distillation": 2.0})), make(LoMixTiny)
+    assert isinstance(taught.loss, DistillingLoMixLoss) and taught.loss.distillation == 2
+    train_steps(taught, 2)
+    train_steps(alone, 2)
+    weights = [t.network.decoder.seg_layers[-1].weight for t in (taught, alone)]
+    assert not torch.equal(*weights)
+
+
 def test_any_training_length_is_a_trainer(make):
     assert make(trainers.nnUNetTrainerLoMix_20epochs, initialize=False).num_epochs == 20
     assert make(trainers.nnUNetTrainerLoMix_1epoch, initialize=False).num_epochs == 1
@@ -324,7 +355,8 @@ def one_rank(rank, world_size, store, make_trainer, result):
         trainer._build_loss = build_differently
     trainer.initialize()
     train_steps(trainer, samples=slice(2 * rank, 2 * rank + 2))
-    torch.save(state(trainer, trainer.network.module), f"{result}.{rank}")
+    weights = {"weights": trainer.loss.weights()}
+    torch.save(state(trainer, trainer.network.module) | weights, f"{result}.{rank}")
     dist.destroy_process_group()
 
 
@@ -338,15 +370,16 @@ def state(trainer, network):
     }
 
 
-def remake(plans, dataset_json, variables):
+def remake(plans, dataset_json, variables, rule):
     """A trainer in a new process."""
+    LoMixTiny.rule = rule
     os.environ.update(variables)
     torch.manual_seed(0)
     return LoMixTiny(plans, "2d", 0, dataset_json, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("batch_dice", [False, True])
-def test_two_ranks_equal_one_process_with_the_joint_batch(make, tmp_path, monkeypatch, batch_dice):
+@pytest.mark.parametrize("batch_dice, rule", [(False, "barrier"), (True, "barrier"), (False, "alignment")])
+def test_two_ranks_equal_one_process_with_the_joint_batch(make, tmp_path, monkeypatch, batch_dice, rule):
     monkeypatch.syspath_prepend(Path(__file__).parents[1])  # the processes import this module to find one_rank
     alone = make(LoMixTiny, initialize=False)
     alone.configuration_manager.configuration["batch_dice"] = batch_dice
@@ -357,12 +390,15 @@ def test_two_ranks_equal_one_process_with_the_joint_batch(make, tmp_path, monkey
     plans = alone.plans_manager.plans | {"continue_training": False}
     plans["configurations"]["2d"] |= {"batch_dice": batch_dice}
     variables = {k: os.environ[k] for k in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    make_trainer = functools.partial(remake, plans, alone.dataset_json, variables)
+    make_trainer = functools.partial(remake, plans, alone.dataset_json, variables, rule)
     torch.multiprocessing.spawn(
         one_rank, (2, tmp_path / "store", make_trainer, tmp_path / "result"), nprocs=2, join=True
     )
     ranks = [torch.load(tmp_path / f"result.{rank}") for rank in (0, 1)]
     assert_same(*ranks)
+    if rule == "alignment":  # each rank looks ahead on its own part of the batch, and shares what it saw
+        assert len(ranks[0]["weights"].unique()) > 2
+        return
     for name, value in expected.items():
         # AdamW makes a whole step of the rounding error of a gradient that is 0, as that of the weights is at first
         if not name.startswith("data loss"):

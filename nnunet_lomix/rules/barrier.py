@@ -1,22 +1,22 @@
-"""Softplus weights with a logarithmic barrier."""
+"""Weights with a logarithmic barrier: uncertainty weighting."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nnunet_lomix.rules.base import RULES, WeightingRule
 
 
 @RULES.register("barrier")
 class Barrier(WeightingRule):
-    """v_i = softplus(θ_i), with θ minimising Σ (v_i L_i − β log v_i), β = ½.
+    """v_i = exp(θ_i), with θ minimising Σ (v_i L_i − β log v_i), β = ½.
 
-    The barrier is that of uncertainty weighting (Kendall et al., arXiv 1705.07115, equation 7, with
-    v = 1/σ², so that log σ = −½ log v; Liebel and Körner, arXiv 1805.06334). It holds each weight near its
-    optimum v_i = β / L_i: a map counts in inverse proportion to its loss, and a factor common to all losses cancels
-    when the weights are normalised. θ starts at the optimum for the first training step: in an untrained network all
-    maps are alike, but products of the logits of a trained one cost much more than the rest, and equal weights would
-    drown ``z_0`` in their gradients. Losses count as at least 0.01, so that no map takes all.
+    Uncertainty weighting (Kendall et al., arXiv 1705.07115, equation 7, with v = 1/σ², so that log σ = −½ log v, and
+    learned, as there, on the logarithm; Liebel and Körner, arXiv 1805.06334). The barrier holds each weight near its
+    optimum v_i = β / L_i: a map counts in inverse proportion to its loss. A factor common to all losses cancels when
+    the weights are normalised, and, thanks to the logarithm, it changes nothing on the way there either.
+    θ starts at the optimum for the first training step: in an untrained network all maps are alike, but products of
+    the logits of a trained one cost much more than the rest, and equal weights would drown ``z_0`` in their gradients.
+    Losses count as at least 0.01, so that no map takes all.
 
     Limits: the rule prefers maps with a low loss, not maps that help ``z_0``.
     """
@@ -31,13 +31,11 @@ class Barrier(WeightingRule):
     @torch.no_grad()
     def observe(self, losses: Tensor):
         if self.steps == 0:
-            v = self.beta / losses.clamp_min(self.least_loss)
-            self.theta.copy_(v + (-torch.expm1(-v)).log())  # the inverse of softplus
+            self.theta.copy_((self.beta / losses.clamp_min(self.least_loss)).log())
         super().observe(losses)
 
     def raw(self) -> Tensor:
-        return F.softplus(self.theta)
+        return self.theta.exp()
 
     def objective(self, losses: Tensor) -> Tensor:
-        v = self.raw()
-        return (v * losses.clamp_min(self.least_loss) - self.beta * v.log()).sum()
+        return (self.raw() * losses.clamp_min(self.least_loss) - self.beta * self.theta).sum()
