@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from nnunet_lomix.loss import LoMixLoss, full_precision
+from nnunet_lomix.backends.base import full_precision
+from nnunet_lomix.loss import LoMixLoss
 
 RELATIVE_STEP = 1e-3
 

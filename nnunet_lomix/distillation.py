@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_lomix.backends.base import resample
-from nnunet_lomix.loss import LoMixLoss, full_precision
+from nnunet_lomix.backends.base import full_precision, resample
+from nnunet_lomix.loss import LoMixLoss
 from nnunet_lomix.maps import Map
 
 

@@ -1,27 +1,20 @@
 """LoMix as one loss module, for nnU-Net's and any other deeply supervised network."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from nnunet_lomix.backends import BACKENDS
+from nnunet_lomix.backends import BACKENDS, fastest
+from nnunet_lomix.backends.base import full_precision
 from nnunet_lomix.maps import Map, list_maps
-from nnunet_lomix.operators import OPERATORS
+from nnunet_lomix.operators import OPERATORS, Original
 from nnunet_lomix.rules import RULES
 from nnunet_lomix.terms import ClassTerms, RegionTerms, SumOverRanks
 
 DEFAULT_OPERATORS = ("add", "multiply", "concat", "fusion")
 DEFAULT_MAX_MIXED_SCALES = 4
-
-
-class Original(nn.Module):
-    """The identity: an original map is its only scale."""
-
-    def forward(self, scales: list[Tensor]) -> Tensor:
-        return scales[0]
 
 
 class LoMixLoss(nn.Module):
@@ -51,7 +44,7 @@ class LoMixLoss(nn.Module):
         smooth: smoothing of the Dice.
         ddp: outputs are spread over the ranks of ``torch.distributed``: ``batch_dice`` is then that of all ranks.
             The parameters of this module belong to no DDP wrapper: average their gradients yourself.
-        backend: name of the backend.
+        backend: name of the backend; None for the fastest that needs little memory.
 
     Raises:
         ValueError: an unknown name; fewer than 2 outputs, or than 2 classes (1 region); K or share out of range.
@@ -81,7 +74,7 @@ class LoMixLoss(nn.Module):
         weight_dice: float = 1.0,
         smooth: float = 1e-5,
         ddp: bool = False,
-        backend: str = "recompute",
+        backend: str | None = None,
     ):
         super().__init__()
         mixed_scales = min(num_scales, DEFAULT_MAX_MIXED_SCALES) if mixed_scales is None else mixed_scales
@@ -105,7 +98,7 @@ class LoMixLoss(nn.Module):
         self.rule = RULES[rule](len(self.maps), share)
         kwargs = dict(weight_ce=weight_ce, weight_dice=weight_dice, batch_dice=batch_dice, smooth=smooth, ddp=ddp)
         self.terms = RegionTerms(ignore_label is not None, **kwargs) if regions else ClassTerms(ignore_label, **kwargs)
-        self.backend = BACKENDS[backend]
+        self.backend = fastest if backend is None else BACKENDS[backend]
 
     def weights(self) -> Tensor:
         """Effective weights of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached."""
@@ -164,10 +157,3 @@ class LoMixLoss(nn.Module):
                 f"the first output must have the size of the target, {tuple(target.shape[2:])}, "
                 f"got {tuple(outputs[0].shape[2:])}"
             )
-
-
-def full_precision(device_type: str):
-    """A context in which autocast is off, on devices that have autocast at all."""
-    if not torch.amp.is_autocast_available(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)

@@ -1,8 +1,9 @@
 """What a map costs: nnU-Net's loss, cross-entropy plus Dice, as a function of a few sums over pixels.
 
 A map enters its loss only through the sum of the cross-entropy and, for each sample and class, the intersection
-with the target and the volume of the prediction. :meth:`Terms.statistics` takes these sums, :meth:`Terms.losses`
-makes the losses of all maps from them. The values and gradients are those of nnU-Net's ``DC_and_CE_loss`` (plain
+with the target and the volume of the prediction. :meth:`Terms.statistics` takes these sums, over all pixels or some of
+them, :meth:`Terms.losses` makes the losses of all maps from them, and :meth:`Terms.gradient` goes back from the
+statistics to the logits. The values and gradients are those of nnU-Net's ``DC_and_CE_loss`` (plain
 classes) and ``DC_and_BCE_loss`` (regions), with ``MemoryEfficientSoftDiceLoss``, as of nnU-Net 2.8.1.
 """
 
@@ -21,17 +22,32 @@ class Target:
 
     Attributes:
         size: the spatial shape, whose product is N.
-        truth: y, ``(B, C, N)`` of 0 and 1: one-hot classes, or regions; 0 in ignored pixels.
+        values: ``(B, 1, N)``, int64 labels, 0 in ignored pixels; or ``(B, C, N)``, regions of 0 and 1.
         valid: ``(B, 1, N)`` of 0 and 1, or None if every pixel is valid.
         cross_entropy_terms: scalar, what the sum of the cross-entropy is divided by.
-        volume: ``(B, C)``, pixels of each class or region.
+        volume: ``(B, C)``, valid pixels of each class or region.
     """
 
     size: torch.Size
-    truth: Tensor
+    values: Tensor
     valid: Tensor | None
     cross_entropy_terms: Tensor
     volume: Tensor
+
+
+@dataclass
+class Truth:
+    """What is true in some pixels of some samples; b samples, n pixels.
+
+    Attributes:
+        labels: ``(b, 1, n)``, as in :class:`Target`; None for regions.
+        y: ``(b, C, n)`` of 0 and 1: one-hot classes, or regions; 0 in ignored pixels.
+        valid: ``(b, 1, n)`` of 0 and 1, or None if every pixel is valid.
+    """
+
+    labels: Tensor | None
+    y: Tensor
+    valid: Tensor | None
 
 
 @dataclass
@@ -69,6 +85,9 @@ class SumOverRanks(torch.autograd.Function):
         return total
 
 
+WHOLE = slice(None)
+
+
 class Terms:
     """Cross-entropy plus soft Dice; the subclasses say for which kind of target.
 
@@ -102,8 +121,16 @@ class Terms:
         """Prepare the full-resolution target for all maps; ``dtype`` is that of the logits."""
         raise NotImplementedError
 
-    def statistics(self, logits: Tensor, target: Target) -> Statistics:
-        """Sums over pixels of one map, logits ``(B, C, N)``."""
+    def truth(self, target: Target, samples: slice = WHOLE, pixels: slice = WHOLE) -> Truth:
+        """What is true in a part of the target."""
+        raise NotImplementedError
+
+    def statistics(self, logits: Tensor, truth: Truth) -> Statistics:
+        """Sums over pixels of one map, logits ``(b, C, n)``, or of several with a leading axis; differentiable."""
+        raise NotImplementedError
+
+    def gradient(self, logits: Tensor, truth: Truth, by: Statistics) -> Tensor:
+        """Derivative by the logits, as in :meth:`statistics`, where ``by`` are the derivatives by the statistics."""
         raise NotImplementedError
 
     def log_probabilities(self, logits: Tensor) -> tuple[Tensor, ...]:
@@ -143,20 +170,43 @@ class ClassTerms(Terms):
         if self.ignore_label is not None:
             valid = (labels != self.ignore_label).to(dtype)
             labels = labels.where(valid.bool(), 0)
-        # one-hot and sums: scatter_add of the probabilities adds pixel by pixel, and loses a percent of a large image
-        truth = torch.zeros(len(labels), num_classes, labels.shape[2], dtype=dtype, device=labels.device)
-        truth.scatter_(1, labels, 1 if valid is None else valid)
-        return Target(target.shape[2:], truth, valid, count(labels, valid), truth.sum(2))
+        counted = [(labels == c) if valid is None else (labels == c) & valid.bool() for c in range(num_classes)]
+        volume = torch.cat([pixels.sum(2) for pixels in counted], 1).to(dtype)
+        return Target(target.shape[2:], labels, valid, count(labels, valid), volume)
+
+    def truth(self, target, samples=WHOLE, pixels=WHOLE):
+        labels = target.values[samples, :, pixels]
+        valid = None if target.valid is None else target.valid[samples, :, pixels]
+        y = target.volume.new_zeros(len(labels), target.volume.shape[1], labels.shape[2])
+        return Truth(labels, y.scatter_(1, labels, 1 if valid is None else valid), valid)
 
     def log_probabilities(self, logits):
         return (logits.log_softmax(1),)
 
-    def statistics(self, logits, target):
-        log_p = logits.log_softmax(1)
+    def statistics(self, logits, truth):
+        log_p = logits.log_softmax(-2)
         p = log_p.exp()
-        if target.valid is not None:
-            p = p * target.valid
-        return Statistics(-(log_p * target.truth).sum(), (p * target.truth).sum(2), p.sum(2))
+        log_p_of_truth = log_p.gather(-2, truth.labels.expand(*logits.shape[:-2], -1, -1))
+        # sums, not scatter_add or a matrix product: these add pixel by pixel, and lose a percent of a large image
+        intersection = (log_p_of_truth.exp() * truth.y).sum(-1)
+        if truth.valid is not None:
+            log_p_of_truth, p = log_p_of_truth * truth.valid, p * truth.valid
+        return Statistics(-log_p_of_truth.sum((-3, -2, -1)), intersection, p.sum(-1))
+
+    def gradient(self, logits, truth, by):
+        # With a = ∂/∂p of the Dice part, a_c = volume_c + [c is true] intersection_c, the derivative by the logits is
+        # p (a − Σ a p) for it, and p valid − y for the cross-entropy. What is the same in all channels is a vector
+        # of pixels, and what is in the true channel only, too: few passes over all values.
+        labels = truth.labels.expand(*logits.shape[:-2], -1, -1)
+        by_cross_entropy = by.cross_entropy[..., None, None, None]
+        p = logits.softmax(-2)
+        of_truth = by.intersection.gather(-1, labels[..., 0, :])[..., None, :] * p.gather(-2, labels)
+        common = by.volume[..., None, :] @ p + of_truth - by_cross_entropy
+        gradient = p.mul_(by.volume[..., None] - common)
+        at_truth = of_truth - by_cross_entropy
+        if truth.valid is not None:
+            gradient, at_truth = gradient.mul_(truth.valid), at_truth * truth.valid
+        return gradient.scatter_add_(-2, labels, at_truth)
 
 
 class RegionTerms(Terms):
@@ -175,22 +225,34 @@ class RegionTerms(Terms):
         return num_classes + self.ignore_channel
 
     def prepare(self, target, num_classes, dtype):
-        truth = target.flatten(2).to(dtype)
-        if not self.ignore_channel:
-            return Target(target.shape[2:], truth, None, count(truth, None), truth.sum(2))
-        valid = 1 - truth[:, -1:]
-        truth = truth[:, :-1] * valid
-        return Target(target.shape[2:], truth, valid, count(truth, valid), truth.sum(2))
+        regions = target.flatten(2).to(dtype)
+        valid = None
+        if self.ignore_channel:
+            valid = 1 - regions[:, -1:]
+            regions = regions[:, :-1] * valid
+        return Target(target.shape[2:], regions, valid, count(regions, valid), regions.sum(2))
+
+    def truth(self, target, samples=WHOLE, pixels=WHOLE):
+        valid = None if target.valid is None else target.valid[samples, :, pixels]
+        return Truth(None, target.values[samples, :, pixels], valid)
 
     def log_probabilities(self, logits):
         return F.logsigmoid(logits), F.logsigmoid(-logits)
 
-    def statistics(self, logits, target):
+    def statistics(self, logits, truth):
         p = logits.sigmoid()
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, target.truth, reduction="none")
-        if target.valid is not None:
-            cross_entropy, p = cross_entropy * target.valid, p * target.valid
-        return Statistics(cross_entropy.sum(), (p * target.truth).sum(2), p.sum(2))
+        y = truth.y.expand_as(logits)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, y, reduction="none")
+        if truth.valid is not None:
+            cross_entropy, p = cross_entropy * truth.valid, p * truth.valid
+        return Statistics(cross_entropy.sum((-3, -2, -1)), (p * y).sum(-1), p.sum(-1))
+
+    def gradient(self, logits, truth, by):
+        p = logits.sigmoid()
+        gradient = torch.addcmul(by.volume[..., None], by.intersection[..., None], truth.y)
+        gradient *= p * (1 - p)
+        gradient.addcmul_(p - truth.y, by.cross_entropy[..., None, None, None])
+        return gradient if truth.valid is None else gradient.mul_(truth.valid)
 
 
 def count(values: Tensor, valid: Tensor | None) -> Tensor:

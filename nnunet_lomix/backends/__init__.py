@@ -11,8 +11,17 @@ It returns the :class:`~nnunet_lomix.terms.Statistics` of all maps, differentiab
 parameters of the operators.
 """
 
+from nnunet_lomix.backends import lean, plain  # noqa: F401  register themselves
 from nnunet_lomix.backends.base import BACKENDS
-from nnunet_lomix.backends.plain import plain
-from nnunet_lomix.backends.recompute import recompute
+from nnunet_lomix.terms import Statistics
 
-__all__ = ["BACKENDS", "plain", "recompute"]
+__all__ = ["BACKENDS", "fastest"]
+
+# of all maps together; plain then needs up to half a gigabyte
+MOST_VALUES_FOR_PLAIN = 2**25
+
+
+def fastest(outputs, target, mixers, terms) -> Statistics:
+    """Plain as long as it needs little memory, else lean."""
+    values = outputs[0].numel() * len(mixers)
+    return BACKENDS["plain" if values <= MOST_VALUES_FOR_PLAIN else "lean"](outputs, target, mixers, terms)

@@ -1,5 +1,7 @@
 """What the backends share."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,3 +17,10 @@ def resample(logits: Tensor, size: torch.Size) -> Tensor:
         mode = "bilinear" if logits.ndim == 4 else "trilinear"
         logits = F.interpolate(logits, size, mode=mode, align_corners=False)
     return logits.flatten(2)
+
+
+def full_precision(device_type: str):
+    """A context in which autocast is off, on devices that have autocast at all."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

@@ -8,4 +8,5 @@ from nnunet_lomix.terms import Statistics
 def plain(outputs, target, mixers, terms) -> Statistics:
     """Memory: 3 to 4 full-resolution tensors for each map."""
     scales = [resample(z, target.size) for z in outputs]
-    return Statistics.stack([terms.statistics(mix([scales[j] for j in c]), target) for mix, c in mixers])
+    truth = terms.truth(target)
+    return Statistics.stack([terms.statistics(mix([scales[j] for j in c]), truth) for mix, c in mixers])
