@@ -132,10 +132,21 @@ class LoMixLoss(nn.Module):
 
     def weigh(self, losses: Tensor) -> Tensor:
         """Σ w_i L_i, ``losses`` as of :meth:`losses`, with the gradients of the rule's parameters."""
-        observed = (losses - self.terms.minimum).detach()
+        observed = self.observed(losses)
+        self.observe(observed)
+        return self.with_objective((self.weights() * losses).sum(), observed)
+
+    def observed(self, losses: Tensor) -> Tensor:
+        """What a rule may see of losses: non-negative and detached."""
+        return (losses - self.terms.minimum).detach()
+
+    def observe(self, observed: Tensor):
+        """Show the rule the losses of a training step, under DDP the mean over ranks."""
         if torch.is_grad_enabled():
             self.rule.observe(SumOverRanks.apply(observed) / dist.get_world_size() if self.terms.ddp else observed)
-        loss = (self.weights() * losses).sum()
+
+    def with_objective(self, loss: Tensor, observed: Tensor) -> Tensor:
+        """The same value, with the gradients of the rule's parameters."""
         objective = self.rule.objective(observed)
         return loss if objective is None else loss + objective - objective.detach()
 

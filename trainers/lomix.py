@@ -13,6 +13,7 @@ from nnunet_lomix.distillation import DistillingLoMixLoss
 from nnunet_lomix.files import replacing, scratch
 from nnunet_lomix.history import plot_history, write_history
 from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss
+from nnunet_lomix.sampling import SamplingLoMixLoss
 
 STATE = "lomix"  # our key in nnU-Net's checkpoint
 HISTORY = "lomix_weights"  # our key in nnU-Net's logger: for each epoch a dict from map to weight
@@ -34,6 +35,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         share: guaranteed share of ``z_0`` in the weights.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
         distillation: factor of a further term, by which the best map teaches ``z_0``; 0 for none.
+        sampled_mutants: how many mutants a step evaluates, drawn by weight; None for all. Not with distillation.
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
         loss_weight_decay: weight decay of both.
         epochs: length of the training; None for nnU-Net's default.
@@ -46,6 +48,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
     weight_ce = 1.0
     weight_dice = 1.0
     distillation = 0.0
+    sampled_mutants: int | None = None
     weights_lr = 1e-2
     fusion_lr = 1e-3
     loss_weight_decay = 0.0
@@ -95,7 +98,11 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
                 f"{'only one' if self.enable_deep_supervision else 'deep supervision switched off'}: "
                 "train it with nnUNetTrainerNoDeepSupervision."
             )
-        make = partial(DistillingLoMixLoss, distillation=self.distillation) if self.distillation else LoMixLoss
+        make = LoMixLoss
+        if self.distillation:
+            make = partial(DistillingLoMixLoss, distillation=self.distillation)
+        elif self.sampled_mutants:
+            make = partial(SamplingLoMixLoss, sampled_mutants=self.sampled_mutants)
         try:
             loss = make(
                 self.label_manager.num_segmentation_heads,

@@ -1,19 +1,25 @@
-"""The study's table, from its CSV files."""
+"""The study's table and pictures, from its CSV files."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy.stats import bootstrap
 
 REFERENCE = "nnUNetTrainer"
+GROUP = ["dataset", "size", "steps"]
 
 
 def write_report(folder: Path):
-    """Write ``table.md`` beside the CSV files and print it."""
-    tables = summarise(pd.read_csv(folder / "dice.csv"), pd.read_csv(folder / "curves.csv"))
+    """Write ``table.md``, ``curves.png`` and ``weights.png`` beside the CSV files, and print the table."""
+    dice, curves, weights = (pd.read_csv(folder / f"{name}.csv") for name in ("dice", "curves", "weights"))
+    tables = summarise(dice, curves)
     text = "\n".join(f"### {title}\n\n{table.to_markdown(index=False)}\n" for title, table in tables.items())
     (folder / "table.md").write_text(text)
+    draw_curves(curves).savefig(folder / "curves.png", dpi=110)
+    if "Dataset900_Planted" in set(weights["dataset"]):
+        draw_weights(weights[weights["dataset"] == "Dataset900_Planted"]).savefig(folder / "weights.png", dpi=110)
     print(text)
 
 
@@ -21,33 +27,69 @@ def summarise(dice: pd.DataFrame, curves: pd.DataFrame) -> dict[str, pd.DataFram
     """A table for each dataset, size and number of steps: every arm against nnUNetTrainer, on the seeds both have.
 
     A case counts with the mean over its classes and over the seeds; the interval is a BCa bootstrap over cases. How
-    much the difference varies from seed to seed stands beside it.
+    much the difference varies from seed to seed stands beside it. Time is the median time of an epoch.
     """
     tables = {}
-    for (dataset, size, steps), group in dice.groupby(["dataset", "size", "steps"], sort=False):
+    for key, group in dice.groupby(GROUP, sort=False):
         cases = group.groupby(["arm", "seed", "case"], sort=False)["dice"].mean().unstack("case")
-        if REFERENCE not in cases.index:
-            continue
-        chosen = curves[(curves["dataset"] == dataset) & (curves["size"] == size) & (curves["steps"] == steps)]
-        seconds = chosen.groupby("arm")["seconds"].median()
-        rows = [row(cases, arm, seconds) for arm in dict.fromkeys(cases.index.get_level_values("arm"))]
-        tables[f"{dataset}, {size}, {steps} steps"] = pd.DataFrame(rows)
+        if REFERENCE in cases.index:
+            seconds = curves[(curves[GROUP] == key).all(axis=1)].groupby("arm")["seconds"].median()
+            rows = [row(cases, arm, seconds) for arm in dict.fromkeys(cases.index.get_level_values("arm"))]
+            dataset, size, steps = key
+            tables[f"{dataset}, {size}, {steps} steps"] = pd.DataFrame(rows)
     return tables
 
 
 def row(cases: pd.DataFrame, arm: str, seconds: pd.Series) -> dict:
-    ours, theirs = cases.loc[arm], cases.loc[REFERENCE]
-    seeds = ours.index.intersection(theirs.index)
-    differences = 100 * (ours.loc[seeds] - theirs.loc[seeds])
-    by_seed = differences.mean(axis=1)
+    """An arm of a table; ``cases`` has a row for each arm and seed and a column for each case."""
+    theirs = cases.loc[REFERENCE]
+    ours = cases.loc[arm].reindex(theirs.index).dropna()
     result = {"arm": arm, "seeds": len(ours), "Dice": f"{100 * ours.to_numpy().mean():.2f}"}
     if arm == REFERENCE:
         return result | {"difference": "", "95 % interval (cases)": "", "by seed": "", "time": "1.00"}
+    differences = 100 * (ours - theirs.loc[ours.index])
     by_case = differences.mean(axis=0).to_numpy()
     low, high = bootstrap((by_case,), np.mean, rng=np.random.default_rng(0)).confidence_interval
     return result | {
         "difference": f"{by_case.mean():+.2f}",
         "95 % interval (cases)": f"{low:+.2f} to {high:+.2f}",
-        "by seed": ", ".join(f"{d:+.1f}" for d in by_seed),
+        "by seed": ", ".join(f"{d:+.1f}" for d in differences.mean(axis=1)),
         "time": f"{seconds[arm] / seconds[REFERENCE]:.2f}",
     }
+
+
+def draw_curves(curves: pd.DataFrame) -> Figure:
+    """Pseudo Dice over the training, a panel for each dataset, size and number of steps; the mean over seeds.
+
+    The arms that every panel has are in colour, the others in grey.
+    """
+    panels = list(curves.groupby(GROUP, sort=False))
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    common = set.intersection(*(set(panel["arm"]) for _, panel in panels))
+    for ax, ((dataset, size, steps), panel) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        for arm, runs in panel.groupby("arm", sort=False):
+            mean = runs.groupby("epoch")["pseudo_dice"].mean()
+            style = {"linewidth": 2, "label": arm, "zorder": 3} if arm in common else {"color": "0.75", "linewidth": 1}
+            ax.plot((mean.index + 1) * steps / len(mean), mean, **style)
+        ax.set(title=f"{dataset.partition('_')[2]}, {size}", xlabel="training steps", ylabel="pseudo Dice of z_0")
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def draw_weights(weights: pd.DataFrame) -> Figure:
+    """Weights at the end of the trainings as a heat map of arm × map, relative to equal weights of all maps but z_0."""
+    table = weights.groupby(["arm", "map"], sort=False)["weight"].mean().unstack("map")
+    others = table.drop(columns="z_0")
+    relative = others.div(others.sum(axis=1), axis=0) * others.shape[1]
+    figure = Figure(figsize=(2 + 0.62 * len(relative.columns), 1.6 + 0.4 * len(relative)), layout="constrained")
+    ax = figure.subplots()
+    image = ax.imshow(relative, cmap="RdBu", vmin=0, vmax=2, aspect="auto")
+    for (y, x), value in np.ndenumerate(relative.to_numpy()):
+        ax.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color="w" if abs(value - 1) > 0.7 else "k")
+    ax.set_xticks(range(len(relative.columns)), relative.columns, rotation=60, ha="right")
+    ax.set_yticks(range(len(relative)), [f"{arm}   z_0 {table.loc[arm, 'z_0']:.0%}" for arm in relative.index])
+    figure.colorbar(image, label="weight (1: the mean of all but z_0)")
+    return figure

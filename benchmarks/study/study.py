@@ -7,8 +7,9 @@ same budget and writes ``dice.csv`` (a row for each case and class of a training
 epoch), ``weights.csv`` (a row for each map) and the table ``table.md``. Finished trainings are not repeated; a folder
 with those three CSV files is enough to go on.
 
-A run trains the configuration ``2d_study``: nnU-Net's 2d plan with half of the channels, smaller patches and batches, by
-AdamW (see study_trainers/arms.py). The size ``full`` is fold 0; ``scarce`` is the same fold with 5 % of its training cases, others for each seed.
+A run trains the configuration ``2d_study``: nnU-Net's 2d plan with half of the channels, smaller patches and batches,
+by AdamW (see study_trainers/arms.py). The size ``full`` is fold 0; ``scarce`` is the same fold with 5 % of its training
+cases, others for each seed.
 """
 
 import json
