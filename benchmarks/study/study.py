@@ -7,9 +7,9 @@ same budget and writes ``dice.csv`` (a row for each case and class of a training
 epoch), ``weights.csv`` (a row for each map) and the table ``table.md``. Finished trainings are not repeated; a folder
 with those three CSV files is enough to go on.
 
-A run trains the configuration ``2d_study``: nnU-Net's 2d plan with half of the channels, smaller patches and batches,
-by AdamW (see study_trainers/arms.py). The size ``full`` is fold 0; ``scarce`` is the same fold with 5 % of its training
-cases, others for each seed.
+A run trains the configuration ``2d_study``: nnU-Net's 2d plan with half of the channels, smaller batches, patches of 96
+pixels at most, large images at twice the spacing, by AdamW (see study_trainers/arms.py). The size ``full`` is fold 0;
+``scarce`` is the same fold with 5 % of its training cases, others for each seed.
 """
 
 import json
@@ -37,6 +37,7 @@ MOST_SEEDS = 10  # as many scarce folds follow those of the dataset
 SLIMMING = 2
 PIXELS = 16 * 56 * 40  # of a batch
 MAX_PATCH = 96
+COARSE_ABOVE = 128  # pixels of a planned patch; a larger one gets twice the spacing
 TABLES = ("dice", "curves", "weights")
 KEY = ["dataset", "size", "arm", "seed", "steps"]
 
@@ -121,12 +122,14 @@ class Study:
             return name
         if not (self.raw / name).exists():
             (self.raw / name).symlink_to(folder.absolute())
-        options = ["-d", name[7:10], "-c", "2d", "-npfp", "2", "-np", "2", "--clean"]
-        log = self.out / f"plan_{name}.log"
-        self.run(["nnUNetv2_plan_and_preprocess", *options], log, nnUNet_results=str(self.results))
+        options = ["-d", name[7:10], "-npfp", "2", "--clean", "--no_pp"]
+        log, results = self.out / f"plan_{name}.log", str(self.results)
+        self.run(["nnUNetv2_plan_and_preprocess", *options], log, nnUNet_results=results)
         plans = json.loads(plans_file.read_text())
         plans["configurations"]["2d_study"] = study_configuration(plans["configurations"]["2d"])
         plans_file.write_text(json.dumps(plans, indent=4))
+        options = ["-d", name[7:10], "-c", "2d_study", "-np", "2"]
+        self.run(["nnUNetv2_preprocess", *options], log.with_stem(f"preprocess_{name}"), nnUNet_results=results)
         if (folder / "splits_final.json").is_file():
             splits = json.loads((folder / "splits_final.json").read_text())
         else:
@@ -176,7 +179,8 @@ def study_configuration(planned: dict) -> dict:
     """nnU-Net's configuration with fewer channels and smaller patches and batches, of the same kind otherwise."""
     architecture = json.loads(json.dumps(planned["architecture"]))
     kwargs = architecture["arch_kwargs"]
-    patch = [min(p, MAX_PATCH) for p in planned["patch_size"]]
+    coarser = 2 if max(planned["patch_size"]) > COARSE_ABOVE else 1
+    patch = [min(p // coarser, MAX_PATCH) for p in planned["patch_size"]]
     strides = np.cumprod(kwargs["strides"], axis=0)
     stages = max(
         i + 1 for i, s in enumerate(strides) if all(p % n == 0 and p // n >= 5 for p, n in zip(patch, s, strict=True))
@@ -187,7 +191,14 @@ def study_configuration(planned: dict) -> dict:
     kwargs["n_conv_per_stage_decoder"] = kwargs["n_conv_per_stage_decoder"][: stages - 1]
     kwargs["features_per_stage"] = [n // SLIMMING for n in kwargs["features_per_stage"]]
     batch_size = max(2, PIXELS // int(np.prod(patch)))
-    return {"inherits_from": "2d", "patch_size": patch, "batch_size": batch_size, "architecture": architecture}
+    return {
+        "inherits_from": "2d",
+        "data_identifier": "nnUNetPlans_2d_study",
+        "spacing": [coarser * s for s in planned["spacing"]],
+        "patch_size": patch,
+        "batch_size": batch_size,
+        "architecture": architecture,
+    }
 
 
 def scarce_folds(fold: dict) -> list[dict]:

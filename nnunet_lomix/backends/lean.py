@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from nnunet_lomix.backends.base import BACKENDS, full_precision
-from nnunet_lomix.terms import Statistics
+from nnunet_lomix.terms import Statistics, Truth
 
 # Values of one map in a part, and of the maps that are treated together: few enough for the cache of a core and
 # enough to be worth a call, or enough to keep a GPU busy.
@@ -25,76 +25,99 @@ PART_ELSEWHERE = GROUP_ELSEWHERE = 2**24
 @BACKENDS.register("lean")
 def lean(outputs, target, mixers, terms) -> Statistics:
     """Memory: gradients of the outputs, and some values for each pixel of a part, however many maps there are."""
-    parameters = [p for mix, _ in mixers for p in mix.parameters()]
-    return Statistics(*LeanStatistics.apply(target, mixers, terms, len(outputs), *outputs, *parameters))
+    return walk(outputs, target, LeanMaps(mixers, terms))
 
 
-class LeanStatistics(torch.autograd.Function):
+def walk(outputs, target, maps: "LeanMaps") -> Statistics:
+    """The statistics of all maps of the whole target, part by part."""
+    return Statistics(*Walk.apply(target, maps, len(outputs), *outputs, *maps.parameters))
+
+
+class LeanMaps:
+    """All maps of a part of b samples and n pixels. ``scales`` are the resampled outputs by index, ``(b, C, n)``.
+
+    Attributes:
+        used: the outputs that the maps need.
+        parameters: those of the operators.
+    """
+
+    def __init__(self, mixers, terms):
+        self.mixers = mixers
+        self.terms = terms
+        self.used = sorted({j for _, subset in mixers for j in subset})
+        self.parameters = [p for mix, _ in mixers for p in mix.parameters()]
+
+    def statistics(self, scales: dict[int, Tensor], truth: Truth) -> Statistics:
+        """Sums over the pixels of the part, for each map."""
+        of_groups = [self.terms.statistics(self._mix(group, scales), truth) for group in self._groups(scales)]
+        return Statistics(*(torch.cat([getattr(s, name) for s in of_groups]) for name in vars(of_groups[0])))
+
+    def pull(self, scales: dict[int, Tensor], truth: Truth, by: Statistics) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients by the used scales and by the parameters, where ``by`` are the derivatives by the statistics."""
+        of_scales = {j: torch.zeros_like(z) for j, z in scales.items()}
+        of_parameters = []
+        for group in self._groups(scales):
+            by_group = Statistics(by.cross_entropy[group], by.intersection[group], by.volume[group])
+            of_maps = self.terms.gradient(self._mix(group, scales), truth, by_group)
+            for (mix, subset), of_map in zip(self.mixers[group], of_maps, strict=True):
+                gradients = mix.pull([scales[j] for j in subset], of_map)
+                for j, gradient in zip(subset, gradients, strict=False):
+                    of_scales[j] += gradient
+                of_parameters += gradients[len(subset) :]
+        return list(of_scales.values()), of_parameters
+
+    def _mix(self, group: slice, scales: dict[int, Tensor]) -> Tensor:
+        """Some maps, ``(M, b, C, n)``."""
+        return torch.stack([mix([scales[j] for j in subset]) for mix, subset in self.mixers[group]])
+
+    def _groups(self, scales: dict[int, Tensor]) -> Iterator[slice]:
+        """Maps that are treated together."""
+        scale = next(iter(scales.values()))
+        step = max(1, GROUP.get(scale.device.type, GROUP_ELSEWHERE) // scale.numel())
+        return (slice(first, first + step) for first in range(0, len(self.mixers), step))
+
+
+class Walk(torch.autograd.Function):
     """Outputs and parameters of the operators to the statistics of the M maps, ``(M,)`` and twice ``(M, B, C)``."""
 
     @staticmethod
-    def forward(ctx, target, mixers, terms, num_outputs, *tensors):
+    def forward(ctx, target, maps, num_outputs, *tensors):
         ctx.save_for_backward(*tensors)
-        ctx.target, ctx.mixers, ctx.terms, ctx.num_outputs = target, mixers, terms, num_outputs
+        ctx.target, ctx.maps, ctx.num_outputs = target, maps, num_outputs
         outputs = tensors[:num_outputs]
-        sums = Statistics(
-            outputs[0].new_zeros(len(mixers)),
-            outputs[0].new_zeros(len(mixers), *outputs[0].shape[:2]),
-            outputs[0].new_zeros(len(mixers), *outputs[0].shape[:2]),
-        )
+        count, (batch, classes) = len(maps.mixers), outputs[0].shape[:2]
+        cross_entropy = outputs[0].new_zeros(count)
+        intersection, volume = (outputs[0].new_zeros(count, batch, classes) for _ in range(2))
         for samples, rows in parts(outputs[0]):
-            truth = terms.truth(target, samples, pixels_of(rows, target.size))
-            scales = {j: Band(outputs[j], samples, rows, target.size).resampled() for j in used(mixers)}
-            for group in groups(mixers, next(iter(scales.values()))):
-                s = terms.statistics(mixed(mixers[group], scales), truth)
-                sums.cross_entropy[group] += s.cross_entropy
-                sums.intersection[group, samples] += s.intersection
-                sums.volume[group, samples] += s.volume
-        return sums.cross_entropy, sums.intersection, sums.volume
+            truth = maps.terms.truth(target, samples, pixels_of(rows, target.size))
+            scales = {j: Band(outputs[j], samples, rows, target.size).resampled() for j in maps.used}
+            s = maps.statistics(scales, truth)
+            cross_entropy += s.cross_entropy
+            intersection[:, samples] += s.intersection
+            volume[:, samples] += s.volume
+        return cross_entropy, intersection, volume
 
     @staticmethod
     @once_differentiable
     def backward(ctx, by_cross_entropy, by_intersection, by_volume):
-        outputs = ctx.saved_tensors[: ctx.num_outputs]
-        target, mixers, terms = ctx.target, ctx.mixers, ctx.terms
+        target, maps = ctx.target, ctx.maps
+        outputs, parameters = ctx.saved_tensors[: ctx.num_outputs], ctx.saved_tensors[ctx.num_outputs :]
         of_outputs = [torch.zeros(z.shape, dtype=z.dtype, device=z.device) for z in outputs]
-        of_parameters = {p: torch.zeros_like(p) for p in ctx.saved_tensors[ctx.num_outputs :]}
+        of_parameters = [torch.zeros_like(p) for p in parameters]
         with full_precision(outputs[0].device.type):
             for samples, rows in parts(outputs[0]):
-                truth = terms.truth(target, samples, pixels_of(rows, target.size))
-                bands = {j: Band(outputs[j], samples, rows, target.size) for j in used(mixers)}
+                truth = maps.terms.truth(target, samples, pixels_of(rows, target.size))
+                bands = [Band(outputs[j], samples, rows, target.size) for j in maps.used]
                 with torch.enable_grad():
-                    resampled = {j: band.resampled() for j, band in bands.items()}
-                scales = {j: z.detach() for j, z in resampled.items()}
-                of_scales = {j: torch.zeros_like(z) for j, z in scales.items()}
-                for group in groups(mixers, next(iter(scales.values()))):
-                    by = Statistics(by_cross_entropy[group], by_intersection[group, samples], by_volume[group, samples])
-                    of_maps = terms.gradient(mixed(mixers[group], scales), truth, by)
-                    for (mix, subset), of_map in zip(mixers[group], of_maps, strict=True):
-                        gradients = mix.pull([scales[j] for j in subset], of_map)
-                        sums = [of_scales[j] for j in subset] + [of_parameters[p] for p in mix.parameters()]
-                        for total, gradient in zip(sums, gradients, strict=True):
-                            total += gradient
-                for j, band in bands.items():
-                    (gradient,) = torch.autograd.grad(resampled[j], band.values, of_scales[j])
-                    of_outputs[j][samples, :, band.rows] += gradient
-        return None, None, None, None, *of_outputs, *of_parameters.values()
-
-
-def mixed(mixers, scales: dict[int, Tensor]) -> Tensor:
-    """Some maps ``(M, b, C, n)``."""
-    return torch.stack([mix([scales[j] for j in subset]) for mix, subset in mixers])
-
-
-def groups(mixers, scale: Tensor) -> Iterator[slice]:
-    """Maps that are treated together."""
-    step = max(1, GROUP.get(scale.device.type, GROUP_ELSEWHERE) // scale.numel())
-    return (slice(first, first + step) for first in range(0, len(mixers), step))
-
-
-def used(mixers) -> list[int]:
-    """The outputs that the maps need."""
-    return sorted({j for _, subset in mixers for j in subset})
+                    resampled = [band.resampled() for band in bands]
+                scales = {j: z.detach() for j, z in zip(maps.used, resampled, strict=True)}
+                by = Statistics(by_cross_entropy, by_intersection[:, samples], by_volume[:, samples])
+                of_scales, of_part = maps.pull(scales, truth, by)
+                for total, gradient in zip(of_parameters, of_part, strict=True):
+                    total += gradient
+                for j, band, z, gradient in zip(maps.used, bands, resampled, of_scales, strict=True):
+                    of_outputs[j][samples, :, band.rows] += torch.autograd.grad(z, band.values, gradient)[0]
+        return None, None, None, *of_outputs, *of_parameters
 
 
 def parts(output: Tensor) -> Iterator[tuple[slice, slice]]:
