@@ -100,6 +100,7 @@ class Terms:
     """
 
     first_class = 0  # of those that the Dice counts
+    ignores: bool  # whether some pixels may count in neither term
 
     def __init__(self, weight_ce=1.0, weight_dice=1.0, batch_dice=False, smooth=1e-5, ddp=False):
         self.weight_ce = weight_ce
@@ -160,6 +161,7 @@ class ClassTerms(Terms):
     def __init__(self, ignore_label: int | None = None, **kwargs):
         super().__init__(**kwargs)
         self.ignore_label = ignore_label
+        self.ignores = ignore_label is not None
 
     def channels(self, num_classes):
         return 1
@@ -167,7 +169,7 @@ class ClassTerms(Terms):
     def prepare(self, target, num_classes, dtype):
         labels = target.flatten(2).long()
         valid = None
-        if self.ignore_label is not None:
+        if self.ignores:
             valid = (labels != self.ignore_label).to(dtype)
             labels = labels.where(valid.bool(), 0)
         counted = [(labels == c) if valid is None else (labels == c) & valid.bool() for c in range(num_classes)]
@@ -219,15 +221,15 @@ class RegionTerms(Terms):
 
     def __init__(self, ignore_channel: bool = False, **kwargs):
         super().__init__(**kwargs)
-        self.ignore_channel = ignore_channel
+        self.ignores = ignore_channel
 
     def channels(self, num_classes):
-        return num_classes + self.ignore_channel
+        return num_classes + self.ignores
 
     def prepare(self, target, num_classes, dtype):
         regions = target.flatten(2).to(dtype)
         valid = None
-        if self.ignore_channel:
+        if self.ignores:
             valid = 1 - regions[:, -1:]
             regions = regions[:, :-1] * valid
         return Target(target.shape[2:], regions, valid, count(regions, valid), regions.sum(2))

@@ -14,6 +14,8 @@ from scipy.ndimage import gaussian_filter
 
 CASES = [f"case_{i}" for i in range(6)]  # the last one is held out
 SHAPE = (20, 32, 32)
+os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: they run on the CPU
+
 EXTERNAL_TRAINERS = Path(__file__).parent / "external_trainers"
 LABELS = {
     "classes": {"background": 0, "large": 1, "small": 2},

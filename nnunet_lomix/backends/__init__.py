@@ -11,17 +11,22 @@ It returns the :class:`~nnunet_lomix.terms.Statistics` of all maps, differentiab
 parameters of the operators.
 """
 
-from nnunet_lomix.backends import lean, plain  # noqa: F401  register themselves
+from nnunet_lomix.backends import fused, lean, plain  # noqa: F401  register themselves
 from nnunet_lomix.backends.base import BACKENDS
 from nnunet_lomix.terms import Statistics
 
 __all__ = ["BACKENDS", "fastest"]
 
-# of all maps together; plain then needs up to half a gigabyte
-MOST_VALUES_FOR_PLAIN = 2**25
+MOST_VALUES_FOR_PLAIN = 2**25  # of all maps together: half a gigabyte of memory
 
 
 def fastest(outputs, target, mixers, terms) -> Statistics:
-    """Plain as long as it needs little memory, else lean."""
+    """Fused on CUDA; elsewhere plain as long as it needs little memory, else lean."""
     values = outputs[0].numel() * len(mixers)
-    return BACKENDS["plain" if values <= MOST_VALUES_FOR_PLAIN else "lean"](outputs, target, mixers, terms)
+    return BACKENDS[name_of_fastest(outputs[0].device.type, values)](outputs, target, mixers, terms)
+
+
+def name_of_fastest(device_type: str, values: int) -> str:
+    if device_type == "cuda":
+        return "fused"
+    return "plain" if values <= MOST_VALUES_FOR_PLAIN else "lean"

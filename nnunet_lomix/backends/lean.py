@@ -19,7 +19,7 @@ from nnunet_lomix.terms import Statistics, Truth
 # Values of one map in a part, and of the maps that are treated together: few enough for the cache of a core and
 # enough to be worth a call, or enough to keep a GPU busy.
 PART, GROUP = {"cpu": 2**15}, {"cpu": 2**17}
-PART_ELSEWHERE = GROUP_ELSEWHERE = 2**24
+PART_ELSEWHERE = GROUP_ELSEWHERE = 2**22
 
 
 @BACKENDS.register("lean")

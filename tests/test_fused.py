@@ -1,0 +1,94 @@
+"""The Triton kernels, by Triton's interpreter (conftest.py switches it on): equal to the plain backend."""
+
+import logging
+
+import pytest
+import torch
+
+from nnunet_lomix import LoMixLoss
+from nnunet_lomix.backends import BACKENDS, fused, lean, name_of_fastest
+
+from . import oracle
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several blocks, the last one not full."""
+    monkeypatch.setattr(fused, "VALUES_OF_BLOCK", 2**10)
+    fused.check.cache_clear()
+    fused.log_once.cache_clear()
+    yield
+    fused.check.cache_clear()
+
+
+def results(backend, sizes, classes, **kwargs):
+    """Losses and all gradients."""
+    regions, ignore = kwargs.get("regions", False), kwargs.get("ignore_label") is not None
+    outputs, target = oracle.example(sizes, classes=classes, regions=regions, ignore=ignore)
+    torch.manual_seed(0)
+    loss = LoMixLoss(classes, len(sizes), backend=backend, **kwargs)
+    for p in loss.mixers.parameters():
+        torch.nn.init.normal_(p)
+    z = [torch.from_numpy(o).float().requires_grad_() for o in outputs]
+    losses = loss.losses(z, torch.from_numpy(target))
+    factors = torch.linspace(0.5, 2, len(losses))
+    return [losses, *torch.autograd.grad((factors * losses).sum(), [*z, *loss.mixers.parameters()])]
+
+
+@pytest.mark.parametrize(
+    "sizes, classes, kwargs",
+    [
+        ([(5, 7), (3, 4), (2, 2)], 3, {}),
+        ([(5, 7), (3, 4)], 3, {"ignore_label": 3, "batch_dice": True}),
+        ([(3, 5, 3), (3, 3, 2), (1, 2, 1)], 2, {"regions": True}),
+        ([(5, 7), (3, 4)], 1, {"regions": True, "ignore_label": 1}),
+        ([(4, 3), (2, 3), (2, 1), (1, 1), (1, 1)], 17, {"operators": ("multiply", "fusion")}),
+        ([(6, 1), (3, 1)], 4, {"operators": ()}),
+    ],
+)
+def test_equals_the_plain_backend(sizes, classes, kwargs, caplog):
+    got = results("fused", sizes, classes, **kwargs)
+    assert not caplog.records  # no fall-back
+    for a, b in zip(got, results("plain", sizes, classes, **kwargs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+
+
+def test_several_parts(monkeypatch):
+    monkeypatch.setattr(lean, "PART", {"cpu": 40})
+    sizes = [(5, 6), (3, 3)]
+    for a, b in zip(results("fused", sizes, 2), results("plain", sizes, 2), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("reason", ["Subtract", "deterministic", "float64", "the kernels failed", "wrong by", "device"])
+def test_falls_back_to_lean_and_says_why_once(reason, monkeypatch, caplog):
+    operators, dtype = ("add",), torch.float32
+    if reason == "Subtract":
+        operators = ("subtract",)
+    elif reason == "float64":
+        dtype = torch.float64
+    elif reason == "device":
+        monkeypatch.delenv("TRITON_INTERPRET")
+    elif reason == "deterministic":
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    elif reason == "wrong by":
+        monkeypatch.setattr(fused.FusedMaps, "_launch", lambda self, *args: None)
+    elif reason == "the kernels failed":
+        monkeypatch.setattr(fused.FusedMaps, "_launch", lambda self, *args: 1 / 0)
+    outputs, target = oracle.example([(4, 6), (2, 3)])
+    z = [torch.from_numpy(o).to(dtype) for o in outputs]
+    values = [
+        LoMixLoss(3, 2, operators, backend=backend).to(dtype).losses(z, torch.from_numpy(target))
+        for backend in ("fused", "fused", "lean")
+    ]
+    assert torch.equal(values[0], values[2])
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and reason in record.getMessage()
+
+
+def test_choice_of_the_backend():
+    assert [name_of_fastest("cuda", n) for n in (1, 10**9)] == ["fused", "fused"]
+    assert [name_of_fastest("cpu", n) for n in (1, 10**9)] == ["plain", "lean"]
+    assert set(BACKENDS) == {"plain", "lean", "fused"}
