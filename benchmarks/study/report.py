@@ -33,7 +33,7 @@ def summarise(dice: pd.DataFrame, curves: pd.DataFrame) -> dict[str, pd.DataFram
     for key, group in dice.groupby(GROUP, sort=False):
         cases = group.groupby(["arm", "seed", "case"], sort=False)["dice"].mean().unstack("case")
         if REFERENCE in cases.index:
-            seconds = curves[(curves[GROUP] == key).all(axis=1)].groupby("arm")["seconds"].median()
+            seconds = curves[(curves[GROUP] == pd.Series(key, GROUP)).all(axis=1)].groupby("arm")["seconds"].median()
             rows = [row(cases, arm, seconds) for arm in dict.fromkeys(cases.index.get_level_values("arm"))]
             dataset, size, steps = key
             tables[f"{dataset}, {size}, {steps} steps"] = pd.DataFrame(rows)
@@ -47,7 +47,7 @@ def row(cases: pd.DataFrame, arm: str, seconds: pd.Series) -> dict:
     result = {"arm": arm, "seeds": len(ours), "Dice": f"{100 * ours.to_numpy().mean():.2f}"}
     if arm == REFERENCE:
         return result | {"difference": "", "95 % interval (cases)": "", "by seed": "", "time": "1.00"}
-    differences = 100 * (ours - theirs.loc[ours.index])
+    differences = 100 * (ours - theirs.loc[ours.index]).sort_index()
     by_case = differences.mean(axis=0).to_numpy()
     low, high = bootstrap((by_case,), np.mean, rng=np.random.default_rng(0)).confidence_interval
     return result | {

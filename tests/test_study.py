@@ -1,0 +1,105 @@
+"""The study's own parts: what it compares, and how it counts."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(STUDY)
+    monkeypatch.syspath_prepend(STUDY / "study_trainers")
+    yield
+    for name in ("study", "report", "planted", "arms"):
+        sys.modules.pop(name, None)
+
+
+def test_differences_are_paired_by_case_and_seed():
+    import report
+
+    rng = np.random.default_rng(0)
+    rows, truth = [], []
+    for seed in (0, 1):
+        for case in range(12):
+            base, gain = rng.uniform(0.5, 0.9), rng.normal(0.02, 0.01)
+            truth.append(100 * gain)
+            for arm, dice in (("nnUNetTrainer", base), ("better", base + gain)):
+                rows += [("D", "full", 10, arm, seed, case, c, dice + c / 100) for c in (1, 2)]
+    rows += [("D", "full", 10, "better", 2, case, 1, 0.0) for case in range(12)]  # a seed that the reference lacks
+    dice = pd.DataFrame(rows, columns=["dataset", "size", "steps", "arm", "seed", "case", "class", "dice"])
+    curves = pd.DataFrame(
+        {"dataset": "D", "size": "full", "steps": 10, "arm": ["nnUNetTrainer", "better"], "seconds": [2.0, 3.0]}
+    )
+    (table,) = report.summarise(dice.sample(frac=1, random_state=0), curves).values()
+    table = table.set_index("arm").loc["better"]
+    assert float(table["difference"]) == pytest.approx(np.mean(truth), abs=0.006)
+    low, high = map(float, table["95 % interval (cases)"].split(" to "))
+    assert 0 < low < np.mean(truth) < high
+    assert [float(d) for d in table["by seed"].split(", ")] == pytest.approx(
+        [np.mean(truth[:12]), np.mean(truth[12:])], abs=0.06
+    )
+    assert table["seeds"] == 2 and table["time"] == "1.50"
+
+
+def test_every_arm_is_a_trainer_that_differs_from_its_base_only_as_it_says():
+    import arms
+
+    for name, (base, differences) in arms.ARMS.items():
+        trainer = getattr(arms, f"Study{name}")
+        assert issubclass(trainer, base) and issubclass(trainer, arms.Short)
+        assert all(getattr(trainer, key) == value and hasattr(base, key) for key, value in differences.items())
+    with pytest.raises(AttributeError):
+        arms.StudyUnknown  # noqa: B018
+
+
+def test_scarce_folds_have_the_same_validation_cases_and_a_twentieth_for_training():
+    import study
+
+    fold = {"train": [f"t{i}" for i in range(100)], "val": ["v0", "v1"]}
+    folds = study.scarce_folds(fold)
+    assert len({tuple(f["train"]) for f in folds}) == len(folds) == study.MOST_SEEDS
+    for f in folds:
+        assert f["val"] == fold["val"] and len(f["train"]) == 5 and set(f["train"]) <= set(fold["train"])
+    assert folds == study.scarce_folds({**fold, "train": fold["train"][::-1]})
+
+
+def test_the_configuration_is_the_planned_one_made_smaller():
+    import study
+
+    planned = {
+        "patch_size": [256, 224],
+        "spacing": [1.5, 1.5],
+        "architecture": {
+            "arch_kwargs": {
+                "n_stages": 7,
+                "features_per_stage": [32, 64, 128, 256, 512, 512, 512],
+                "kernel_sizes": [[3, 3]] * 7,
+                "strides": [[1, 1]] + [[2, 2]] * 6,
+                "n_conv_per_stage": [2] * 7,
+                "n_conv_per_stage_decoder": [2] * 6,
+            }
+        },
+    }
+    small = study.study_configuration(planned)
+    kwargs = small["architecture"]["arch_kwargs"]
+    assert small["patch_size"] == [96, 96] and small["spacing"] == [3, 3]
+    assert kwargs["features_per_stage"] == [16, 32, 64, 128, 256] and kwargs["n_stages"] == 5
+    assert len(kwargs["n_conv_per_stage_decoder"]) == 4
+    assert planned["architecture"]["arch_kwargs"]["n_stages"] == 7
+
+
+def test_planted_lines_are_as_thin_as_a_pixel():
+    from planted import make_case
+
+    image, labels = make_case(0)
+    assert image.shape == labels.shape and 0.02 < labels.mean() < 0.2
+    # no 3 × 3 block is all line: at a quarter of the resolution nothing is left of it
+    blocks = np.lib.stride_tricks.sliding_window_view(labels, (1, 3, 3)).all(axis=(-1, -2, -3))
+    assert blocks.mean() < 0.005
+    assert image[labels == 1].mean() > image[labels == 0].mean() + 0.5
+    assert (make_case(0)[0] == image).all() and (make_case(1)[0] != image).any()
