@@ -82,6 +82,7 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
 def draw_weights(weights: pd.DataFrame) -> Figure:
     """Weights at the end of the trainings as a heat map of arm × map, relative to equal weights of all maps but z_0."""
     table = weights.groupby(["arm", "map"], sort=False)["weight"].mean().unstack("map")
+    table = table.div(table.sum(axis=1), axis=0)
     others = table.drop(columns="z_0")
     relative = others.div(others.sum(axis=1), axis=0) * others.shape[1]
     figure = Figure(figsize=(2 + 0.62 * len(relative.columns), 1.6 + 0.4 * len(relative)), layout="constrained")
