@@ -40,20 +40,20 @@ def measure_alignment(
         )
         with torch.no_grad():
             length = norm(gradients)
-            if not (length > 0 and length.isfinite()):
-                return torch.zeros(len(loss.maps), device=data.device)
+            usable = length.isfinite() & (length > 0)
             h = step * norm(moved)
             before = [p.clone() for p in moved]
             losses = []
             try:
                 for sign in (1, -1):
                     for p, old, g in zip(moved, before, gradients, strict=True):
-                        p.copy_(old + sign * h / length * g)
+                        p.copy_(torch.where(usable, old + sign * h / length * g, old))
+                    # also where it is of no use: under DDP the other ranks wait for these sums
                     losses.append(loss.losses(network(data[second]), target[second]))
             finally:
                 for p, old in zip(moved, before, strict=True):
                     p.copy_(old)
-            return (losses[0] - losses[1]) / (2 * h)
+            return torch.where(usable, (losses[0] - losses[1]) / (2 * h), 0.0)
 
 
 def norm(tensors) -> Tensor:

@@ -37,7 +37,9 @@ class SamplingLoMixLoss(LoMixLoss):
         self.register_buffer("last_losses", torch.zeros(len(self.maps)))
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
-        if not torch.is_grad_enabled() or self.rule.steps == 0:
+        if not torch.is_grad_enabled():
+            return super().forward(outputs, target)
+        if self.rule.steps == 0:
             losses = self.losses(outputs, target)
             self.last_losses.copy_(self.observed(losses))
             return self.weigh(losses)

@@ -212,3 +212,16 @@ def test_barrier_begins_with_finite_weights_on_any_losses():
     rule.observe(torch.tensor([0.0, 1e-9, 1.0, 1e30]))
     assert rule.theta.isfinite().all() and rule.weights().sum().item() == pytest.approx(1)
     assert rule.objective(torch.tensor([0.0, 1e-9, 1.0, 1e3])).isfinite()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_step_that_went_wrong_leaves_finite_weights(name):
+    """Under mixed precision some steps overflow; nnU-Net's gradient scaler skips them."""
+    wrong = torch.tensor([1.0, float("nan"), float("inf"), 0.5])
+    for losses in ([wrong, LOSSES[:4]], [LOSSES[:4], wrong]):
+        rule = RULES[name](4, 0.0)
+        for values in losses:
+            rule.align(values)
+            rule.observe(values)
+        rule.progress = 0.5
+        assert rule.weights().isfinite().all()

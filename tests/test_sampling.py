@@ -75,7 +75,10 @@ def test_the_sample_depends_on_the_step_alone():
 
 def test_without_gradient_all_maps_count():
     sampling, full = both(sampled_mutants=1)
+    known = sampling.last_losses.clone()
     with torch.no_grad():
+        sampling([2 * z for z in outputs()], TARGET)
+        assert torch.equal(sampling.last_losses, known)  # validation isn't what the rule learns from
         assert sampling(outputs(), TARGET).item() == pytest.approx(full(outputs(), TARGET).item())
 
 

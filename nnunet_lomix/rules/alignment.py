@@ -27,6 +27,7 @@ class Alignment(WeightingRule):
         self.register_buffer("mean_alignment", torch.ones(num_maps))
 
     def align(self, alignment: Tensor):
+        alignment = alignment.where(alignment.isfinite(), self.mean_alignment)
         # the first measurement takes the place of the initial ones
         self.mean_alignment.lerp_(alignment, 1 - self.momentum) if self.steps else self.mean_alignment.copy_(alignment)
 

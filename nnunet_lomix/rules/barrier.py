@@ -31,7 +31,8 @@ class Barrier(WeightingRule):
     @torch.no_grad()
     def observe(self, losses: Tensor):
         if self.steps == 0:
-            self.theta.copy_((self.beta / losses.clamp_min(self.least_loss)).log())
+            losses = losses.nan_to_num(nan=1.0, posinf=1e4).clamp_min(self.least_loss)
+            self.theta.copy_((self.beta / losses).log())
         super().observe(losses)
 
     def raw(self) -> Tensor:

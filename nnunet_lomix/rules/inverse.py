@@ -26,7 +26,7 @@ class Inverse(WeightingRule):
         self.register_buffer("mean_losses", torch.ones(num_maps))
 
     def observe(self, losses: Tensor):
-        losses = losses.clamp_min(self.least_loss)
+        losses = losses.where(losses.isfinite(), self.mean_losses).clamp_min(self.least_loss)
         self.mean_losses.lerp_(losses, 1 - self.momentum) if self.steps else self.mean_losses.copy_(losses)
         super().observe(losses)
 
