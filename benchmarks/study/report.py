@@ -15,7 +15,9 @@ def write_report(folder: Path):
     """Write ``table.md``, ``curves.png`` and ``weights.png`` beside the CSV files, and print the table."""
     dice, curves, weights = (pd.read_csv(folder / f"{name}.csv") for name in ("dice", "curves", "weights"))
     tables = summarise(dice, curves)
-    text = "\n".join(f"### {title}\n\n{table.to_markdown(index=False)}\n" for title, table in tables.items())
+    text = "\n".join(
+        f"### {title}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n" for title, table in tables.items()
+    )
     (folder / "table.md").write_text(text)
     draw_curves(curves).savefig(folder / "curves.png", dpi=110)
     if "Dataset900_Planted" in set(weights["dataset"]):
