@@ -40,11 +40,11 @@ def results(backend, sizes, classes, **kwargs):
 @pytest.mark.parametrize(
     "sizes, classes, kwargs",
     [
-        ([(5, 7), (3, 4), (2, 2)], 3, {}),
+        ([(5, 7), (3, 4), (2, 2)], 3, {"operators": ("add", "multiply", "concat")}),
         ([(5, 7), (3, 4)], 3, {"ignore_label": 3, "batch_dice": True}),
-        ([(3, 5, 3), (3, 3, 2), (1, 2, 1)], 2, {"regions": True}),
+        ([(3, 4, 2), (3, 2, 2), (1, 2, 1)], 2, {"regions": True, "operators": ("fusion",)}),
         ([(5, 7), (3, 4)], 1, {"regions": True, "ignore_label": 1}),
-        ([(4, 3), (2, 3), (2, 1), (1, 1), (1, 1)], 17, {"operators": ("multiply", "fusion")}),
+        ([(4, 3), (2, 3), (2, 1)], 17, {"operators": ("multiply", "fusion")}),
         ([(6, 1), (3, 1)], 4, {"operators": ()}),
     ],
 )
