@@ -21,14 +21,15 @@ def measure_alignment(
         network: gives the outputs that ``loss`` takes. Its parameters are moved and put back exactly.
         loss: the loss.
         data, target: a batch; the target is at full resolution.
-        held_out: ∇L_0 on the first half of the batch, ∇L_i on the second, if there are two samples.
+        held_out: ∇L_0 on every other sample of the batch, ∇L_i on those between, if there are two.
         step: length of h u, relative to the length of the parameters.
 
     Returns:
         ``(len(loss.maps),)``, detached; zero where ∇L_0 is zero or not finite.
     """
-    half = len(data) // 2 if held_out else 0
-    first, second = (slice(None, half), slice(half, None)) if half else (slice(None), slice(None))
+    # every other sample, as nnU-Net's last samples of a batch are those with foreground
+    apart = held_out and len(data) > 1
+    first, second = (slice(0, None, 2), slice(1, None, 2)) if apart else (slice(None), slice(None))
     parameters = [p for p in network.parameters() if p.requires_grad]
     with full_precision(data.device.type):
         with torch.enable_grad():

@@ -41,19 +41,27 @@ class SamplingLoMixLoss(LoMixLoss):
             return super().forward(outputs, target)
         if self.rule.steps == 0:
             losses = self.losses(outputs, target)
-            self.last_losses.copy_(self.observed(losses))
+            self.remember(slice(None), losses)
             return self.weigh(losses)
         factors = self.draw(self.rule.steps)
         chosen = factors.nonzero()[:, 0]
         losses = self.losses(outputs, target, [self.maps[i] for i in chosen.tolist()])
-        self.last_losses[chosen] = self.observed(losses).to(self.last_losses.dtype)
-        self.observe(self.last_losses)
-        return self.with_objective((factors[chosen] * losses).sum(), self.last_losses)
+        self.remember(chosen, losses)
+        known = self.last_losses.clone()
+        self.observe(known)
+        return self.with_objective((factors[chosen] * losses).sum(), known)
+
+    def remember(self, chosen: Tensor | slice, losses: Tensor):
+        """Those that are finite."""
+        new, old = self.observed(losses).to(self.last_losses.dtype), self.last_losses[chosen]
+        self.last_losses[chosen] = new.where(new.isfinite(), old)
 
     def draw(self, step: int) -> Tensor:
         """What the loss of each map is multiplied with at a step, ``(len(self.maps),)``: 0 if it isn't evaluated."""
         factors = self.weights()
         mutants = factors[self.num_scales :]
+        if not mutants.any():  # a rule may give them nothing, as fade_in at its start
+            return factors
         generator = torch.Generator().manual_seed(step)
         drawn = torch.multinomial(mutants.cpu(), self.sampled_mutants, replacement=True, generator=generator)
         counts = torch.bincount(drawn, minlength=len(mutants)).to(mutants)

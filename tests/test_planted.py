@@ -72,4 +72,3 @@ def test_rules_that_learn_nothing_or_only_fade_fail():
     assert (train("equal") == 0.2).all()
     softplus, long = train("softplus"), train("softplus", steps=4000)
     assert softplus.sum() < 5 * 0.6931 and long.max() < 0.1  # all fade, the helpful map too
-    assert not torch.allclose(train("softplus", steps=1, scale=10.0), train("softplus", steps=400), rtol=0.1)

@@ -24,26 +24,32 @@ def test_differences_are_paired_by_case_and_seed():
 
     rng = np.random.default_rng(0)
     rows, truth = [], []
-    for seed in (0, 1):
-        for case in range(12):
-            base, gain = rng.uniform(0.5, 0.9), rng.normal(0.02, 0.01)
+    for seed in (0, 1, 2):
+        for case in range(24):
+            base, gain = rng.uniform(0.5, 0.9), rng.normal(0.02 + seed / 100, 0.01)
             truth.append(100 * gain)
             for arm, dice in (("nnUNetTrainer", base), ("better", base + gain)):
-                rows += [("D", "full", 10, arm, seed, case, c, dice + c / 100) for c in (1, 2)]
-    rows += [("D", "full", 10, "better", 2, case, 1, 0.0) for case in range(12)]  # a seed that the reference lacks
+                rows += [
+                    ("D", "full", 10, arm, seed, f"p{case // 2}_frame0{case % 2}", c, dice + c / 100) for c in (1, 2)
+                ]
+    rows += [
+        ("D", "full", 10, "better", 3, f"p{c}_frame00", 1, 0.0) for c in range(12)
+    ]  # nnUNetTrainer lacks this seed
     dice = pd.DataFrame(rows, columns=["dataset", "size", "steps", "arm", "seed", "case", "class", "dice"])
-    curves = pd.DataFrame(
-        {"dataset": "D", "size": "full", "steps": 10, "arm": ["nnUNetTrainer", "better"], "seconds": [2.0, 3.0]}
-    )
+    arms = ["nnUNetTrainer", "better"]
+    curves = pd.DataFrame({"dataset": "D", "size": "full", "steps": 10, "arm": arms, "seconds": [2.0, 3.0]})
     (table,) = report.summarise(dice.sample(frac=1, random_state=0), curves).values()
     table = table.set_index("arm").loc["better"]
     assert float(table["difference"]) == pytest.approx(np.mean(truth), abs=0.006)
-    low, high = map(float, table["95 % interval (cases)"].split(" to "))
-    assert 0 < low < np.mean(truth) < high
-    assert [float(d) for d in table["by seed"].split(", ")] == pytest.approx(
-        [np.mean(truth[:12]), np.mean(truth[12:])], abs=0.06
-    )
-    assert table["seeds"] == 2 and table["time"] == "1.50"
+    by_seed = np.reshape(truth, (3, 24)).mean(1)
+    assert [float(d) for d in table["by seed"].split(", ")] == pytest.approx(by_seed, abs=0.06)
+    assert table["seeds"] == 3 and table["time"] == "1.50"
+    # wider than over cases alone, since seeds differ, but between the seeds
+    low, high = map(float, table["95 % interval"].split(" to "))
+    assert by_seed.min() - 0.5 < low < np.mean(truth) - 0.5 and np.mean(truth) + 0.5 < high < by_seed.max() + 0.5
+
+    alone = report.summarise(dice[dice["seed"] == 0], curves)
+    assert next(iter(alone.values())).set_index("arm").loc["better", "95 % interval"] == ""
 
 
 def test_every_arm_is_a_trainer_that_differs_from_its_base_only_as_it_says():

@@ -34,6 +34,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         rule: name of the weighting rule.
         share: guaranteed share of ``z_0`` in the weights.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
+        backend: how the loss is computed: "plain", "lean" or "fused"; None for what needs little memory.
         distillation: factor of a further term, by which the best map teaches ``z_0``; 0 for none.
         sampled_mutants: how many mutants a step evaluates, drawn by weight; None for all. Not with distillation.
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
@@ -47,6 +48,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
     share = 0.5
     weight_ce = 1.0
     weight_dice = 1.0
+    backend: str | None = None
     distillation = 0.0
     sampled_mutants: int | None = None
     weights_lr = 1e-2
@@ -101,7 +103,9 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         make = LoMixLoss
         if self.distillation:
             make = partial(DistillingLoMixLoss, distillation=self.distillation)
-        elif self.sampled_mutants:
+        if self.distillation and self.sampled_mutants:
+            raise SystemExit(f"{type(self).__name__}: set either distillation or sampled_mutants, not both.")
+        if self.sampled_mutants:
             make = partial(SamplingLoMixLoss, sampled_mutants=self.sampled_mutants)
         try:
             loss = make(
@@ -117,6 +121,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
                 weight_ce=self.weight_ce,
                 weight_dice=self.weight_dice,
                 ddp=self.is_ddp,
+                backend=self.backend,
             )
         except ValueError as error:
             raise SystemExit(f"{type(self).__name__}: {error}.") from None

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import bootstrap
 
 REFERENCE = "nnUNetTrainer"
 GROUP = ["dataset", "size", "steps"]
@@ -28,8 +27,8 @@ def write_report(folder: Path):
 def summarise(dice: pd.DataFrame, curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A table for each dataset, size and number of steps: every arm against nnUNetTrainer, on the seeds both have.
 
-    A case counts with the mean over its classes and over the seeds; the interval is a BCa bootstrap over cases. How
-    much the difference varies from seed to seed stands beside it. Time is the median time of an epoch.
+    A case counts with the mean over its classes. The interval is a bootstrap over patients and seeds, both drawn anew; with
+    fewer than three seeds there is none. Time is the median time of an epoch.
     """
     tables = {}
     for key, group in dice.groupby(GROUP, sort=False):
@@ -45,19 +44,34 @@ def summarise(dice: pd.DataFrame, curves: pd.DataFrame) -> dict[str, pd.DataFram
 def row(cases: pd.DataFrame, arm: str, seconds: pd.Series) -> dict:
     """An arm of a table; ``cases`` has a row for each arm and seed and a column for each case."""
     theirs = cases.loc[REFERENCE]
-    ours = cases.loc[arm].reindex(theirs.index).dropna()
+    ours = cases.loc[arm].reindex(theirs.index).dropna().sort_index()
+    theirs = theirs.loc[ours.index]
     result = {"arm": arm, "seeds": len(ours), "Dice": f"{100 * ours.to_numpy().mean():.2f}"}
     if arm == REFERENCE:
-        return result | {"difference": "", "95 % interval (cases)": "", "by seed": "", "time": "1.00"}
-    differences = 100 * (ours - theirs.loc[ours.index]).sort_index()
-    by_case = differences.mean(axis=0).to_numpy()
-    low, high = bootstrap((by_case,), np.mean, rng=np.random.default_rng(0)).confidence_interval
+        return (
+            result | dict.fromkeys(("nnUNetTrainer", "difference", "95 % interval", "by seed"), "") | {"time": "1.00"}
+        )
+    differences = 100 * (ours - theirs)
     return result | {
-        "difference": f"{by_case.mean():+.2f}",
-        "95 % interval (cases)": f"{low:+.2f} to {high:+.2f}",
+        "nnUNetTrainer": f"{100 * theirs.to_numpy().mean():.2f}",
+        "difference": f"{differences.to_numpy().mean():+.2f}",
+        "95 % interval": interval(differences) if len(differences) >= 3 else "",
         "by seed": ", ".join(f"{d:+.1f}" for d in differences.mean(axis=1)),
         "time": f"{seconds[arm] / seconds[REFERENCE]:.2f}",
     }
+
+
+def interval(differences: pd.DataFrame, draws: int = 10_000) -> str:
+    """Percentiles of the mean of differences (seeds × cases) over redrawn seeds and redrawn patients.
+
+    Several cases of a patient (ACDC: two frames) are drawn together.
+    """
+    by_patient = differences.T.groupby(differences.columns.str.replace(r"_frame\d+$", "", regex=True)).mean().T
+    rng = np.random.default_rng(0)
+    seeds, patients = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in by_patient.shape)
+    means = ((seeds @ by_patient.to_numpy()) * patients).sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return f"{low:+.2f} to {high:+.2f}"
 
 
 def draw_curves(curves: pd.DataFrame) -> Figure:
@@ -86,7 +100,7 @@ def draw_weights(weights: pd.DataFrame) -> Figure:
     table = weights.groupby(["arm", "map"], sort=False)["weight"].mean().unstack("map")
     table = table.div(table.sum(axis=1), axis=0)
     others = table.drop(columns="z_0")
-    relative = others.div(others.sum(axis=1), axis=0) * others.shape[1]
+    relative = others.div(others.mean(axis=1), axis=0)
     figure = Figure(figsize=(2 + 0.62 * len(relative.columns), 1.6 + 0.4 * len(relative)), layout="constrained")
     ax = figure.subplots()
     image = ax.imshow(relative, cmap="RdBu", vmin=0, vmax=2, aspect="auto")

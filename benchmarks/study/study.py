@@ -38,7 +38,7 @@ SLIMMING = 2
 PIXELS = 16 * 56 * 40  # of a batch
 MAX_PATCH = 96
 COARSE_ABOVE = 128  # pixels of a planned patch; a larger one gets twice the spacing
-TABLES = ("dice", "curves", "weights")
+TABLES = ("curves", "weights", "dice")  # dice last: a run that is in it is finished
 KEY = ["dataset", "size", "arm", "seed", "steps"]
 
 
@@ -62,6 +62,8 @@ class Run:
 @click.option("--jobs", default=2, show_default=True, help="runs side by side, one core each on a CPU")
 @click.option("--device", default="cpu", show_default=True)
 def main(data, out, datasets, arms, sizes, seeds, steps, jobs, device):
+    if not all(seed.isdecimal() and int(seed) < MOST_SEEDS for seed in seeds.split(",")):
+        raise click.UsageError(f"--seeds takes numbers below {MOST_SEEDS}, separated by commas, got {seeds!r}.")
     study = Study(out.absolute(), device)
     prepared = [
         study.prepare(folder) for folder in raw_datasets(data, study.raw, datasets.split(",") if datasets else ())
@@ -210,7 +212,7 @@ def scarce_folds(fold: dict) -> list[dict]:
 
 
 def read_run(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Dice of each case and class, the epochs, and the weights at the end of a training."""
+    """The epochs, the weights at the end of a training, and the Dice of each case and class."""
     summary = json.loads((folder / "validation" / "summary.json").read_text())
     dice = pd.DataFrame(
         [
@@ -236,7 +238,7 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     )
     history = folder / "lomix_weights.csv"
     last = pd.read_csv(history).drop(columns="epoch").iloc[-1] if history.is_file() else pd.Series(dtype=float)
-    return dice, curves, pd.DataFrame({"map": last.index, "weight": last.to_numpy()})
+    return curves, pd.DataFrame({"map": last.index, "weight": last.to_numpy()}), dice
 
 
 if __name__ == "__main__":

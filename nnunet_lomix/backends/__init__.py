@@ -21,12 +21,6 @@ MOST_VALUES_FOR_PLAIN = 2**25  # of all maps together: half a gigabyte of memory
 
 
 def fastest(outputs, target, mixers, terms) -> Statistics:
-    """Fused on CUDA; elsewhere plain as long as it needs little memory, else lean."""
+    """Plain as long as it needs little memory, else lean. Not fused: no GPU has run it yet."""
     values = outputs[0].numel() * len(mixers)
-    return BACKENDS[name_of_fastest(outputs[0].device.type, values)](outputs, target, mixers, terms)
-
-
-def name_of_fastest(device_type: str, values: int) -> str:
-    if device_type == "cuda":
-        return "fused"
-    return "plain" if values <= MOST_VALUES_FOR_PLAIN else "lean"
+    return BACKENDS["plain" if values <= MOST_VALUES_FOR_PLAIN else "lean"](outputs, target, mixers, terms)

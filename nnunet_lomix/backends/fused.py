@@ -7,6 +7,7 @@ before they are used for a kind of maps they are compared with the lean backend 
 
 import logging
 import os
+from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
 
@@ -51,15 +52,21 @@ def unsupported(outputs, mixers, terms) -> str | None:
         return f"there is no kernel for {', '.join(sorted(others))}"
     if torch.are_deterministic_algorithms_enabled():
         return "deterministic algorithms are asked for"
-    maps = tuple((type(mix), subset) for mix, subset in mixers)
-    return check(maps, outputs[0].shape[1], isinstance(terms, RegionTerms), terms.ignores, device)
+    # not the maps themselves: a sample of mutants is another one at every step
+    kinds = tuple(kind for kind in (Add, Multiply, Concat, Fusion) if any(type(mix) is kind for mix, _ in mixers))
+    scales = len({j for _, subset in mixers for j in subset})
+    return check(kinds, scales, outputs[0].shape[1], isinstance(terms, RegionTerms), terms.ignores, device)
 
 
 @cache
-def check(maps: tuple, classes: int, regions: bool, ignore: bool, device: torch.device) -> str | None:
+def check(
+    kinds: tuple[type, ...], scales: int, classes: int, regions: bool, ignore: bool, device: torch.device
+) -> str | None:
     """Compare the kernels with the lean backend on a small random example; says what is wrong, if anything."""
     generator = torch.Generator().manual_seed(0)
-    mixers = [(kind() if kind is Original else kind(classes, len(subset)), subset) for kind, subset in maps]
+    mixers = [(Original(), (j,)) for j in range(scales)]
+    subsets = {tuple(range(scales)), tuple(range(0, scales, 2)), tuple(range(scales - 1))}
+    mixers += [(kind(classes, len(c)), c) for kind in kinds for c in sorted(subsets) if len(c) > 1]
     for mix, _ in mixers:
         for p in mix.parameters():
             torch.nn.init.normal_(p, std=0.3, generator=generator)
@@ -68,16 +75,15 @@ def check(maps: tuple, classes: int, regions: bool, ignore: bool, device: torch.
     labels = torch.randint(classes + ignore, (2, 1, 9), generator=generator)
     target = torch.nn.functional.one_hot(labels[:, 0], terms.channels(classes)).mT if regions else labels
     truth = terms.truth(terms.prepare(target.to(device), classes, torch.float32))
-    used = sorted({j for _, subset in mixers for j in subset})
-    scales = {j: torch.randn(2, classes, 9, generator=generator).to(device) for j in used}
+    z = {j: torch.randn(2, classes, 9, generator=generator).to(device) for j in range(scales)}
     try:
         results = []
         for engine in (LeanMaps(mixers, terms), FusedMaps(mixers, terms)):
-            s = engine.statistics(scales, truth)
-            results.append([*vars(s).values(), *sum(engine.pull(scales, truth, s), [])])
+            s = engine.statistics(z, truth)
+            results.append([*vars(s).values(), *sum(engine.pull(z, truth, s), [])])
+        errors = [((a - b).abs().max() / a.abs().max().clamp_min(1e-3)).item() for a, b in zip(*results, strict=True)]
     except Exception as error:  # whatever a driver or compiler says: training goes on without the kernels
         return f"the kernels failed on this device ({type(error).__name__}: {error})"
-    errors = [(a - b).abs().max() / a.abs().max().clamp_min(1e-3) for a, b in zip(*results, strict=True)]
     if all(error < TOLERANCE for error in errors):  # false for NaN
         return None
     return f"the kernels are wrong by up to {max(errors):.1%} on this device"
@@ -131,10 +137,12 @@ class FusedMaps(LeanMaps):
         labels, y, valid = (
             z if t is None else t.contiguous() for t in (truth.labels, truth.y if regions else None, truth.valid)
         )
-        kernel[(-(-pixels // block), batch)](
-            z, labels, y, valid, *table, *packed, *more, len(self.mixers), batch, classes, pixels, scales,
-            SP=padded_scales, BC=padded_classes, P=block, REGIONS=regions, VALID=truth.valid is not None, num_warps=8,
-        )  # fmt: skip
+        with torch.cuda.device(z.device) if z.is_cuda else nullcontext():
+            kernel[(-(-pixels // block), batch)](
+                z, labels, y, valid, *table, *packed, *more, len(self.mixers), batch, classes, pixels, scales,
+                SP=padded_scales, BC=padded_classes, P=block, REGIONS=regions, VALID=truth.valid is not None,
+                num_warps=8,
+            )  # fmt: skip
 
     def _packed(self, z: Tensor) -> list[Tensor]:
         """Weights, biases of concat ``(R, C, S, C)``, ``(R, C)`` and fusion ``(R, S, C)``, ``(R, S)``, padded by 0."""
