@@ -27,8 +27,8 @@ def write_report(folder: Path):
 def summarise(dice: pd.DataFrame, curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A table for each dataset, size and number of steps: every arm against nnUNetTrainer, on the seeds both have.
 
-    A case counts with the mean over its classes. The interval is a bootstrap over patients and seeds, both drawn anew; with
-    fewer than three seeds there is none. Time is the median time of an epoch.
+    A case counts with the mean over its classes. The interval is a bootstrap over patients and seeds, both drawn anew;
+    with fewer than three seeds there is none. Time is the median time of an epoch.
     """
     tables = {}
     for key, group in dice.groupby(GROUP, sort=False):
