@@ -101,7 +101,7 @@ def test_the_network_is_nnunets_to_the_last_bit(make):
     assert_same([*stock.network(data)], [*ours.network(data)])
 
 
-@pytest.mark.parametrize("rule", ["barrier", "inverse", "alignment_held_out"])
+@pytest.mark.parametrize("rule", ["barrier", "alignment_held_out"])
 def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(make, monkeypatch, rule):
     monkeypatch.setattr(LoMixTiny, "rule", rule)
     monkeypatch.setattr(Alignment, "alignment_every", 3)  # once before and once after the interruption
