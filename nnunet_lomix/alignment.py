@@ -1,4 +1,4 @@
-"""How much the gradient of each map helps ``z_0``, for the price of about two training steps."""
+"""How much the gradient of each map helps ``z_0``, for the price of a few passes through the network."""
 
 import torch
 from torch import Tensor, nn

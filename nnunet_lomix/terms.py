@@ -65,6 +65,11 @@ class Statistics:
     volume: Tensor
 
     @classmethod
+    def zeros(cls, num_maps: int, z: Tensor) -> "Statistics":
+        """Sums to add to, for logits like ``z``, ``(B, C, …)``."""
+        return cls(z.new_zeros(num_maps), *(z.new_zeros(num_maps, *z.shape[:2]) for _ in range(2)))
+
+    @classmethod
     def stack(cls, of_maps: "Sequence[Statistics]") -> "Statistics":
         return cls(*(torch.stack([getattr(s, field) for s in of_maps]) for field in cls.__dataclass_fields__))
 

@@ -62,6 +62,15 @@ def test_several_parts(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+def test_another_sample_of_mutants_is_not_another_check():
+    loss = LoMixLoss(2, 3, ("add", "multiply"), backend="fused")
+    z = [torch.randn(1, 2, n, n) for n in (4, 2, 1)]
+    target = torch.zeros(1, 1, 4, 4)
+    for last in (-1, -2):
+        loss.losses(z, target, [*loss.maps[:4], loss.maps[last]])
+    assert fused.check.cache_info().misses == 1
+
+
 @pytest.mark.parametrize("reason", ["Subtract", "deterministic", "float64", "the kernels failed", "wrong by", "device"])
 def test_falls_back_to_lean_and_says_why_once(reason, monkeypatch, caplog):
     operators, dtype = ("add",), torch.float32

@@ -1,5 +1,7 @@
 """The whole loss against the oracle, over backends, shapes, operators and dtypes."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from nnunet_lomix import LoMixLoss
+from nnunet_lomix.backends import lean
 from nnunet_lomix.loss import DEFAULT_OPERATORS
 from nnunet_lomix.operators import OPERATORS
 
@@ -118,16 +121,18 @@ def test_losses_weights_and_total_equal_the_oracle(backend, case):
     np.testing.assert_allclose(total.item(), weights @ expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["lean"])
-@settings(max_examples=60, deadline=None, derandomize=True)
+# a pixel at a time, some rows at a time, some samples at a time, and all at once; one map, some, and all
+@pytest.mark.parametrize("part, group", [(1, 1), (50, 200), (10**6, 10**6)])
+@settings(max_examples=40, deadline=None, derandomize=True)
 @example(case=FIVE_SCALES)
 @given(case=cases())
-def test_gradients_of_a_backend_equal_those_of_plain(name, case):
+def test_lean_equals_plain_in_parts_of_any_size(part, group, case):
     gradients = []
-    for backend in ("plain", name):
+    for backend in ("plain", "lean"):
         loss, *arrays = build(case, backend)
         outputs, target = tensors(*arrays)
-        loss(outputs, target).backward()
+        with mock.patch.object(lean, "PART", {"cpu": part}), mock.patch.object(lean, "GROUP", {"cpu": group}):
+            loss(outputs, target).backward()
         gradients.append({str(i): z.grad for i, z in enumerate(outputs)})
         gradients[-1].update({k: p.grad for k, p in loss.named_parameters()})
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)

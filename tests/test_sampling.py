@@ -86,3 +86,27 @@ def test_without_gradient_all_maps_count():
 def test_size_of_the_sample_out_of_range(n):
     with pytest.raises(ValueError, match="between 1 and the 16 mutants"):
         SamplingLoMixLoss(3, 3, sampled_mutants=n)
+
+
+@pytest.mark.parametrize("rule, share", [("fade_in", 0.5), ("barrier", 1.0)])
+def test_mutants_without_weight_are_not_drawn(rule, share):
+    sampling = SamplingLoMixLoss(3, 3, rule=rule, share=share, sampled_mutants=4).double()
+    for _ in range(3):
+        value = sampling(outputs(), TARGET)
+        assert value.item() == pytest.approx(sampling.losses(outputs(), TARGET)[0].item())
+
+
+def test_a_step_that_overflows_is_forgotten():
+    sampling, _ = both(sampled_mutants=8)
+    sampling([z * float("inf") for z in outputs()], TARGET)
+    assert sampling.last_losses.isfinite().all()
+    value = sampling(outputs(), TARGET)
+    value.backward()
+    assert value.isfinite() and sampling.rule.theta.grad.isfinite().all()
+
+
+def test_two_steps_before_one_backward_pass():
+    sampling = SamplingLoMixLoss(3, 3, rule="normalised", sampled_mutants=4).double()
+    sampling(outputs(), TARGET)
+    (sampling(outputs(), TARGET) + sampling(outputs(), TARGET)).backward()
+    assert sampling.rule.theta.grad.isfinite().all()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
 
@@ -61,6 +62,21 @@ def test_every_arm_is_a_trainer_that_differs_from_its_base_only_as_it_says():
         assert all(getattr(trainer, key) == value and hasattr(base, key) for key, value in differences.items())
     with pytest.raises(AttributeError):
         arms.StudyUnknown  # noqa: B018
+
+
+@pytest.mark.parametrize("option", ["--arms", "--sizes", "--datasets"])
+def test_a_name_with_a_typo_gets_one_sentence(option, tmp_path):
+    import study
+
+    result = CliRunner().invoke(study.main, ["--out", str(tmp_path), option, "nnUNetTrainr"])
+    assert result.exit_code == 2 and "unknown nnUNetTrainr; choose from" in result.output
+
+
+def test_a_seed_without_a_scarce_fold_is_refused(tmp_path):
+    import study
+
+    result = CliRunner().invoke(study.main, ["--out", str(tmp_path), "--seeds", str(study.MOST_SEEDS)])
+    assert result.exit_code == 2 and "--seeds takes numbers below" in result.output
 
 
 def test_scarce_folds_have_the_same_validation_cases_and_a_twentieth_for_training():

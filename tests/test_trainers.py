@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -308,6 +309,23 @@ def test_the_best_map_may_teach(make):
     train_steps(alone, 2)
     weights = [t.network.decoder.seg_layers[-1].weight for t in (taught, alone)]
     assert not torch.equal(*weights)
+
+
+def test_the_subclass_in_the_readme_trains(make):
+    code = re.search(r"```python\n(import torch\n.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.S)
+    names = {}
+    exec(code[1], names)
+    trainer = make(type("Tiny", (Tiny, names["nnUNetTrainerLoMixAdd"]), {}))
+    train_steps(trainer, 2)
+    assert (trainer.rule, trainer.share, len(trainer.loss.maps)) == ("alignment", 0.7, 3 + 2 * 4)
+
+
+def test_settings_that_exclude_each_other(make):
+    both = type("Both", (LoMixTiny,), {"distillation": 1.0, "sampled_mutants": 4})
+    with pytest.raises(SystemExit, match="either distillation or sampled_mutants"):
+        make(both)
+    with pytest.raises(SystemExit, match="between 1 and the 16 mutants, got 0"):
+        make(type("None_", (LoMixTiny,), {"sampled_mutants": 0}))
 
 
 def test_any_training_length_is_a_trainer(make):

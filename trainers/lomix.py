@@ -100,12 +100,12 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
                 f"{'only one' if self.enable_deep_supervision else 'deep supervision switched off'}: "
                 "train it with nnUNetTrainerNoDeepSupervision."
             )
+        if self.distillation and self.sampled_mutants:
+            raise SystemExit(f"{type(self).__name__}: set either distillation or sampled_mutants, not both.")
         make = LoMixLoss
         if self.distillation:
             make = partial(DistillingLoMixLoss, distillation=self.distillation)
-        if self.distillation and self.sampled_mutants:
-            raise SystemExit(f"{type(self).__name__}: set either distillation or sampled_mutants, not both.")
-        if self.sampled_mutants:
+        elif self.sampled_mutants is not None:
             make = partial(SamplingLoMixLoss, sampled_mutants=self.sampled_mutants)
         try:
             loss = make(
@@ -169,6 +169,8 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
     def _step_loss_optimizer(self, scale: float):
         """One step on the mean gradient of all ranks; none if it isn't finite, as the gradient scaler does."""
         gradients = [p.grad for p in self.loss.parameters() if p.grad is not None]
+        if not gradients:  # a sample of mutants without parameters, the same on all ranks
+            return
         flat = torch.cat([g.flatten() for g in gradients]) / scale
         if self.is_ddp:
             dist.all_reduce(flat)

@@ -1,5 +1,9 @@
-"""The study's table and pictures, from its CSV files."""
+"""The study's table and pictures, from its CSV files.
 
+python benchmarks/study/report.py benchmarks/study/results
+"""
+
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +22,9 @@ def write_report(folder: Path):
         f"### {title}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n" for title, table in tables.items()
     )
     (folder / "table.md").write_text(text)
-    draw_curves(curves).savefig(folder / "curves.png", dpi=110)
+    draw_curves(curves).savefig(folder / "curves.png", dpi=90)
     if "Dataset900_Planted" in set(weights["dataset"]):
-        draw_weights(weights[weights["dataset"] == "Dataset900_Planted"]).savefig(folder / "weights.png", dpi=110)
+        draw_weights(weights[weights["dataset"] == "Dataset900_Planted"]).savefig(folder / "weights.png", dpi=90)
     print(text)
 
 
@@ -48,12 +52,11 @@ def row(cases: pd.DataFrame, arm: str, seconds: pd.Series) -> dict:
     theirs = theirs.loc[ours.index]
     result = {"arm": arm, "seeds": len(ours), "Dice": f"{100 * ours.to_numpy().mean():.2f}"}
     if arm == REFERENCE:
-        return (
-            result | dict.fromkeys(("nnUNetTrainer", "difference", "95 % interval", "by seed"), "") | {"time": "1.00"}
-        )
+        empty = dict.fromkeys((REFERENCE, "difference", "95 % interval", "by seed"), "")
+        return result | empty | {"time": "1.00"}
     differences = 100 * (ours - theirs)
     return result | {
-        "nnUNetTrainer": f"{100 * theirs.to_numpy().mean():.2f}",
+        REFERENCE: f"{100 * theirs.to_numpy().mean():.2f}",
         "difference": f"{differences.to_numpy().mean():+.2f}",
         "95 % interval": interval(differences) if len(differences) >= 3 else "",
         "by seed": ", ".join(f"{d:+.1f}" for d in differences.mean(axis=1)),
@@ -110,3 +113,7 @@ def draw_weights(weights: pd.DataFrame) -> Figure:
     ax.set_yticks(range(len(relative)), [f"{arm}   z_0 {table.loc[arm, 'z_0']:.0%}" for arm in relative.index])
     figure.colorbar(image, label="weight (1: the mean of all but z_0)")
     return figure
+
+
+if __name__ == "__main__":
+    write_report(Path(sys.argv[1]))

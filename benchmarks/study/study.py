@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ from report import write_report
 from rich.progress import track
 
 TRAINERS_FOLDER = Path(__file__).parent / "study_trainers"
+sys.path.append(str(TRAINERS_FOLDER))
+
+from arms import ARMS  # noqa: E402
+
 SIZES = ("full", "scarce")
 SCARCE_FRACTION = 0.05
 EPOCHS = 10
@@ -65,8 +70,12 @@ def main(data, out, datasets, arms, sizes, seeds, steps, jobs, device):
     if not all(seed.isdecimal() and int(seed) < MOST_SEEDS for seed in seeds.split(",")):
         raise click.UsageError(f"--seeds takes numbers below {MOST_SEEDS}, separated by commas, got {seeds!r}.")
     study = Study(out.absolute(), device)
+    folders = raw_datasets(data, study.raw)
+    check_names("--datasets", datasets, folders)
+    check_names("--sizes", sizes, SIZES)
+    check_names("--arms", arms, ARMS)
     prepared = [
-        study.prepare(folder) for folder in raw_datasets(data, study.raw, datasets.split(",") if datasets else ())
+        study.prepare(f) for name, f in folders.items() if name in (datasets.split(",") if datasets else folders)
     ]
     runs = [
         Run(dataset, size, arm, int(seed), steps)
@@ -82,13 +91,19 @@ def main(data, out, datasets, arms, sizes, seeds, steps, jobs, device):
     write_report(out)
 
 
-def raw_datasets(data: Path | None, raw: Path, names) -> list[Path]:
-    """The folders of the datasets; the planted one is generated."""
-    folders = [f for f in sorted(data.glob("Dataset*"))] if data else []
+def check_names(option: str, given: str, known):
+    unknown = set(given.split(",")) - set(known) - {""}
+    if unknown:
+        raise click.UsageError(f"{option}: unknown {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
+
+
+def raw_datasets(data: Path | None, raw: Path) -> dict[str, Path]:
+    """The folders of the datasets by name; the planted one is generated."""
+    folders = sorted(data.glob("Dataset*")) if data else []
     planted = raw / "Dataset900_Planted"
     if not planted.is_dir():
         write_planted(planted)
-    return [f for f in [*folders, planted] if not names or f.name in names]
+    return {folder.name: folder for folder in [*folders, planted]}
 
 
 class Study:
@@ -113,7 +128,9 @@ class Study:
             **variables,
         }
         with log.open("w") as file:
-            subprocess.run(list(map(str, command)), env=environment, check=True, stdout=file, stderr=file)
+            failed = subprocess.run(list(map(str, command)), env=environment, stdout=file, stderr=file).returncode
+        if failed:
+            raise click.ClickException(f"{command[0]} failed; see {log}")
 
     def prepare(self, folder: Path) -> str:
         """Plan and preprocess a dataset, add the configuration and the scarce folds of the study; gives its name."""

@@ -109,11 +109,7 @@ class FusedMaps(LeanMaps):
         from nnunet_lomix.backends import kernels  # imports Triton, which not everybody has
 
         z = torch.stack(list(scales.values()))
-        sums = Statistics(
-            z.new_zeros(len(self.mixers)),
-            z.new_zeros(len(self.mixers), *z.shape[1:3]),
-            z.new_zeros(len(self.mixers), *z.shape[1:3]),
-        )
+        sums = Statistics.zeros(len(self.mixers), z[0])
         self._launch(kernels.statistics_kernel, z, truth, self._packed(z), list(vars(sums).values()))
         return sums
 

@@ -9,8 +9,6 @@ No GPU has run these kernels yet; the tests run them by Triton's interpreter.
 import triton
 import triton.language as tl
 
-ADD, MULTIPLY, CONCAT, FUSION = range(4)  # an original is a sum of one scale
-
 
 @triton.jit
 def _product(a, b):
@@ -71,7 +69,7 @@ def _attention(z, bits, weight, bias, row, C, S, SP: tl.constexpr, BC: tl.conste
 @triton.jit
 def _mix(z, operator, bits, row, concat_w, concat_b, fusion_w, fusion_b, C, S,
          SP: tl.constexpr, BC: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """A map (BC, P)."""
+    """A map (BC, P). Operators as numbered in fused.CODES; an original is a sum of one scale."""
     chosen = bits[:, None, None]
     if operator == 0:
         mixed = tl.sum(tl.where(chosen, z, 0.0), axis=0)

@@ -85,17 +85,15 @@ class Walk(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.target, ctx.maps, ctx.num_outputs = target, maps, num_outputs
         outputs = tensors[:num_outputs]
-        count, (batch, classes) = len(maps.mixers), outputs[0].shape[:2]
-        cross_entropy = outputs[0].new_zeros(count)
-        intersection, volume = (outputs[0].new_zeros(count, batch, classes) for _ in range(2))
+        sums = Statistics.zeros(len(maps.mixers), outputs[0])
         for samples, rows in parts(outputs[0]):
             truth = maps.terms.truth(target, samples, pixels_of(rows, target.size))
             scales = {j: Band(outputs[j], samples, rows, target.size).resampled() for j in maps.used}
             s = maps.statistics(scales, truth)
-            cross_entropy += s.cross_entropy
-            intersection[:, samples] += s.intersection
-            volume[:, samples] += s.volume
-        return cross_entropy, intersection, volume
+            sums.cross_entropy += s.cross_entropy
+            sums.intersection[:, samples] += s.intersection
+            sums.volume[:, samples] += s.volume
+        return sums.cross_entropy, sums.intersection, sums.volume
 
     @staticmethod
     @once_differentiable

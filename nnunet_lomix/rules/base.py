@@ -20,7 +20,7 @@ class WeightingRule(nn.Module):
         steps: number of training steps observed; part of the state.
         progress: how much of the training is over, 0 to 1; set by the trainer.
         alignment_every: a number n for a rule that wants :meth:`align` to be called at every nth step, or None.
-        alignment_held_out: whether the alignment is measured between two halves of the batch.
+        alignment_held_out: whether the alignment is measured between different samples of the batch.
 
     Args:
         num_maps: number of maps, the map ``z_0`` first.
@@ -80,6 +80,15 @@ class WeightingRule(nn.Module):
         """Effective weights, ``(num_maps,)``."""
         v = self.raw()
         return self.share * z_0_alone(v) + (1 - self.share) * v / v.sum()
+
+
+def update_mean(mean: Tensor, new: Tensor, momentum: float, first: bool):
+    """One step of an exponential moving average, in place, which starts with the first values.
+
+    Values that aren't finite are left out: under mixed precision some steps overflow.
+    """
+    new = new.where(new.isfinite(), mean)
+    mean.lerp_(new, 1.0 if first else 1 - momentum)
 
 
 def z_0_alone(v: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nnunet_lomix.rules.base import RULES, WeightingRule
+from nnunet_lomix.rules.base import RULES, WeightingRule, update_mean
 
 
 @RULES.register("inverse")
@@ -26,8 +26,7 @@ class Inverse(WeightingRule):
         self.register_buffer("mean_losses", torch.ones(num_maps))
 
     def observe(self, losses: Tensor):
-        losses = losses.where(losses.isfinite(), self.mean_losses).clamp_min(self.least_loss)
-        self.mean_losses.lerp_(losses, 1 - self.momentum) if self.steps else self.mean_losses.copy_(losses)
+        update_mean(self.mean_losses, losses.clamp_min(self.least_loss), self.momentum, first=self.steps == 0)
         super().observe(losses)
 
     def raw(self) -> Tensor:

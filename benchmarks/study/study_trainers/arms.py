@@ -51,8 +51,8 @@ def seed_everything(seed: int):
 class Short:
     """The budget of the study; the same first network and the same batches for every arm of a seed.
 
-    The optimiser is that of nnU-Net's nnUNetTrainerAdam. Its SGD with momentum 0.99 is made for 250 000 steps: after
-    600 it has hardly left the plateau at the start, and what is compared is who leaves it first.
+    The optimiser is that of nnU-Net's nnUNetTrainerAdam. Its SGD with momentum 0.99 is made for 250 000 steps: in a few
+    hundred what is compared is who leaves the plateau at the start first.
     """
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
