@@ -31,14 +31,15 @@ def test_differences_are_paired_by_case_and_seed():
             truth.append(100 * gain)
             for arm, dice in (("nnUNetTrainer", base), ("better", base + gain)):
                 rows += [
-                    ("D", "full", 10, arm, seed, f"p{case // 2}_frame0{case % 2}", c, dice + c / 100) for c in (1, 2)
+                    ("D", "full", 10, "sgd", arm, seed, f"p{case // 2}_frame0{case % 2}", c, dice + c / 100) for c in (1, 2)
                 ]
     rows += [
-        ("D", "full", 10, "better", 3, f"p{c}_frame00", 1, 0.0) for c in range(12)
+        ("D", "full", 10, "sgd", "better", 3, f"p{c}_frame00", 1, 0.0) for c in range(12)
     ]  # nnUNetTrainer lacks this seed
-    dice = pd.DataFrame(rows, columns=["dataset", "size", "steps", "arm", "seed", "case", "class", "dice"])
+    dice = pd.DataFrame(rows, columns=["dataset", "size", "steps", "optimiser", "arm", "seed", "case", "class", "dice"])
     arms = ["nnUNetTrainer", "better"]
-    curves = pd.DataFrame({"dataset": "D", "size": "full", "steps": 10, "arm": arms, "seconds": [2.0, 3.0]})
+    keys = {"dataset": "D", "size": "full", "steps": 10, "optimiser": "sgd"}
+    curves = pd.DataFrame({**keys, "arm": arms, "seconds": [2.0, 3.0]})
     (table,) = report.summarise(dice.sample(frac=1, random_state=0), curves).values()
     table = table.set_index("arm").loc["better"]
     assert float(table["difference"]) == pytest.approx(np.mean(truth), abs=0.006)

@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 REFERENCE = "nnUNetTrainer"
-GROUP = ["dataset", "size", "steps"]
+GROUP = ["dataset", "size", "steps", "optimiser"]
+COLUMNS = 4  # of panels
 
 
 def write_report(folder: Path):
@@ -29,9 +30,9 @@ def write_report(folder: Path):
 
 
 def summarise(dice: pd.DataFrame, curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """A table for each dataset, size and number of steps: every arm against nnUNetTrainer, on the seeds both have.
+    """A table for each dataset, size, number of steps and optimiser: every arm against nnUNetTrainer.
 
-    A case counts with the mean over its classes. The interval is a bootstrap over patients and seeds, both drawn anew;
+    Seeds count that both have. A case counts with the mean over its classes. The interval is a bootstrap over patients and seeds, both drawn anew;
     with fewer than three seeds there is none. Time is the median time of an epoch.
     """
     tables = {}
@@ -40,8 +41,8 @@ def summarise(dice: pd.DataFrame, curves: pd.DataFrame) -> dict[str, pd.DataFram
         if REFERENCE in cases.index:
             seconds = curves[(curves[GROUP] == pd.Series(key, GROUP)).all(axis=1)].groupby("arm")["seconds"].median()
             rows = [row(cases, arm, seconds) for arm in dict.fromkeys(cases.index.get_level_values("arm"))]
-            dataset, size, steps = key
-            tables[f"{dataset}, {size}, {steps} steps"] = pd.DataFrame(rows)
+            dataset, size, steps, optimiser = key
+            tables[f"{dataset}, {size}, {steps} steps of {optimiser}"] = pd.DataFrame(rows)
     return tables
 
 
@@ -78,21 +79,21 @@ def interval(differences: pd.DataFrame, draws: int = 10_000) -> str:
 
 
 def draw_curves(curves: pd.DataFrame) -> Figure:
-    """Pseudo Dice over the training, a panel for each dataset, size and number of steps; the mean over seeds.
+    """Pseudo Dice over the training, a panel for each dataset, size, number of steps and optimiser; mean over seeds.
 
     The arms that every panel has are in colour, the others in grey.
     """
     panels = list(curves.groupby(GROUP, sort=False))
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    rows = -(-len(panels) // COLUMNS)
+    figure = Figure(figsize=(5 * COLUMNS, 4 * rows), layout="constrained")
     common = set.intersection(*(set(panel["arm"]) for _, panel in panels))
-    for ax, ((dataset, size, steps), panel) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
+    for i, ((dataset, size, steps, optimiser), panel) in enumerate(panels):
+        ax = figure.add_subplot(rows, COLUMNS, i + 1)
         for arm, runs in panel.groupby("arm", sort=False):
             mean = runs.groupby("epoch")["pseudo_dice"].mean()
             style = {"linewidth": 2, "label": arm, "zorder": 3} if arm in common else {"color": "0.75", "linewidth": 1}
             ax.plot((mean.index + 1) * steps / len(mean), mean, **style)
-        ax.set(title=f"{dataset.partition('_')[2]}, {size}", xlabel="training steps", ylabel="pseudo Dice of z_0")
+        ax.set(title=f"{dataset.partition('_')[2]}, {size}, {optimiser}", xlabel="training steps", ylabel="pseudo Dice of z_0")
         ax.grid(alpha=0.3)
         ax.legend(frameon=False, loc="lower right")
     return figure

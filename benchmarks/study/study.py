@@ -8,8 +8,8 @@ epoch), ``weights.csv`` (a row for each map) and the table ``table.md``. Finishe
 with those three CSV files is enough to go on.
 
 A run trains the configuration ``2d_study``: nnU-Net's 2d plan with half of the channels, smaller batches, patches of 96
-pixels at most, large images at twice the spacing, by AdamW (see study_trainers/arms.py). The size ``full`` is fold 0;
-``scarce`` is the same fold with 5 % of its training cases, others for each seed.
+pixels at most, large images at twice the spacing, by AdamW or by SGD (see study_trainers/arms.py). The size ``full`` is
+fold 0; ``scarce`` is the same fold with 5 % of its training cases, others for each seed.
 """
 
 import json
@@ -33,7 +33,7 @@ from rich.progress import track
 TRAINERS_FOLDER = Path(__file__).parent / "study_trainers"
 sys.path.append(str(TRAINERS_FOLDER))
 
-from arms import ARMS  # noqa: E402
+from arms import ARMS, OPTIMISERS  # noqa: E402
 
 SIZES = ("full", "scarce")
 SCARCE_FRACTION = 0.05
@@ -44,7 +44,7 @@ PIXELS = 16 * 56 * 40  # of a batch
 MAX_PATCH = 96
 COARSE_ABOVE = 128  # pixels of a planned patch; a larger one gets twice the spacing
 TABLES = ("curves", "weights", "dice")  # dice last: a run that is in it is finished
-KEY = ["dataset", "size", "arm", "seed", "steps"]
+KEY = ["dataset", "size", "arm", "seed", "steps", "optimiser"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Run:
     arm: str
     seed: int
     steps: int
+    optimiser: str
 
 
 @click.command(help=__doc__.replace("\n\n", "\n\n\b\n"))
@@ -64,9 +65,10 @@ class Run:
 @click.option("--sizes", default="full,scarce", show_default=True, help="separated by commas")
 @click.option("--seeds", default="0,1,2", show_default=True, help="separated by commas")
 @click.option("--steps", default=600, show_default=True, help="training steps of a run")
+@click.option("--optimiser", type=click.Choice(list(OPTIMISERS)), default="adamw", show_default=True)
 @click.option("--jobs", default=2, show_default=True, help="runs side by side, one core each on a CPU")
 @click.option("--device", default="cpu", show_default=True)
-def main(data, out, datasets, arms, sizes, seeds, steps, jobs, device):
+def main(data, out, datasets, arms, sizes, seeds, steps, optimiser, jobs, device):
     if not all(seed.isdecimal() and int(seed) < MOST_SEEDS for seed in seeds.split(",")):
         raise click.UsageError(f"--seeds takes numbers below {MOST_SEEDS}, separated by commas, got {seeds!r}.")
     study = Study(out.absolute(), device)
@@ -78,7 +80,7 @@ def main(data, out, datasets, arms, sizes, seeds, steps, jobs, device):
         study.prepare(f) for name, f in folders.items() if name in (datasets.split(",") if datasets else folders)
     ]
     runs = [
-        Run(dataset, size, arm, int(seed), steps)
+        Run(dataset, size, arm, int(seed), steps, optimiser)
         for seed in seeds.split(",")
         for dataset in prepared
         for size in sizes.split(",")
@@ -163,7 +165,7 @@ class Study:
         return 0 if run.size == "full" else folds - MOST_SEEDS + run.seed
 
     def folder(self, run: Run) -> Path:
-        results = self.results / f"seed_{run.seed}_{run.steps}_steps"
+        results = self.results / f"seed_{run.seed}_{run.steps}_steps_{run.optimiser}"
         return results / run.dataset / f"Study{run.arm}__nnUNetPlans__2d_study" / f"fold_{self.fold(run)}"
 
     def is_finished(self, run: Run) -> bool:
@@ -175,7 +177,12 @@ class Study:
         folder = self.folder(run)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        budget = {"seed": run.seed, "epochs": EPOCHS, "iterations": run.steps // EPOCHS}
+        budget = {
+            "seed": run.seed,
+            "epochs": EPOCHS,
+            "iterations": run.steps // EPOCHS,
+            "optimiser": run.optimiser,
+        }
         command = ["nnUNetv2_train", run.dataset[7:10], "2d_study", self.fold(run), "-tr", f"Study{run.arm}"]
         self.run(
             [*command, "-device", self.device],

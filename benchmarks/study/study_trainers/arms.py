@@ -17,6 +17,26 @@ from nnunet_lomix.loss import DEFAULT_OPERATORS
 
 LOMIX = trainers.nnUNetTrainerLoMix
 
+
+def adamw(trainer):
+    """That of nnU-Net's nnUNetTrainerAdam, with a higher learning rate."""
+    trainer.initial_lr = 5e-3
+    return nnUNetTrainerAdam.configure_optimizers(trainer)
+
+
+def sgd(trainer):
+    """nnU-Net's SGD with a shorter memory.
+
+    Its momentum of 0.99 is made for 250 000 steps: in a few hundred what is compared is who leaves the plateau at the
+    start first. 0.9 with a tenfold learning rate takes steps of the same size, lr / (1 - momentum) = 1.
+    """
+    trainer.initial_lr = 0.1
+    optimizer, schedule = nnUNetTrainer.configure_optimizers(trainer)
+    for group in optimizer.param_groups:
+        group["momentum"] = 0.9
+    return optimizer, schedule
+
+
 # name: nnU-Net's or our trainer, and what is different from it
 ARMS = {
     "nnUNetTrainer": (nnUNetTrainer, {}),
@@ -41,6 +61,9 @@ ARMS = {
     "K_3": (LOMIX, {"rule": "barrier", "mixed_scales": 3}),
 }
 
+# name: how the network's optimiser is set up
+OPTIMISERS = {"adamw": adamw, "sgd": sgd}
+
 
 def seed_everything(seed: int):
     random.seed(seed)
@@ -49,16 +72,13 @@ def seed_everything(seed: int):
 
 
 class Short:
-    """The budget of the study; the same first network and the same batches for every arm of a seed.
-
-    The optimiser is that of nnU-Net's nnUNetTrainerAdam. Its SGD with momentum 0.99 is made for 250 000 steps: in a few
-    hundred what is compared is who leaves the plateau at the start first.
-    """
+    """The budget of the study; the same first network and the same batches for every arm of a seed."""
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
         super().__init__(plans, configuration, fold, dataset_json, device)
         budget = json.loads(os.environ["NNUNET_LOMIX_STUDY"])
         self.seed = budget["seed"]
+        self.optimiser = budget["optimiser"]
         self.num_epochs = budget["epochs"]
         self.num_iterations_per_epoch = budget["iterations"]
         self.num_val_iterations_per_epoch = 10
@@ -71,8 +91,7 @@ class Short:
         super().on_train_epoch_start()
 
     def configure_optimizers(self):
-        self.initial_lr = 5e-3
-        return nnUNetTrainerAdam.configure_optimizers(self)
+        return OPTIMISERS[self.optimiser](self)
 
     def on_epoch_end(self):
         self.logger.local_logger.plot_progress_png = lambda folder: None  # takes as long as ten steps
