@@ -23,6 +23,7 @@ def importable(monkeypatch):
 def test_differences_are_paired_by_case_and_seed():
     import report
 
+    key = ("D", "full", 10, "sgd")
     rng = np.random.default_rng(0)
     rows, truth = [], []
     for seed in (0, 1, 2):
@@ -30,16 +31,11 @@ def test_differences_are_paired_by_case_and_seed():
             base, gain = rng.uniform(0.5, 0.9), rng.normal(0.02 + seed / 100, 0.01)
             truth.append(100 * gain)
             for arm, dice in (("nnUNetTrainer", base), ("better", base + gain)):
-                rows += [
-                    ("D", "full", 10, "sgd", arm, seed, f"p{case // 2}_frame0{case % 2}", c, dice + c / 100) for c in (1, 2)
-                ]
-    rows += [
-        ("D", "full", 10, "sgd", "better", 3, f"p{c}_frame00", 1, 0.0) for c in range(12)
-    ]  # nnUNetTrainer lacks this seed
+                rows += [(*key, arm, seed, f"p{case // 2}_frame0{case % 2}", c, dice + c / 100) for c in (1, 2)]
+    rows += [(*key, "better", 3, f"p{c}_frame00", 1, 0.0) for c in range(12)]  # nnUNetTrainer lacks this seed
     dice = pd.DataFrame(rows, columns=["dataset", "size", "steps", "optimiser", "arm", "seed", "case", "class", "dice"])
     arms = ["nnUNetTrainer", "better"]
-    keys = {"dataset": "D", "size": "full", "steps": 10, "optimiser": "sgd"}
-    curves = pd.DataFrame({**keys, "arm": arms, "seconds": [2.0, 3.0]})
+    curves = pd.DataFrame({**dict(zip(report.GROUP, key, strict=True)), "arm": arms, "seconds": [2.0, 3.0]})
     (table,) = report.summarise(dice.sample(frac=1, random_state=0), curves).values()
     table = table.set_index("arm").loc["better"]
     assert float(table["difference"]) == pytest.approx(np.mean(truth), abs=0.006)

@@ -32,8 +32,8 @@ def write_report(folder: Path):
 def summarise(dice: pd.DataFrame, curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A table for each dataset, size, number of steps and optimiser: every arm against nnUNetTrainer.
 
-    Seeds count that both have. A case counts with the mean over its classes. The interval is a bootstrap over patients and seeds, both drawn anew;
-    with fewer than three seeds there is none. Time is the median time of an epoch.
+    Seeds count that both have. A case counts with the mean over its classes. The interval is a bootstrap over patients
+    and seeds, both drawn anew; with fewer than three seeds there is none. Time is the median time of an epoch.
     """
     tables = {}
     for key, group in dice.groupby(GROUP, sort=False):
@@ -93,7 +93,8 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
             mean = runs.groupby("epoch")["pseudo_dice"].mean()
             style = {"linewidth": 2, "label": arm, "zorder": 3} if arm in common else {"color": "0.75", "linewidth": 1}
             ax.plot((mean.index + 1) * steps / len(mean), mean, **style)
-        ax.set(title=f"{dataset.partition('_')[2]}, {size}, {optimiser}", xlabel="training steps", ylabel="pseudo Dice of z_0")
+        title = f"{dataset.partition('_')[2]}, {size}, {optimiser}"
+        ax.set(title=title, xlabel="training steps", ylabel="pseudo Dice of z_0")
         ax.grid(alpha=0.3)
         ax.legend(frameon=False, loc="lower right")
     return figure
