@@ -18,7 +18,8 @@ def measure_alignment(
     gives that of all maps at once, ``(L_i(φ + h u) − L_i(φ − h u)) / 2h``, with two forward passes.
 
     Args:
-        network: gives the outputs that ``loss`` takes. Its parameters are moved and put back exactly.
+        network: gives the outputs that ``loss`` takes. Its parameters are moved and put back exactly, and so are the
+            running statistics of its normalisation, if it has any.
         loss: the loss.
         data, target: a batch; the target is at full resolution.
         held_out: ∇L_0 on every other sample of the batch, ∇L_i on those between, if there are two.
@@ -31,6 +32,7 @@ def measure_alignment(
     apart = held_out and len(data) > 1
     first, second = (slice(0, None, 2), slice(1, None, 2)) if apart else (slice(None), slice(None))
     parameters = [p for p in network.parameters() if p.requires_grad]
+    buffers = [(b, b.clone()) for b in network.buffers()]
     with full_precision(data.device.type):
         with torch.enable_grad():
             loss_of_z_0 = loss.losses(network(data[first]), target[first], loss.maps[:1])
@@ -52,8 +54,8 @@ def measure_alignment(
                     # also where it is of no use: under DDP the other ranks wait for these sums
                     losses.append(loss.losses(network(data[second]), target[second]))
             finally:
-                for p, old in zip(moved, before, strict=True):
-                    p.copy_(old)
+                for tensor, old in [*zip(moved, before, strict=True), *buffers]:
+                    tensor.copy_(old)
             return torch.where(usable, (losses[0] - losses[1]) / (2 * h), 0.0)
 
 

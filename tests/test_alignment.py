@@ -98,3 +98,13 @@ def test_no_gradient_no_direction():
     loss.losses = lambda *args: calls.append(args) or losses(*args)
     assert (measure_alignment(network, loss, data.float(), target) == 0).all()
     assert len(calls) == 3  # under DDP the ranks that have a direction wait for the sums of this one
+
+
+def test_running_statistics_stay_as_they_were():
+    torch.manual_seed(0)
+    network = Network().double()
+    network.body = nn.Sequential(network.body, nn.BatchNorm2d(6)).double()
+    before = {name: b.clone() for name, b in network.named_buffers()}
+    assert before
+    measure_alignment(network, LoMixLoss(3, 3).double(), *example())
+    assert all((b == before[name]).all() for name, b in network.named_buffers())

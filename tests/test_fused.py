@@ -56,7 +56,7 @@ def test_equals_the_plain_backend(sizes, classes, kwargs, caplog):
 
 
 def test_several_parts(monkeypatch):
-    monkeypatch.setattr(lean, "PART", {"cpu": 40})
+    monkeypatch.setattr(lean, "VALUES", {"cpu": 40})
     sizes = [(5, 6), (3, 3)]
     for a, b in zip(results("fused", sizes, 2), results("plain", sizes, 2), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)

@@ -179,8 +179,7 @@ ALL = ("add", "multiply", "concat", "fusion")
 
 def test_memory_of_lean_does_not_grow_with_the_number_of_maps(monkeypatch):
     # parts that are small beside the image, as they are in a training
-    monkeypatch.setattr(lean, "PART", {"cpu": 2**11})
-    monkeypatch.setattr(lean, "GROUP", {"cpu": 2**12})
+    monkeypatch.setattr(lean, "VALUES", {"cpu": 2**11})
     kept_of_originals, peak_of_originals = memory_in_maps("lean")
     kept, peak = memory_in_maps("lean", *ALL)
     assert kept < 1.5 * kept_of_originals

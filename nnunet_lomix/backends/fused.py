@@ -33,7 +33,7 @@ def fused(outputs, target, mixers, terms) -> Statistics:
     if why:
         log_once(f"LoMix: the backend 'lean' takes the place of 'fused': {why}")
         return lean(outputs, target, mixers, terms)
-    return walk(outputs, target, FusedMaps(mixers, terms))
+    return walk(outputs, target, FusedMaps(mixers, terms, outputs[0]))
 
 
 def unsupported(outputs, mixers, terms) -> str | None:
@@ -78,7 +78,7 @@ def check(
     z = {j: torch.randn(2, classes, 9, generator=generator).to(device) for j in range(scales)}
     try:
         results = []
-        for engine in (LeanMaps(mixers, terms), FusedMaps(mixers, terms)):
+        for engine in (LeanMaps(mixers, terms), FusedMaps(mixers, terms, z[0])):
             s = engine.statistics(z, truth)
             results.append([*vars(s).values(), *sum(engine.pull(z, truth, s), [])])
         errors = [((a - b).abs().max() / a.abs().max().clamp_min(1e-3)).item() for a, b in zip(*results, strict=True)]
@@ -95,37 +95,41 @@ def log_once(message: str):
 
 
 class FusedMaps(LeanMaps):
-    """The statistics and gradients of a part in one kernel each."""
+    """The statistics and gradients of a part in one kernel each.
 
-    def __init__(self, mixers, terms):
+    What the kernels need to know of the maps is sent to the device of ``like``, an output, once for all parts.
+    """
+
+    def __init__(self, mixers, terms, like: Tensor):
         super().__init__(mixers, terms)
         place = {j: i for i, j in enumerate(self.used)}
         self.operators = [CODES[type(mix)] for mix, _ in mixers]
-        self.subsets = [sum(1 << place[j] for j in subset) for _, subset in mixers]
         self.rows = [self.operators[:i].count(code) for i, code in enumerate(self.operators)]
         self.places = [[place[j] for j in subset] for _, subset in mixers]
+        subsets = [sum(1 << p for p in places) for places in self.places]
+        self.table = torch.tensor([self.operators, subsets, self.rows], dtype=torch.int32, device=like.device)
+        self.packed = self._packed(like)
 
     def statistics(self, scales, truth) -> Statistics:
         from nnunet_lomix.backends import kernels  # imports Triton, which not everybody has
 
         z = torch.stack(list(scales.values()))
         sums = Statistics.zeros(len(self.mixers), z[0])
-        self._launch(kernels.statistics_kernel, z, truth, self._packed(z), list(vars(sums).values()))
+        self._launch(kernels.statistics_kernel, z, truth, list(vars(sums).values()))
         return sums
 
     def pull(self, scales, truth, by) -> tuple[list[Tensor], list[Tensor]]:
         from nnunet_lomix.backends import kernels
 
         z = torch.stack(list(scales.values()))
-        packed, of_z = self._packed(z), torch.empty_like(z)
-        of_packed = [torch.zeros_like(p) for p in packed]
+        of_z = torch.empty_like(z)
+        of_packed = [torch.zeros_like(p) for p in self.packed]
         by = [b.contiguous() for b in vars(by).values()]
-        self._launch(kernels.gradient_kernel, z, truth, packed, [*by, of_z, *of_packed])
+        self._launch(kernels.gradient_kernel, z, truth, [*by, of_z, *of_packed])
         return list(of_z), self._unpacked(of_packed)
 
-    def _launch(self, kernel, z: Tensor, truth: Truth, packed: list[Tensor], more: list[Tensor]):
+    def _launch(self, kernel, z: Tensor, truth: Truth, more: list[Tensor]):
         scales, batch, classes, pixels = z.shape
-        table = [torch.tensor(t, dtype=torch.int32, device=z.device) for t in (self.operators, self.subsets, self.rows)]
         padded_scales = power_of_two(scales)
         padded_classes = max(16, power_of_two(classes))  # a matrix product has at least 16 rows
         block = max(16, VALUES_OF_BLOCK // (padded_scales * padded_classes))
@@ -135,17 +139,17 @@ class FusedMaps(LeanMaps):
         )
         with torch.cuda.device(z.device) if z.is_cuda else nullcontext():
             kernel[(-(-pixels // block), batch)](
-                z, labels, y, valid, *table, *packed, *more, len(self.mixers), batch, classes, pixels, scales,
+                z, labels, y, valid, *self.table, *self.packed, *more, len(self.mixers), batch, classes, pixels, scales,
                 SP=padded_scales, BC=padded_classes, P=block, REGIONS=regions, VALID=truth.valid is not None,
                 num_warps=8,
             )  # fmt: skip
 
-    def _packed(self, z: Tensor) -> list[Tensor]:
+    def _packed(self, like: Tensor) -> list[Tensor]:
         """Weights, biases of concat ``(R, C, S, C)``, ``(R, C)`` and fusion ``(R, S, C)``, ``(R, S)``, padded by 0."""
-        scales, classes = len(self.used), z.shape[2]
+        scales, classes = len(self.used), like.shape[1]
         concat, fusion = (max(1, self.operators.count(CODES[o])) for o in (Concat, Fusion))
         shapes = (concat, classes, scales, classes), (concat, classes), (fusion, scales, classes), (fusion, scales)
-        packed = [z.new_zeros(shape) for shape in shapes]
+        packed = [like.new_zeros(shape) for shape in shapes]
         for (mix, _), row, places in zip(self.mixers, self.rows, self.places, strict=True):
             if type(mix) is Concat:
                 packed[0][row][:, places] = mix.weight.detach().unflatten(1, (len(places), classes))

@@ -16,10 +16,9 @@ from torch.nn import functional as F
 from nnunet_lomix.backends.base import BACKENDS, full_precision
 from nnunet_lomix.terms import Statistics, Truth
 
-# Values of one map in a part, and of the maps that are treated together: few enough for the cache of a core and
-# enough to be worth a call, or enough to keep a GPU busy.
-PART, GROUP = {"cpu": 2**15}, {"cpu": 2**17}
-PART_ELSEWHERE = GROUP_ELSEWHERE = 2**22
+# Values of one map in a part, and of the maps of small parts that are treated together: few enough for a processor's
+# cache and enough to be worth a call (measured), or enough to keep a GPU busy.
+VALUES, VALUES_ELSEWHERE = {"cpu": 2**17}, 2**22
 
 
 @BACKENDS.register("lean")
@@ -73,7 +72,7 @@ class LeanMaps:
     def _groups(self, scales: dict[int, Tensor]) -> Iterator[slice]:
         """Maps that are treated together."""
         scale = next(iter(scales.values()))
-        step = max(1, GROUP.get(scale.device.type, GROUP_ELSEWHERE) // scale.numel())
+        step = max(1, VALUES.get(scale.device.type, VALUES_ELSEWHERE) // scale.numel())
         return (slice(first, first + step) for first in range(0, len(self.mixers), step))
 
 
@@ -121,7 +120,7 @@ class Walk(torch.autograd.Function):
 def parts(output: Tensor) -> Iterator[tuple[slice, slice]]:
     """Samples and rows (of the first spatial axis) of each part: several whole samples, or some rows of one."""
     batch, classes, height, *rest = output.shape
-    most = PART.get(output.device.type, PART_ELSEWHERE) // (classes * prod(rest))
+    most = VALUES.get(output.device.type, VALUES_ELSEWHERE) // (classes * prod(rest))
     step = max(1, most // height)
     for first in range(0, batch, step):
         samples = slice(first, min(first + step, batch))

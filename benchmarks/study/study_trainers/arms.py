@@ -59,6 +59,7 @@ ARMS = {
     "originals_only": (LOMIX, {"rule": "barrier", "operators": ()}),
     "K_2": (LOMIX, {"rule": "barrier", "mixed_scales": 2}),
     "K_3": (LOMIX, {"rule": "barrier", "mixed_scales": 3}),
+    **{f"backend_{b}": (LOMIX, {"rule": "barrier", "backend": b}) for b in ("plain", "lean")},
 }
 
 # name: how the network's optimiser is set up
