@@ -119,7 +119,7 @@ def measure(plan: Plan, device: str, repeats: int) -> list[dict]:
 
 
 def step(network, loss, optimizer, own, scaler, data, targets, device: str):
-    """As nnUNetTrainer.train_step, nnU-Net 2.8.1, and nnUNetTrainerLoMix.train_step if there is an ``own`` optimiser."""
+    """As nnUNetTrainer.train_step of nnU-Net 2.8.1; with an ``own`` optimiser as nnUNetTrainerLoMix.train_step."""
     if own:
         own.zero_grad(set_to_none=True)
     optimizer.zero_grad(set_to_none=True)

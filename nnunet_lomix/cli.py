@@ -1,6 +1,8 @@
 """The command ``nnunet_lomix``."""
 
+import os
 import signal
+from pathlib import Path
 
 import click
 
@@ -41,3 +43,165 @@ def demo(dim: str, out: str, epochs: int | None):
     # a plain kill ends the trainings, too, as Ctrl-C does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_demo(out, default_settings(int(dim), epochs))
+
+
+@main.command()
+@click.option("-d", "--dataset", required=True, help="Number or name of a preprocessed dataset.")
+@click.option("--train-cases", type=int, metavar="N", help="Number of training cases; or:")
+@click.option("--train-fraction", type=float, metavar="F", help="Fraction of the fold's training cases, 0.05 for 5 %.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Number of random subsets.")
+@click.option("--fold", type=int, default=0, show_default=True, help="The fold that is drawn from.")
+def splits(dataset: str, train_cases: int | None, train_fraction: float | None, seeds: int, fold: int):
+    """Add folds with few training cases to nnU-Net's splits_final.json, behind those that are there.
+
+    They have the validation cases of the fold that is drawn from. The file is backed up first. Train them by their
+    number, as any fold.
+    """
+    from nnunet_lomix.splits import add_scarce_folds  # slow to import
+
+    add_scarce_folds(dataset, train_cases, train_fraction, seeds, fold)
+
+
+@main.command()
+@click.argument("results_folder", type=click.Path(exists=True, file_okay=False))
+@click.option("--out", type=click.Path(), required=True, help="Folder to make; the model is in DATASET below it.")
+@click.option(
+    "--case",
+    "images",
+    type=click.Path(exists=True, dir_okay=False),
+    multiple=True,
+    help="An image of a case that both models must predict alike; may be repeated.",
+)
+def export(results_folder: str, out: str, images: tuple[str, ...]):
+    """Write a trained model as one of nnUNetTrainer, for people who have only nnU-Net.
+
+    RESULTS_FOLDER is a trainer's: nnUNetTrainerLoMix__nnUNetPlans__2d.
+    """
+    from nnunet_lomix.export import export_model  # slow to import
+
+    export_model(results_folder, out, images)
+
+
+@main.command()
+@click.argument("results_folders", type=click.Path(exists=True, file_okay=False), nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    default="lomix_weights",
+    show_default=True,
+    help="Folder for the picture and the table.",
+)
+def weights(results_folders: tuple[str, ...], out: str):
+    """Show what LoMix has learned: which scales and operators mattered, and whether the folds agree.
+
+    RESULTS_FOLDERS are a trainer's, of which all folds are taken, or those of single folds.
+    """
+    from nnunet_lomix.weights import show_weights  # slow to import
+
+    show_weights(results_folders, out)
+
+
+class Lists(click.Command):
+    """A command whose repeatable options take several values, too: ``--names A B`` is ``--names A --names B``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        spread, option = [], None
+        for arg in args:
+            if arg.startswith("-"):
+                option = arg if arg in lists else None
+            elif option and spread[-1] != option:  # click itself takes the first value
+                spread.append(option)
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+@main.command(cls=Lists)
+@click.option("-d", "--dataset", help="Number or name of a dataset whose folds are trained and validated; with:")
+@click.option("-c", "--configuration", help="2d, 3d_fullres, …")
+@click.option("--trainers", multiple=True, metavar="A B…", help="Trainers, the reference first.")
+@click.option("-p", "--plans", default="nnUNetPlans", show_default=True, help="Their plans.")
+@click.option("-f", "--folds", multiple=True, metavar="0 1…", help="Folds; by default all that are validated.")
+@click.option(
+    "--results",
+    multiple=True,
+    type=click.Path(),
+    metavar="DIR…",
+    help="Results folders, one for each seed; by default $nnUNet_results.",
+)
+@click.option("--references", type=click.Path(), metavar="DIR", help="Instead of a dataset: true segmentations; with:")
+@click.option(
+    "--predictions",
+    multiple=True,
+    type=click.Path(),
+    metavar="DIR DIR…",
+    help="Predicted segmentations, named as the references are; the reference trainer's first.",
+)
+@click.option(
+    "--names",
+    multiple=True,
+    metavar="A B…",
+    help="A name for each of --trainers or --predictions; those with one name are seeds of one trainer.",
+)
+@click.option(
+    "--intersection", is_flag=True, help="Compare the cases that all have; by default all must have the same."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Of the normalised surface Dice, in mm: what experts differ by. Less than a voxel asks for exact boundaries.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=lambda: min(8, os.cpu_count() or 1),
+    help="Processes; by default up to 8.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    default="nnunet_lomix_compare",
+    show_default=True,
+    help="Folder for the report, and for the scores of files that need not be scored again.",
+)
+def compare(
+    dataset: str | None,
+    configuration: str | None,
+    trainers: tuple[str, ...],
+    plans: str,
+    folds: tuple[str, ...],
+    results: tuple[str, ...],
+    references: str | None,
+    predictions: tuple[str, ...],
+    names: tuple[str, ...],
+    intersection: bool,
+    tolerance: float,
+    jobs: int,
+    out: str,
+):
+    """Compare trainers on the same cases: Dice, normalised surface Dice and HD95, with intervals and tests.
+
+    \b
+    nnunet_lomix compare -d 4 -c 2d --trainers nnUNetTrainer nnUNetTrainerLoMix
+    nnunet_lomix compare --references labels --predictions before after
+    """
+    trained, plain = (dataset, configuration, trainers), (references, predictions)
+    if not (all(trained) and not any(plain)) and not (all(plain) and not any(trained)):
+        raise click.UsageError("Give -d, -c and --trainers, or --references and --predictions.")
+    if plain[0] and (folds or results):
+        raise click.UsageError("-f and --results belong to -d: leave them out with --references.")
+    from rich.console import Console
+
+    from nnunet_lomix import compare as engine  # slow to import
+    from nnunet_lomix.compare.report import write_report
+
+    if dataset:
+        source = engine.read_results(dataset, configuration, trainers, plans, folds, results, names, intersection)
+    else:
+        source = engine.read_folders(references, predictions, names, intersection, jobs)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    result = engine.compare(source, tolerance, jobs, Path(out, "scores_cache.json"))
+    tables = (result.scores, result.comparison, result.information, source.curves)
+    write_report(out, *tables, source.files, Console())

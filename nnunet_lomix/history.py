@@ -45,7 +45,7 @@ def plot_history(history: Sequence[dict[str, float]], maps: Sequence[Map], folde
         now.set_title(
             f"Weight of each map after epoch {len(history) - 1}, in % (z_0 is beyond the colour scale)", loc="left"
         )
-        _draw_evolution(over_time, history, maps)
+        draw_evolution(over_time, history, maps)
         over_time.set_title("Weight of each map over the training, in %", loc="left")
         with replacing(Path(folder, PICTURE)) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
@@ -68,7 +68,8 @@ def _draw_heat_map(ax: Axes, weights: dict[str, float], maps: Sequence[Map], sub
     ax.set_xlabel("scales, 0 is the finest")
 
 
-def _draw_evolution(ax: Axes, history: Sequence[dict[str, float]], maps: Sequence[Map]):
+def draw_evolution(ax: Axes, history: Sequence[dict[str, float]], maps: Sequence[Map]):
+    """Draw the weight of each map over epochs, in %, on a logarithmic axis; arguments as for :func:`plot_history`."""
     operators = list(dict.fromkeys(m.operator for m in maps))
     colours = dict(zip(operators, matplotlib.colormaps["tab10"].colors, strict=False))
     single = sum(map(bool, history)) == 1  # a line needs two points

@@ -1,0 +1,62 @@
+"""nnU-Net's checkpoints, read without running what a stranger may have put into them."""
+
+import pickle
+import re
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+KEYS = ("network_weights", "trainer_name", "init_args", "current_epoch")
+NUMBERS = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
+
+
+class CheckpointError(click.ClickException):
+    """Why a checkpoint isn't used, in one sentence."""
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """A checkpoint of nnU-Net, on the CPU, memory-mapped.
+
+    torch loads tensors and plain Python values only; beyond these, nnU-Net's logging has numbers of numpy, and these
+    are all that is allowed.
+
+    Raises:
+        CheckpointError: the file can't be read, has something else in it that might run code, or isn't nnU-Net's.
+    """
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
+    # torch names what it refuses; a damaged or forged file makes the unpickler raise anything at all
+    except Exception as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        what = (
+            f"has {found[1]} in it, which no checkpoint of nnU-Net has" if found else "is no checkpoint, or is damaged"
+        )
+        raise CheckpointError(
+            f"{path} {what}: it was not loaded, since loading may run code; ask who made it."
+        ) from None
+    if not isinstance(checkpoint, dict) or not set(KEYS) <= checkpoint.keys():
+        raise CheckpointError(f"{path} is not a checkpoint of nnU-Net: it lacks one of {', '.join(KEYS)}.")
+    return checkpoint
+
+
+def _allowed() -> list:
+    # the function that makes a number has one name since numpy 2 and had another one before; files have either
+    modules = ("numpy._core.multiarray", "numpy.core.multiarray")
+    return [np.dtype, *(type(np.dtype(number)) for number in NUMBERS), *map(_make_scalar, modules)]
+
+
+def _make_scalar(module: str):
+    """Stands for numpy's function of this name, which makes objects and strings, too; this one makes only numbers."""
+
+    def scalar(dtype: np.dtype, data: bytes) -> np.generic:
+        if dtype.type not in NUMBERS:
+            raise ValueError(f"{dtype} is not among the numbers of a checkpoint")
+        return np.frombuffer(data, dtype)[0]
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"
+    return scalar

@@ -1,0 +1,82 @@
+"""Compare trainers on the same cases: Dice, NSD and HD95 with intervals, tests and effect per case.
+
+>>> source = read_results("4", "3d_fullres", ["nnUNetTrainer", "nnUNetTrainerLoMix"])  # doctest: +SKIP
+>>> compare(source).comparison  # doctest: +SKIP
+"""
+
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from nnunet_lomix.compare.metrics import IMPLEMENTATION, score
+from nnunet_lomix.compare.sources import Source, read_folders, read_results
+from nnunet_lomix.compare.statistics import compare_trainers
+
+__all__ = ["Comparison", "Source", "compare", "read_folders", "read_results"]
+
+STATISTICS = (
+    "Seeds are averaged within each case. 95 % intervals of means over cases: bootstrap, BCa, 9999 resamples. "
+    "p: Wilcoxon's signed-rank test, two-sided; p_holm: Holm's correction over classes and candidates within a metric. "
+    "Both are about other cases, and leave out how much another training would differ."
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` gives.
+
+    Attributes:
+        scores: as from :func:`~nnunet_lomix.compare.metrics.score`.
+        comparison: as from :func:`~nnunet_lomix.compare.statistics.compare_trainers`.
+        source: the files, and the learning curves.
+        information: how this was made, in values that JSON knows: ``dataset``, ``configuration``, ``folds``,
+            ``trainers``, ``seeds`` and ``cases`` (numbers), ``classes`` and ``label_source``, ``tolerance_mm``,
+            ``metrics`` (the implementation), ``statistics``, ``notes``, ``epoch_seconds`` (median of each trainer that
+            has logs; nnU-Net logs no memory), ``versions`` and ``date``.
+    """
+
+    scores: pd.DataFrame
+    comparison: pd.DataFrame
+    source: Source
+    information: dict
+
+
+def compare(source: Source, tolerance: float = 1.0, jobs: int = 1, cache_file: str | Path | None = None) -> Comparison:
+    """Score all predictions and compare every trainer with the first one.
+
+    Args:
+        source: from :func:`read_results` or :func:`read_folders`.
+        tolerance: of the NSD, in mm. Best is what two experts differ by; along an axis with larger voxels a boundary
+            must be met exactly.
+        jobs: number of processes.
+        cache_file: where scores are kept, so that the same files are not scored again; None: nowhere.
+
+    Raises:
+        click.ClickException: if a file can't be scored.
+    """
+    scores = score(source, tolerance, jobs, cache_file)
+    return Comparison(scores, compare_trainers(scores, source.trainers), source, _describe(source, tolerance))
+
+
+def _describe(source: Source, tolerance: float) -> dict:
+    packages = ("nnunet_lomix", "nnunetv2", "monai", "torch", "numpy", "scipy")
+    return {
+        "dataset": source.dataset,
+        "configuration": source.configuration,
+        "folds": list(source.folds),
+        "trainers": source.trainers,
+        "seeds": len(source.predictions) // len(source.trainers),
+        "cases": len(source.references),
+        "classes": {name: list(values) for name, values in source.labels.items()},
+        "label_source": source.label_source,
+        "tolerance_mm": tolerance,
+        "metrics": IMPLEMENTATION,
+        "statistics": STATISTICS,
+        "notes": list(source.notes),
+        "epoch_seconds": source.curves.groupby("trainer", sort=False)["seconds"].median().to_dict(),
+        "versions": {package: version(package) for package in packages},
+        "date": date.today().isoformat(),
+    }

@@ -1,0 +1,173 @@
+"""Paired comparison of trainers over cases: means, intervals, tests."""
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+MEAN = "mean"
+LOWER_IS_BETTER = frozenset({"HD95"})
+
+# values that differ by less are equal: averages over seeds and classes are rounded
+_DECIMALS = 12
+# numbers that one batch of resamples may hold: 32 MB
+_BATCH = 4_000_000
+# up to so many differences all signs are tried, which is exact with tied ranks, too; SciPy takes seconds for it
+_ENUMERATED = 13
+
+
+def compare_trainers(
+    scores: pd.DataFrame, trainers: Sequence[str] | None = None, resamples: int = 9999
+) -> pd.DataFrame:
+    """Compare every trainer with the first one, in each metric and class and in the mean over classes of each case.
+
+    Seeds are averaged within each case first, so that a case counts once: intervals and tests are about other cases.
+    How much another training would differ is not in them; ``by_seed`` shows it.
+
+    Args:
+        scores: columns ``case``, ``class``, ``trainer``, ``seed``, ``metric`` and ``value``; in each metric one value
+            for every case, class, trainer and seed.
+        trainers: their order, the reference first; by default as they appear.
+        resamples: of the bootstrap.
+
+    Returns:
+        A row for each metric, class (the last one is "mean") and candidate, with columns
+
+        - ``metric``, ``class``, ``trainer``, ``reference``: names.
+        - ``mean``, ``low``, ``high``: the candidate's mean over cases with its 95 % interval (bootstrap, BCa); likewise
+          ``reference_mean``, ``reference_low`` and ``reference_high``.
+        - ``difference``, ``difference_low``, ``difference_high``: candidate − reference, paired by case.
+        - ``p``: Wilcoxon's signed-rank test of these differences, two-sided, zeros left out. ``p_holm``: corrected for
+          all classes and candidates of the metric; in rows "mean" for the candidates.
+        - ``wins``, ``ties``, ``losses``: in how many cases the candidate is better (a lower HD95), equal, worse.
+        - ``worst``, ``best``: the case in which it loses, gains most.
+        - ``by_seed``: the mean difference of each seed; [] if there is only one.
+
+        Intervals are NaN if there is one case, and the point if all its values are equal.
+
+    Raises:
+        ValueError: if there are fewer than two trainers, or a score is missing or there twice.
+    """
+    trainers = list(scores["trainer"].unique()) if trainers is None else list(trainers)
+    if len(trainers) < 2:
+        raise ValueError(f"A comparison needs two trainers, not {trainers}.")
+    tables = [_compare_in(metric, own, trainers, resamples) for metric, own in scores.groupby("metric", sort=False)]
+    comparison = pd.concat(tables, ignore_index=True)
+    family = [comparison["metric"], comparison["class"] == MEAN]
+    comparison.insert(comparison.columns.get_loc("p") + 1, "p_holm", comparison.groupby(family)["p"].transform(holm))
+    return comparison
+
+
+def _compare_in(metric: str, scores: pd.DataFrame, trainers: list[str], resamples: int) -> pd.DataFrame:
+    cases = sorted(scores["case"].unique())
+    classes = list(scores["class"].unique())
+    by_seed = [_tabulate(scores[scores["trainer"] == trainer], cases, classes) for trainer in trainers]
+    values = np.stack([v.mean(axis=0) for v in by_seed])
+    # the same cases are drawn for all trainers and classes
+    low, high = bootstrap_mean(values, resamples)
+    differences = np.round(values - values[0], _DECIMALS)
+    difference_low, difference_high = bootstrap_mean(differences, resamples)
+    rows = []
+    for c, name in enumerate([*classes, MEAN]):
+        for t, trainer in enumerate(trainers[1:], start=1):
+            gains = -differences[t, c] if metric in LOWER_IS_BETTER else differences[t, c]
+            rows.append(
+                {
+                    "metric": metric,
+                    "class": name,
+                    "trainer": trainer,
+                    "reference": trainers[0],
+                    "mean": values[t, c].mean(),
+                    "low": low[t, c],
+                    "high": high[t, c],
+                    "reference_mean": values[0, c].mean(),
+                    "reference_low": low[0, c],
+                    "reference_high": high[0, c],
+                    "difference": differences[t, c].mean(),
+                    "difference_low": difference_low[t, c],
+                    "difference_high": difference_high[t, c],
+                    "p": signed_rank(differences[t, c]),
+                    "wins": int((gains > 0).sum()),
+                    "ties": int((gains == 0).sum()),
+                    "losses": int((gains < 0).sum()),
+                    "worst": cases[gains.argmin()],
+                    "best": cases[gains.argmax()],
+                    "by_seed": _differ_by_seed(by_seed[t][:, c], by_seed[0][:, c]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _tabulate(scores: pd.DataFrame, cases: list[str], classes: list[str]) -> np.ndarray:
+    """One trainer's scores in one metric, (seeds, classes + 1, cases); the last class is the mean over the others."""
+    table = scores.pivot(index=["seed", "class"], columns="case", values="value")
+    seeds = sorted(scores["seed"].unique())
+    wanted = pd.MultiIndex.from_product([seeds, classes])
+    table = table.reindex(index=wanted, columns=cases).to_numpy().reshape(len(seeds), len(classes), len(cases))
+    if not table.size or np.isnan(table).any():
+        raise ValueError("Every case, class, trainer and seed needs a score in every metric.")
+    return np.concatenate([table, table.mean(axis=1, keepdims=True)], axis=1)
+
+
+def _differ_by_seed(candidate: np.ndarray, reference: np.ndarray) -> list[float]:
+    """Mean differences; both (seeds, cases)."""
+    if len(candidate) != len(reference):
+        raise ValueError(f"Trainers need equally many seeds, not {len(candidate)} and {len(reference)}.")
+    return (candidate - reference).mean(axis=1).tolist() if len(candidate) > 1 else []
+
+
+def bootstrap_mean(values: np.ndarray, resamples: int = 9999) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of the mean over the last axis: bootstrap, bias-corrected and accelerated (BCa).
+
+    The same numbers give the same interval, and the same draws are used for all rows. As every bootstrap it is a little
+    narrow for few cases: of moderately skewed ones (skewness 1) it covers the true mean 93 % of the time with 30
+    cases, 94 % with 50.
+
+    Args:
+        values: (..., n).
+        resamples: number of bootstrap samples.
+
+    Returns:
+        Lower and upper ends, (...); NaN if n is 1, the mean where all n values are equal.
+    """
+    flat = values.reshape(-1, values.shape[-1])
+    low = flat.mean(axis=1)
+    high = low.copy()
+    if flat.shape[1] == 1:
+        low[:] = high[:] = np.nan
+    spread = np.ptp(flat, axis=1) > 10.0**-_DECIMALS
+    if flat.shape[1] > 1 and spread.any():
+        batch = max(1, _BATCH // flat[spread].size)
+        options = dict(axis=-1, vectorized=True, method="BCa", n_resamples=resamples, batch=batch)
+        result = stats.bootstrap((flat[spread],), np.mean, rng=np.random.default_rng(0), **options)
+        low[spread], high[spread] = result.confidence_interval
+    return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
+
+
+def signed_rank(differences: np.ndarray) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test; zeros are left out, and if there is nothing else it is 1.
+
+    >>> signed_rank(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))  # one of 2**5 signs, or its mirror image
+    0.0625
+    """
+    differences = differences[differences != 0]
+    if len(differences) > _ENUMERATED:
+        return float(stats.wilcoxon(differences).pvalue)
+    ranks = stats.rankdata(np.abs(differences))
+    signs = np.array(list(product((-1, 1), repeat=len(ranks))))
+    return float(np.mean(np.abs(signs @ ranks) >= abs(np.sign(differences) @ ranks)))
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Holm's step-down correction: the k-th smallest of m values times m − k + 1, never less than those before.
+
+    >>> holm([0.01, 0.04, 0.03])
+    array([0.03, 0.06, 0.06])
+    """
+    p = np.asarray(p, dtype=float)
+    order = p.argsort()
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return corrected

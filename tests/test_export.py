@@ -1,0 +1,180 @@
+"""A model trained with LoMix is used by an nnU-Net that doesn't know LoMix."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from nnunet_lomix import export
+from nnunet_lomix.cli import main
+
+from .conftest import CASES, EXTERNAL_TRAINERS, NnUNet
+from .test_checkpoints import Malicious
+
+pytestmark = pytest.mark.end_to_end
+
+MODEL = "Dataset701_classes/nnUNetTrainer__nnUNetPlans__2d"
+BLOCK = """
+import sys
+
+class Block:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "nnunet_lomix":
+            raise ImportError("nnunet_lomix is not installed")
+
+sys.meta_path.insert(0, Block)
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory):
+    """An nnU-Net with one fold of the shortest LoMix training."""
+    shared = prepared("classes")
+    nnunet = NnUNet(tmp_path_factory.mktemp("trained"), shared.plans)
+    for name in ("raw", "preprocessed"):
+        os.symlink(getattr(shared, name), getattr(nnunet, name))
+    nnunet.train(701, "2d")
+    return nnunet
+
+
+@pytest.fixture
+def copied(trained, tmp_path, monkeypatch):
+    """A copy of the trainer's folder, to spoil; nnU-Net finds its trainer."""
+    monkeypatch.setenv("nnUNet_extTrainer", str(EXTERNAL_TRAINERS))
+    return shutil.copytree(trained.model("2d"), tmp_path / trained.model("2d").name)
+
+
+def test_nnunet_alone_uses_it(trained, copied, tmp_path):
+    """Exported, zipped, installed and used for a prediction where nnunet_lomix can't be imported."""
+    image = trained.raw / "Dataset701_classes" / "imagesTs" / f"{CASES[-1]}_0000.nii.gz"
+    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out"), "--case", str(image)])
+    assert "same segmentation (20 x 32 x 32) and same probabilities (61440 values), bit for bit" in result.output
+
+    (tmp_path / "block").mkdir()
+    (tmp_path / "block" / "sitecustomize.py").write_text(BLOCK)
+    alone = dict(PYTHONPATH=str(tmp_path / "block"), TORCH_DEVICE_BACKEND_AUTOLOAD="0", nnUNet_extTrainer=None)
+    assert "is not installed" in trained.run("python", "-c", "import nnunet_lomix", fails=True, **alone)
+
+    archive, installed, predicted = (tmp_path / name for name in ("model.zip", "installed", "predicted"))
+    installed.mkdir()
+    options = ("-d", 701, "-c", "2d", "-f", 0, "-o", archive)
+    trained.run("nnUNetv2_export_model_to_zip", *options, nnUNet_results=str(tmp_path / "out"), **alone)
+    trained.run("nnUNetv2_install_pretrained_model_from_zip", archive, nnUNet_results=str(installed), **alone)
+    options = ("-i", image.parent, "-o", predicted, "-f", 0, "-npp", 1, "-nps", 1, "-device", "cpu")
+    trained.run("nnUNetv2_predict_from_modelfolder", "-m", installed / MODEL, *options, "--save_probabilities", **alone)
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(str(copied), (0,))
+    pixels, properties = SimpleITKIO().read_images([str(image)])
+    segmentation, probabilities = predictor.predict_single_npy_array(pixels, properties, None, None, True)
+    name = CASES[-1]
+    assert np.array_equal(np.load(predicted / f"{name}.npz")["probabilities"], probabilities)
+    assert np.array_equal(SimpleITKIO().read_seg(str(predicted / f"{name}.nii.gz"))[0][0], segmentation)
+    assert len(np.unique(probabilities)) > 1000  # not a constant
+
+
+def test_what_is_written(trained, tmp_path):
+    source = trained.model("2d")
+    made = export.export_model(source, tmp_path / "out")
+    assert made == tmp_path / "out" / MODEL
+    original = torch.load(source / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    exported = torch.load(made / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    assert exported["trainer_name"] == "nnUNetTrainer"
+    assert set(original) - set(exported) == {"lomix"} and not set(exported) - set(original)
+    assert exported["logging"] == original["logging"]
+    for name, weight in original["network_weights"].items():
+        assert torch.equal(weight, exported["network_weights"][name])
+    for name in ("dataset.json", "plans.json", "dataset_fingerprint.json", "fold_0/validation/summary.json"):
+        assert (made / name).read_bytes() == (source / name).read_bytes()
+    assert sorted(p.name for p in (made / "fold_0").glob("*.pth")) == sorted(
+        p.name for p in (source / "fold_0").glob("*.pth")
+    )
+    text = (made / "provenance.txt").read_text()
+    assert "nnUNetTrainerLoMixTiny" in text and "weighting rule barrier" in text and "nnunetv2 2." in text
+    digest = hashlib.sha256((source / "fold_0" / "checkpoint_final.pth").read_bytes()).hexdigest()
+    assert f"{digest}  fold_0/checkpoint_final.pth" in text
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def refuse(source, out, *args):
+    before = sorted(out.parent.rglob("*"))
+    result = CliRunner().invoke(main, ["export", str(source), "--out", str(out), *map(str, args)])
+    assert result.exit_code and isinstance(result.exception, SystemExit), (result.output, result.exception)
+    assert sorted(out.parent.rglob("*")) == before
+    return result.output
+
+
+def edit_checkpoint(folder, **changes):
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    torch.save(torch.load(file, weights_only=False) | changes, file)
+
+
+def edit_plans(folder, **changes):
+    plans = json.loads((folder / "plans.json").read_text())
+    (folder / "plans.json").write_text(json.dumps(plans | changes))
+
+
+def test_other_networks_are_refused(copied, tmp_path):
+    out = tmp_path / "out"
+    weights = torch.load(copied / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    edit_checkpoint(copied, network_weights=weights | {"more": torch.zeros(1)})
+    assert "their weights differ in name or shape" in refuse(copied, out)
+    # the same weights, but another network may be around them
+    edit_checkpoint(copied, network_weights=weights, trainer_name="nnUNetTrainerBN")
+    assert "has its own build_network_architecture" in refuse(copied, out)
+    plans = json.loads((copied / "plans.json").read_text())
+    plans["configurations"]["2d"]["architecture"]["network_class_name"] = "antigravity.Network"
+    edit_plans(copied, configurations=plans["configurations"])
+    assert "antigravity.Network is not part of nnU-Net" in refuse(copied, out)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(copied, tmp_path):
+    edit_checkpoint(copied, lomix=Malicious(tmp_path / "written"))
+    assert "mkdir in it" in refuse(copied, tmp_path / "out")
+    assert not (tmp_path / "written").exists()
+
+
+def test_names_lead_to_no_other_folder(copied, tmp_path):
+    edit_plans(copied, dataset_name="Dataset001_/../../elsewhere")
+    assert "can't be names of folders" in refuse(copied, tmp_path / "deep" / ".." / "out")
+
+
+def test_mistakes_get_one_sentence(copied, tmp_path, trained):
+    out = tmp_path / "out"
+    image = trained.raw / "Dataset701_classes" / "imagesTs" / f"{CASES[-1]}_0000.nii.gz"
+    shutil.copy(image, tmp_path / "case.nii.gz")
+    shutil.copy(image, tmp_path / "case_0001.nii.gz")
+    assert "CASE_0000.nii.gz: rename it" in refuse(copied, out, "--case", tmp_path / "case.nii.gz")
+    assert "case_0000.nii.gz isn't there" in refuse(copied, out, "--case", tmp_path / "case_0001.nii.gz")
+    assert "no fold_X/checkpoint_final.pth" in refuse_without_fold(copied, out)
+    assert "name the folder TRAINER__PLANS__CONFIGURATION" in refuse(copied / "fold_0", out)
+    assert "choose another --out" in refuse(copied, copied)
+
+
+def refuse_without_fold(copied, out):
+    folder = shutil.copytree(copied, copied.with_name("unfinished"))
+    (folder / "fold_0" / "checkpoint_final.pth").unlink()
+    return refuse(folder, out)
+
+
+def test_a_model_that_differs_is_not_exported(copied, tmp_path, trained, monkeypatch):
+    write = export._write_model
+
+    def write_wrongly(*args):
+        relative = write(*args)
+        folder = args[-1] / relative
+        weights = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+        name = next(reversed(weights))
+        edit_checkpoint(folder, network_weights=weights | {name: weights[name] * (1 + 1e-5)})
+        return relative
+
+    monkeypatch.setattr(export, "_write_model", write_wrongly)
+    image = trained.raw / "Dataset701_classes" / "imagesTs" / f"{CASES[-1]}_0000.nii.gz"
+    assert "differ: nothing was exported" in refuse(copied, tmp_path / "out", "--case", image)
