@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py --cases 20 200
 
-Two folders of predictions and one of references, of 128³ voxels with 8 classes. The voxels of all cases are those of a
+Two folders of predictions and one of references, of 128³ voxels with 8 organs. The voxels of all cases are those of a
 few files, but no case has the bytes of another one, so that the cache finds none; then a second call finds all of them.
 """
 
@@ -21,7 +21,7 @@ import SimpleITK as sitk
 from joblib.externals.loky import get_reusable_executor
 from scipy.ndimage import gaussian_filter
 
-SHAPE, CLASSES, DISTINCT = (128, 128, 128), 8, 4
+SHAPE, DISTINCT = (128, 128, 128), 4
 COLUMNS = ("s", "CPU s", "MiB parent", "MiB largest worker")
 NOISE = {"references": 0, "old": 0.5, "new": 0.3}  # how far each folder is from the references
 
@@ -49,10 +49,13 @@ def main():
 
 
 def make_segmentation(number: int, noise: float) -> bytes:
-    """A file of smooth regions."""
+    """A file of organs, a bumpy ball about 40 voxels wide in each octant."""
     rng = np.random.default_rng(number)
-    fields, changes = (rng.standard_normal((CLASSES + 1, *SHAPE), dtype=np.float32) for _ in range(2))
-    labels = gaussian_filter(fields + noise * changes, (0, 16, 16, 16)).argmax(axis=0).astype(np.uint8)
+    bumps, changes = (rng.standard_normal(SHAPE, dtype=np.float32) for _ in range(2))
+    bumps = gaussian_filter(bumps + noise * changes, 6)
+    octant, position = np.divmod(np.indices(SHAPE), 64)
+    inside = np.linalg.norm(position - 31.5, axis=0) + 4 * bumps / bumps.std() < 20
+    labels = np.where(inside, 1 + np.tensordot((1, 2, 4), octant, 1), 0).astype(np.uint8)
     image = sitk.GetImageFromArray(labels)
     image.SetSpacing((0.8, 0.8, 2.5))
     with tempfile.TemporaryDirectory() as folder:

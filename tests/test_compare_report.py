@@ -283,7 +283,8 @@ def test_words_fit_the_scores_through_all_steps():
     assert verdicts == {"Dice": ["better"] * 3, "NSD": ["undecided"] * 3, "HD95": ["worse"] * 3}
     means = {t["metric"]: [float(r["mean"]) for r in t["groups"][0]["rows"]] for t in told["tables"]}
     of_class = scores[scores["class"] == "liver"].groupby(["metric", "trainer"])["value"].mean()
-    assert means["Dice"] == pytest.approx([100 * of_class["Dice", t] for t in TRAINERS], abs=0.006)
+    for metric in ("Dice", "NSD"):
+        assert means[metric] == pytest.approx([100 * of_class[metric, t] for t in TRAINERS], abs=0.006)
     assert means["HD95"] == pytest.approx([of_class["HD95", t] for t in TRAINERS], abs=0.006)
 
 
@@ -322,6 +323,20 @@ def test_a_picture_that_fails_leaves_whole_numbers_and_no_page(tmp_path, monkeyp
     assert sorted(p.name for p in out.iterdir()) == ["comparison.json", "report.md", "scores.csv"]
     with open(out / "scores.csv") as file:
         assert sum(1 for _ in csv.reader(file)) == len(scores) + 1
+
+
+def test_the_pictures_are_of_cases_in_which_what_is_shown_differs(tmp_path):
+    cases = ["a", "b", "c", "d", "e", "f"]
+    scores = make_scores(cases=cases, classes=["x"], seeds=2, metrics=["Dice"])
+    scores["value"] = 0.5
+    new = scores["trainer"] == TRAINERS[1]
+    gains = dict(zip(cases, (0.1, 0.0, -0.3, 0.2, 0.0, 0.05), strict=True))
+    scores.loc[new & (scores["seed"] == 0), "value"] += scores["case"].map(gains)
+    scores.loc[new & (scores["seed"] == 1) & (scores["case"] == "e"), "value"] = 1.0  # not shown
+    report(tmp_path / "out", scores, None, NO_CURVES, make_files(tmp_path, cases))
+    alts = [value for tag, name, value in read_page(tmp_path / "out").attributes if (tag, name) == ("img", "alt")]
+    assert [alt[0] for alt in alts[::2]] == ["c", "d", "a", "f"]
+    assert alts[1].endswith("Dice, points: 20.0.")
 
 
 def test_an_unreadable_image_is_left_out(tmp_path):

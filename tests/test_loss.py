@@ -123,7 +123,7 @@ def test_losses_weights_and_total_equal_the_oracle(backend, case):
 
 # a row and a map at a time, some of both, and all at once
 @pytest.mark.parametrize("values", [1, 200, 10**6])
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @example(case=FIVE_SCALES)
 @given(case=cases())
 def test_lean_equals_plain_in_parts_of_any_size(values, case):

@@ -460,9 +460,8 @@ def _picture_distributions(
 def _picture_overlays(
     scores: pd.DataFrame, metric: str, trainers: Sequence[str], files: Mapping, labels: Mapping | None
 ) -> list[dict]:
-    """The cases in which any candidate differs most from the reference, the most different first."""
-    means = by_case(scores, metric)["mean"]
-    shown = by_case(scores[scores["seed"] == 0], metric)["mean"]
+    """The cases in which any candidate's first seed differs most from the reference's, the most different first."""
+    means = by_case(scores[scores["seed"] == 0], metric)["mean"]  # the files are those of the first seed
     largest = means.sub(means[trainers[0]], axis=0).abs().max(axis=1).sort_values(ascending=False, kind="stable")
     values = None if labels is None else list(_name_labels(labels))
     overlays = []
@@ -473,7 +472,7 @@ def _picture_overlays(
             {
                 "trainer": trainer,
                 "number": trainers.index(trainer),
-                "score": f"{shown.loc[case, trainer]:.1f}",
+                "score": f"{means.loc[case, trainer]:.1f}",
                 "png": base64.b64encode(png).decode(),
             }
             for trainer, png in pictures.items()
