@@ -8,6 +8,7 @@ few files, but no case has the bytes of another one, so that the cache finds non
 
 import argparse
 import gzip
+import json
 import resource
 import subprocess
 import sys
@@ -71,6 +72,8 @@ def write_cases(root: Path, files: dict[str, list[bytes]], cases: int):
             # an empty part with a date of its own: other bytes, the same voxels
             unique = contents[case % DISTINCT] + gzip.compress(b"", mtime=case)
             (root / name / f"case_{case}.nii.gz").write_bytes(unique)
+    labels = {"background": 0} | {f"organ {i}": i for i in range(1, 9)}
+    (root / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
 
 
 def measure(root: Path, jobs: int) -> list[float]:
