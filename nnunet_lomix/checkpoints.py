@@ -8,6 +8,7 @@ import click
 import numpy as np
 import torch
 
+STATE = "lomix"  # the key of our trainers' state
 KEYS = ("network_weights", "trainer_name", "init_args", "current_epoch")
 NUMBERS = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
 

@@ -23,10 +23,9 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 
-from nnunet_lomix.checkpoints import read_checkpoint
+from nnunet_lomix.checkpoints import STATE, read_checkpoint
 
 STOCK = nnUNetTrainer.__name__
-STATE = "lomix"  # the trainer's key in nnU-Net's checkpoint
 DESCRIPTIONS = ("dataset.json", "plans.json", "dataset_fingerprint.json")
 FINAL, BEST = "checkpoint_final.pth", "checkpoint_best.pth"
 # nnUNetv2_export_model_to_zip wants these, too

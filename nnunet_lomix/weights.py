@@ -102,9 +102,9 @@ def read_history(fold: Path) -> pd.DataFrame:
         return _check(_read_table(fold / TABLE), fold / TABLE)
     for file in (fold / name for name in CHECKPOINTS):
         if file.is_file():
-            from nnunet_lomix.checkpoints import read_checkpoint  # torch is slow to import
+            from nnunet_lomix.checkpoints import STATE, read_checkpoint  # torch is slow to import
 
-            state = read_checkpoint(file).get("lomix")
+            state = read_checkpoint(file).get(STATE)
             if state is None:
                 raise WeightsError(f"{file} has no LoMix state: it was not written by a trainer of nnunet_lomix.")
             return _check(pd.DataFrame(state["history"]), file)

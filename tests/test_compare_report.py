@@ -110,6 +110,21 @@ def test_all_files_and_nothing_else(tmp_path):
     pd.testing.assert_frame_equal(again, scores)
 
 
+def test_a_reader_that_leaves_early_costs_no_file(tmp_path):
+    """``nnunet_lomix compare … | head``"""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    scores = make_scores()
+    with pytest.raises((BrokenPipeError, SystemExit)):
+        write_report(
+            tmp_path, scores, compare_trainers(scores, resamples=99), {}, NO_CURVES, {}, Console(file=Closed())
+        )
+    assert sorted(p.name for p in tmp_path.iterdir()) == list(FILES)
+
+
 def test_json_is_strict_and_keeps_every_number(tmp_path):
     scores = make_scores(cases=["only"])  # no interval: NaN is no JSON
     report(tmp_path, scores, {"dataset": "Däta", "folder": tmp_path})
@@ -205,8 +220,8 @@ def test_terminal_fits_80_columns(tmp_path):
     assert re.search(r"HD95, mm, lower is better", printed)
 
 
-def row(metric="Dice", difference=1.2, low=0.3, high=2.1, p=0.01) -> dict:
-    ends = {"difference": difference, "difference_low": low, "difference_high": high, "p_holm": p}
+def row(metric="Dice", difference=1.2, low=0.3, high=2.1, p=0.01, by_seed=()) -> dict:
+    ends = {"difference": difference, "difference_low": low, "difference_high": high, "p_holm": p, "by_seed": by_seed}
     return {"metric": metric, "trainer": "New", "reference": "Old", **ends}
 
 
@@ -246,6 +261,18 @@ def row(metric="Dice", difference=1.2, low=0.3, high=2.1, p=0.01) -> dict:
             "New's mean Dice over 26 cases is 1.2 points higher than Old's (95 % interval 0.3 to 2.1), "
             "but the test doesn't confirm it (p = 0.062).",
             "undecided",
+        ),
+        # surely better in these cases, but the trainings don't agree: 1.2 ± 4.1 by Student's t
+        (
+            row(by_seed=[0.1, 0.4, 3.1]),
+            "New's mean Dice over 26 cases is 1.2 points higher than Old's (95 % interval 0.3 to 2.1), "
+            "but the trainings differ too much to expect it of others.",
+            "undecided",
+        ),
+        (
+            row(by_seed=[0.9, 1.2, 1.5]),
+            "New's mean Dice over 26 cases is 1.2 points higher than Old's (95 % interval 0.3 to 2.1).",
+            "better",
         ),
         # no interval, however large the difference
         (

@@ -26,23 +26,26 @@ def make_scores(cases=12, classes=("a", "b"), trainers=("old", "new", "other"), 
 
 
 def skewed(rng: np.random.Generator, shape) -> np.ndarray:
-    """Mean 0, skewness 1: a gamma distribution of shape 4."""
-    return rng.gamma(4, size=shape) - 4
+    """Mean 0, skewness 1.15: a gamma distribution of shape 3."""
+    return rng.gamma(3, size=shape) - 3
 
 
 @pytest.mark.parametrize("n", [30, 40, 50])
 def test_intervals_cover_the_true_mean(n):
-    """2000 simulated studies; 95 % ± 2 % ± two standard errors, since BCa itself is at 93 % with 30 cases."""
+    """2000 simulated studies; 95 % ± 2 %. BCa as it is covers less with 30 cases."""
     low, high = bootstrap_mean(skewed(np.random.default_rng(n), (2000, n)), resamples=1000)
     covered = np.mean((low <= 0) & (high >= 0))
-    assert abs(covered - 0.95) <= 0.02 + 2 * np.sqrt(0.95 * 0.05 / 2000), covered
+    assert abs(covered - 0.95) <= 0.02, covered
 
 
-def test_intervals_are_those_of_scipy_and_follow_the_skew():
+def test_intervals_are_those_of_scipy_expanded_and_follow_the_skew():
     values = skewed(np.random.default_rng(1), 25)
     (low,), (high,) = bootstrap_mean(values[None], resamples=5000)
     theirs = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=5000, rng=np.random.default_rng(99))
-    assert [low, high] == pytest.approx(list(theirs.confidence_interval), abs=0.06)
+    # as Student's interval with the standard deviation of the cases is to the normal one with that of a bootstrap
+    expansion = stats.t.interval(0.95, 24)[1] / stats.norm.interval(0.95)[1] * np.std(values, ddof=1) / np.std(values)
+    expected = values.mean() + expansion * (np.array(theirs.confidence_interval) - values.mean())
+    assert [low, high] == pytest.approx(expected, abs=0.06)
     assert high - values.mean() > values.mean() - low
 
 

@@ -9,13 +9,13 @@ from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 
 from nnunet_lomix.alignment import measure_alignment
+from nnunet_lomix.checkpoints import STATE
 from nnunet_lomix.distillation import DistillingLoMixLoss
 from nnunet_lomix.files import replacing, scratch
 from nnunet_lomix.history import plot_history, write_history
 from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss
 from nnunet_lomix.sampling import SamplingLoMixLoss
 
-STATE = "lomix"  # our key in nnU-Net's checkpoint
 HISTORY = "lomix_weights"  # our key in nnU-Net's logger: for each epoch a dict from map to weight
 
 

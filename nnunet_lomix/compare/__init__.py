@@ -18,7 +18,7 @@ from nnunet_lomix.compare.statistics import compare_trainers
 __all__ = ["Comparison", "Source", "compare", "read_folders", "read_results"]
 
 STATISTICS = (
-    "Seeds are averaged within each case. 95 % intervals of means over cases: bootstrap, BCa, 9999 resamples. "
+    "Seeds are averaged within each case. 95 % intervals of means over cases: BCa bootstrap, expanded, 9999 resamples. "
     "p: Wilcoxon's signed-rank test, two-sided; p_holm: Holm's correction over classes and candidates within a metric. "
     "Both are about other cases, and leave out how much another training would differ."
 )

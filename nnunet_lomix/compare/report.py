@@ -18,6 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from scipy import stats
 
 from nnunet_lomix.compare import figures
 from nnunet_lomix.files import replacing
@@ -39,9 +40,10 @@ def write_report(
     files: Mapping[str, tuple[Path | None, Path, Mapping[str, Path]]],
     console: Console,
 ):
-    """Print the tables; write ``scores.csv``, ``comparison.json``, ``report.md`` and ``report.html``.
+    """Write ``scores.csv``, ``comparison.json``, ``report.md`` and ``report.html``; print the tables.
 
-    The numbers are written first, so that a picture that fails can't lose them; every file is whole or not there.
+    The numbers are written first, so that a picture that fails can't lose them, and printed last, as whoever reads them
+    may leave; every file is whole or not there.
 
     Args:
         folder: where to write; made if it isn't there.
@@ -59,9 +61,11 @@ def write_report(
     _write(folder / "scores.csv", scores.to_csv(index=False))
     _write(folder / "comparison.json", to_json(comparison, information))
     report = describe(scores, comparison, information)
-    print_tables(report, console)
     _write(folder / "report.md", to_markdown(report))
-    _write(folder / "report.html", to_html(report, scores, comparison, information, curves, files))
+    try:
+        _write(folder / "report.html", to_html(report, scores, comparison, information, curves, files))
+    finally:
+        print_tables(report, console)
     console.print(f"The report with pictures: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -112,19 +116,29 @@ def describe(scores: pd.DataFrame, comparison: pd.DataFrame, information: Mappin
 def _records(rows: pd.DataFrame) -> list[dict]:
     """The rows as dicts, with their numbers in the units that are shown."""
     rows = rows.copy()
-    rows[MEASURES] = rows[MEASURES].mul(rows["metric"].map(FACTORS), axis=0)
+    factors = rows["metric"].map(FACTORS)
+    rows[MEASURES] = rows[MEASURES].mul(factors, axis=0)
+    rows["by_seed"] = [[f * value for value in values] for f, values in zip(factors, rows["by_seed"], strict=True)]
     return rows.to_dict("records")
 
 
 def verdict(row: Mapping) -> str:
-    """``better`` or ``worse`` if the interval *and* the corrected test exclude no difference, else ``undecided``."""
-    if not _excludes_zero(row) or not row["p_holm"] < 0.05:
+    """``better`` or ``worse`` if interval, corrected test *and* trainings exclude no difference, else ``undecided``."""
+    if not _excludes_zero(row) or not row["p_holm"] < 0.05 or not _trainings_agree(row):
         return "undecided"
     return "better" if (row["difference"] > 0) != (row["metric"] in LOWER_IS_BETTER) else "worse"
 
 
 def _excludes_zero(row: Mapping) -> bool:
     return row["difference_low"] > 0 or row["difference_high"] < 0
+
+
+def _trainings_agree(row: Mapping) -> bool:
+    """Whether the differences by seed exclude zero, by Student's t interval; a single training can't disagree."""
+    values = row["by_seed"]
+    if len(values) < 2:
+        return True
+    return abs(np.mean(values)) > stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
 
 
 def headline(row: Mapping, cases: int) -> str:
@@ -147,7 +161,11 @@ def headline(row: Mapping, cases: int) -> str:
     low, high = sorted(map(abs, ends))
     better = (size > 0) != (metric in LOWER_IS_BETTER)
     direction = f", which is {'better' if better else 'worse'}" if metric in LOWER_IS_BETTER else ""
-    doubt = "" if row["p_holm"] < 0.05 else f", but the test doesn't confirm it (p = {format_p(row['p_holm'])})"
+    doubt = ""
+    if not row["p_holm"] < 0.05:
+        doubt = f", but the test doesn't confirm it (p = {format_p(row['p_holm'])})"
+    elif not _trainings_agree(row):
+        doubt = ", but the trainings differ too much to expect it of others"
     return (
         f"{compared} than {row['reference']}'s{direction} (95 % interval {low:.{digits}f} to {high:.{digits}f}){doubt}."
     )
@@ -159,7 +177,7 @@ def describe_seeds(row: Mapping) -> str:
         return (
             "One training each: how much trainings with other seeds would differ isn't known, and not in the interval."
         )
-    values = [FACTORS[row["metric"]] * value for value in row["by_seed"]]
+    values = row["by_seed"]
     sentence = (
         f"Difference in {row['metric']} by seed: {', '.join(signed(v, 1) for v in values)} {UNITS[row['metric']]}."
     )
@@ -297,12 +315,13 @@ def describe_methods(scores: pd.DataFrame, metrics: Sequence[str], information: 
         "Trainers are compared on the same cases. "
         + ("Each trainer's seeds are averaged within a case first. " if several else "")
         + "The difference is the mean over cases of candidate − reference; its interval is a 95 % bootstrap over cases "
-        "(bias-corrected and accelerated, BCa)."
+        "(bias-corrected and accelerated, BCa; expanded for few cases as by Hesterberg)."
     )
     test = (
         "p is of a two-sided Wilcoxon signed-rank test on the paired differences, corrected by Holm for all classes "
         "and candidates of a metric (for the mean over classes: for all candidates). A verdict other than undecided "
-        "needs both, the interval and this test, to exclude no difference; undecided doesn't mean equal. "
+        "needs the interval and this test to exclude no difference, and with several seeds Student's t interval of the "
+        "differences by seed, too; undecided doesn't mean equal. "
         "better:same:worse counts cases."
     )
     trainings = (

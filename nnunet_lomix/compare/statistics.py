@@ -36,8 +36,8 @@ def compare_trainers(
         A row for each metric, class (the last one is "mean") and candidate, with columns
 
         - ``metric``, ``class``, ``trainer``, ``reference``: names.
-        - ``mean``, ``low``, ``high``: the candidate's mean over cases with its 95 % interval (bootstrap, BCa); likewise
-          ``reference_mean``, ``reference_low`` and ``reference_high``.
+        - ``mean``, ``low``, ``high``: the candidate's mean over cases with its 95 % interval of :func:`bootstrap_mean`;
+          likewise ``reference_mean``, ``reference_low`` and ``reference_high``.
         - ``difference``, ``difference_low``, ``difference_high``: candidate − reference, paired by case.
         - ``p``: Wilcoxon's signed-rank test of these differences, two-sided, zeros left out. ``p_holm``: corrected for
           all classes and candidates of the metric; in rows "mean" for the candidates.
@@ -119,11 +119,12 @@ def _differ_by_seed(candidate: np.ndarray, reference: np.ndarray) -> list[float]
 
 
 def bootstrap_mean(values: np.ndarray, resamples: int = 9999) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the mean over the last axis: bootstrap, bias-corrected and accelerated (BCa).
+    """95 % interval of the mean over the last axis: bootstrap, bias-corrected and accelerated (BCa), expanded.
 
-    The same numbers give the same interval, and the same draws are used for all rows. As every bootstrap it is a little
-    narrow for few cases: of moderately skewed ones (skewness 1) it covers the true mean 93 % of the time with 30
-    cases, 94 % with 50.
+    The same numbers give the same interval, and the same draws are used for all rows. A bootstrap is too narrow for few
+    cases: its variance is σ² (n − 1) / n of theirs, and it knows no Student's t. So both ends are moved away from the
+    mean by the factor t / z · √(n / (n − 1)), the expansion of Hesterberg (2015), What Teachers Should Know about the
+    Bootstrap, The American Statistician 69(4): 1.10 for 20 cases, 1.04 for 50.
 
     Args:
         values: (..., n).
@@ -142,7 +143,9 @@ def bootstrap_mean(values: np.ndarray, resamples: int = 9999) -> tuple[np.ndarra
         batch = max(1, _BATCH // flat[spread].size)
         options = dict(axis=-1, vectorized=True, method="BCa", n_resamples=resamples, batch=batch)
         result = stats.bootstrap((flat[spread],), np.mean, rng=np.random.default_rng(0), **options)
-        low[spread], high[spread] = result.confidence_interval
+        n, middle = flat.shape[1], flat[spread].mean(axis=1)
+        expansion = stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * np.sqrt(n / (n - 1))
+        low[spread], high[spread] = (middle + expansion * (end - middle) for end in result.confidence_interval)
     return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
 
 
