@@ -87,7 +87,7 @@ def draw_evolution(ax: Axes, history: Sequence[dict[str, float]], maps: Sequence
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.margins(x=0.08)
+    ax.margins(x=0.12)  # room for the names
     ax.set_xlabel("epoch")
     lines = [matplotlib.lines.Line2D([], [], color=c) for c in colours.values()]
     ax.legend(lines, colours, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=len(colours), frameon=False)
