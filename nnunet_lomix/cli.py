@@ -2,7 +2,6 @@
 
 import os
 import signal
-from pathlib import Path
 
 import click
 
@@ -137,6 +136,7 @@ class Lists(click.Command):
     metavar="DIR DIR…",
     help="Predicted segmentations, named as the references are; the reference trainer's first.",
 )
+@click.option("--images", type=click.Path(), metavar="DIR", help="Their images, named as nnU-Net's, for the pictures.")
 @click.option(
     "--names",
     multiple=True,
@@ -175,6 +175,7 @@ def compare(
     results: tuple[str, ...],
     references: str | None,
     predictions: tuple[str, ...],
+    images: str | None,
     names: tuple[str, ...],
     intersection: bool,
     tolerance: float,
@@ -192,16 +193,14 @@ def compare(
         raise click.UsageError("Give -d, -c and --trainers, or --references and --predictions.")
     if plain[0] and (folds or results):
         raise click.UsageError("-f and --results belong to -d: leave them out with --references.")
+    if dataset and images:
+        raise click.UsageError("--images belongs to --references: those of a dataset are found in nnUNet_raw.")
     from rich.console import Console
 
     from nnunet_lomix import compare as engine  # slow to import
-    from nnunet_lomix.compare.report import write_report
 
     if dataset:
         source = engine.read_results(dataset, configuration, trainers, plans, folds, results, names, intersection)
     else:
-        source = engine.read_folders(references, predictions, names, intersection, jobs)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    result = engine.compare(source, tolerance, jobs, Path(out, "scores_cache.json"))
-    tables = (result.scores, result.comparison, result.information, source.curves)
-    write_report(out, *tables, source.files, Console())
+        source = engine.read_folders(references, predictions, names, intersection, jobs, images)
+    engine.compare_into(out, source, Console(), tolerance, jobs)

@@ -285,6 +285,15 @@ def test_pictures(tmp_path):
     assert compare(source).scores.query("metric == 'Dice'")["value"].eq(1).all()
 
 
+def test_images_of_plain_folders_are_for_the_pictures(folders):
+    write(folders / "images" / "a_0000.nii.gz", 5)
+    source = read_plain(folders, images=folders / "images")
+    assert source.images == {"a": folders / "images" / "a_0000.nii.gz"}
+    assert [source.files[case][0] is None for case in "ab"] == [False, True]
+    with pytest.raises(click.ClickException, match="There is no folder .*pictures: check --images"):
+        read_plain(folders, images=folders / "pictures")
+
+
 def test_folders_of_one_name_are_seeds(folders):
     for name in ("old2", "new2"):
         shutil.copytree(folders / name[:-1], folders / name)
@@ -377,6 +386,7 @@ def test_command_on_folders(folders, monkeypatch):
         ("-d 9 -c 2d", "Give -d, -c and --trainers"),
         ("-d 9 -c 2d --trainers A B --references data", "Give -d, -c and --trainers"),
         ("--references data --predictions old new -f 0", "-f and --results belong to -d"),
+        ("-d 4 -c 2d --trainers A B --images images", "--images belongs to --references"),
         ("-d 9 -c 2d --trainers A", "only A"),
         ("-d 77 -c 2d --trainers A B", "no dataset 77"),
         ("-d 9 -c 3d --trainers A B", "no folder"),

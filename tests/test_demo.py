@@ -3,19 +3,16 @@
 import json
 import sys
 import time
-from io import StringIO
 
 import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
 from click.testing import CliRunner
-from rich.console import Console
-from scipy import stats
 
 from nnunet_lomix import demo
 from nnunet_lomix.cli import main
-from nnunet_lomix.demo import commands, data, report, steps
+from nnunet_lomix.demo import commands, data, steps
 
 SMALLEST = demo.Settings(dim=2, epochs=3, iterations=2, size=64, train_cases=10, test_cases=3, slimming=8)
 
@@ -77,70 +74,6 @@ def test_an_interrupted_dataset_does_not_look_complete(tmp_path):
     assert not folder.exists()
     data.write_dataset(folder, (32, 32), 2, 1)
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
-
-
-# numbers
-
-
-def dice_by_loop(truth, prediction):
-    both = either = 0
-    for t, p in zip(truth.ravel(), prediction.ravel(), strict=True):
-        both += int(t and p)
-        either += int(t) + int(p)
-    return 2 * both / either if either else float("nan")
-
-
-@pytest.mark.parametrize("truth_share", [0, 0.1, 0.5, 1])
-@pytest.mark.parametrize("prediction_share", [0, 0.1, 0.5, 1])
-def test_dice_is_that_of_a_plain_loop(truth_share, prediction_share):
-    rng = np.random.default_rng(0)
-    truth, prediction = rng.random((5, 6, 7)) < truth_share, rng.random((5, 6, 7)) < prediction_share
-    assert report.dice(truth, prediction) == pytest.approx(dice_by_loop(truth, prediction), nan_ok=True)
-
-
-def tidy(dice):
-    """Scores as the report has them, from ``{class: {trainer: [a Dice for each case]}}``."""
-    rows = [
-        (f"case_{i}", name, trainer, value)
-        for name, trainers in dice.items()
-        for trainer, values in trainers.items()
-        for i, value in enumerate(values)
-    ]
-    return pd.DataFrame(rows, columns=["case", "class", "trainer", "dice"])
-
-
-def test_comparison_is_paired():
-    a, b = [0.5, 0.6, 0.7, 0.2], [0.6, 0.6, 0.8, 0.1]
-    result = report.compare(tidy({"organ": {"A": a, "B": b}}), "A", "B").loc["organ"]
-    low, high = stats.ttest_rel(b, a).confidence_interval()
-    expected = {"reference": 0.5, "candidate": 0.525, "difference": 0.025, "low": low, "high": high}
-    assert result.to_dict() == pytest.approx(expected | {"better": 2, "worse": 1})
-
-
-def test_an_undefined_dice_counts_for_neither_trainer():
-    nan = float("nan")
-    scores = tidy(
-        {
-            "organ": {"A": [0.5, 0.9, 0.4], "B": [0.6, nan, 0.6]},
-            "lesion": {"A": [0, 0.5, 1], "B": [0, 0.7, 1]},
-        }
-    )
-    result = report.compare(scores, "A", "B")
-    assert result.loc["organ", "reference"] == pytest.approx(0.45)
-    assert result.loc["organ", "candidate"] == pytest.approx(0.6)
-    assert result.loc["mean", "candidate"] == pytest.approx((0.3 + 0.7 + 0.8) / 3)
-
-
-def test_tables_say_the_same():
-    rows = report.format_rows(report.compare(tidy({"organ": {"A": [0.5, 0.7], "B": [0.6, 0.7]}}), "A", "B"))
-    assert [r[0] for r in rows] == ["organ", "mean"]
-    header = ["Dice", "A", "B", "difference", "interval", "better:worse"]
-    markdown = report.to_markdown(header, rows, "caption")
-    console = Console(width=200, record=True, file=StringIO())
-    console.print(report.to_table(header, rows))
-    printed = console.export_text()
-    for cell in rows[0]:
-        assert cell in markdown and cell in printed
 
 
 # refusals
@@ -213,11 +146,18 @@ def test_an_interrupted_demo_goes_on(tmp_path, monkeypatch):
     demo.run_demo(out, SMALLEST)
     assert next(out.glob("raw/*/dataset.json")).stat().st_mtime_ns == raw
     assert ": Epoch 0" not in interrupted[0].read_text()
-    table = pd.read_csv(out / "report_2d" / "table.csv")
-    assert table.groupby(["case", "class", "trainer"]).size().eq(1).all()
-    assert len(table) == SMALLEST.test_cases * 4 * 2
-    files = {"table.csv", "results.md", "overlays.png", "lomix_weights.png"}
-    assert {p.name for p in (out / "report_2d").iterdir()} == files
+    report = out / "report_2d"
+    scores = pd.read_csv(report / "scores.csv")
+    assert scores.groupby(["case", "class", "trainer", "metric"]).size().eq(1).all()
+    assert set(scores["class"]) == data.LABELS.keys() - {"background"}
+    assert list(dict.fromkeys(scores["trainer"])) == ["nnUNetTrainer", "nnUNetTrainerLoMix"]
+    assert len(scores) == SMALLEST.test_cases * 4 * 2 * 3
+    written = {"report.html", "report.md", "scores.csv", "comparison.json", "scores_cache.json", "lomix_weights.png"}
+    assert {p.name for p in report.iterdir()} == written
+    information = json.loads((report / "comparison.json").read_text())["information"]
+    assert all(seconds > 0 for seconds in information["epoch_seconds"].values())
+    assert "proves nothing" in (report / "report.md").read_text()
+    assert (report / "report.html").read_text().count("<img") == SMALLEST.test_cases * 2
     assert not list(out.rglob("*.tmp")) and not list(out.rglob("unfinished_*"))
     weights = pd.read_csv(next(out.rglob("lomix_weights.csv")))
     assert len(weights) == SMALLEST.epochs

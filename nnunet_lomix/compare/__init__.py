@@ -10,12 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+from rich.console import Console
 
 from nnunet_lomix.compare.metrics import IMPLEMENTATION, score
+from nnunet_lomix.compare.report import write_report
 from nnunet_lomix.compare.sources import Source, read_folders, read_results
 from nnunet_lomix.compare.statistics import compare_trainers
 
-__all__ = ["Comparison", "Source", "compare", "read_folders", "read_results"]
+__all__ = ["Comparison", "Source", "compare", "compare_into", "read_folders", "read_results"]
 
 STATISTICS = (
     "Seeds are averaged within each case. 95 % intervals of means over cases: BCa bootstrap, expanded, 9999 resamples. "
@@ -59,6 +61,19 @@ def compare(source: Source, tolerance: float = 1.0, jobs: int = 1, cache_file: s
     """
     scores = score(source, tolerance, jobs, cache_file)
     return Comparison(scores, compare_trainers(scores, source.trainers), source, _describe(source, tolerance))
+
+
+def compare_into(folder: str | Path, source: Source, console: Console, tolerance: float = 1.0, jobs: int = 1):
+    """As :func:`compare`; writes reports and cache into a folder, and prints the tables.
+
+    Raises:
+        click.ClickException: if a file can't be scored.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    result = compare(source, tolerance, jobs, folder / "scores_cache.json")
+    tables = (result.scores, result.comparison, result.information, source.curves)
+    write_report(folder, *tables, source.files, console)
 
 
 def _describe(source: Source, tolerance: float) -> dict:

@@ -7,7 +7,7 @@ compared is refused here, by name and before anything is scored.
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +121,7 @@ def read_results(
     predictions = {key: {case: file for case, (_, file) in own.items()} for key, own in in_folds.items()}
     predictions, notes = _match(predictions, models, intersection)
     references = _find_references(dataset, ending, predictions)
+    raw = Path(str(nnUNet_raw)) if nnUNet_raw.is_set() else None
     return Source(
         references,
         predictions,
@@ -132,7 +133,7 @@ def read_results(
         configuration=configuration,
         folds=tuple(folds),
         notes=notes,
-        images=_find_images(dataset, ending, references),
+        images=_find_images(raw / dataset / "imagesTr", ending, references) if raw else {},
         curves=read_curves(models, folds),
     )
 
@@ -143,6 +144,7 @@ def read_folders(
     names: Sequence[str] = (),
     intersection: bool = False,
     jobs: int = 1,
+    images: str | Path | None = None,
 ) -> Source:
     """Folders of predictions, with a folder of references whose files are named alike.
 
@@ -154,12 +156,14 @@ def read_folders(
         names: of the trainers, by default those of the folders; those of one name are its seeds.
         intersection: compare the cases that all have, instead of refusing others.
         jobs: number of processes that look for values, without dataset.json.
+        images: folder with the images of the cases, named as nnU-Net's, for the pictures.
 
     Raises:
         click.ClickException: if something is missing, or cases or labels differ.
     """
     references, folders = Path(references), [Path(folder) for folder in folders]
     _require_folders([references, *folders], "check --references and --predictions")
+    _require_folders([Path(images)] if images else [], "check --images")
     _require_one_each(folders, names, "--predictions")
     models = _name(folders, names or [folder.resolve().name for folder in folders])
 
@@ -182,7 +186,17 @@ def read_folders(
         raise click.ClickException(
             f"{references} has nothing but background to compare: the labels are {label_source}."
         )
-    return Source(files, predictions, labels, ignore, reader, str(references), label_source, notes=notes)
+    return Source(
+        files,
+        predictions,
+        labels,
+        ignore,
+        reader,
+        dataset=str(references),
+        label_source=label_source,
+        notes=notes,
+        images=_find_images(Path(images), ending, files) if images else {},
+    )
 
 
 def read_labels(file: Path, reader: type) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -372,10 +386,8 @@ def _find_references(dataset: str, ending: str, predictions: Mapping) -> dict[st
     return _pick(_list_files(folder, ending), predictions, folder)
 
 
-def _find_images(dataset: str, ending: str, cases: Sequence[str]) -> dict[str, Path]:
-    if not nnUNet_raw.is_set():
-        return {}
-    files = {case: Path(str(nnUNet_raw), dataset, "imagesTr", f"{case}_0000{ending}") for case in cases}
+def _find_images(folder: Path, ending: str, cases: Iterable[str]) -> dict[str, Path]:
+    files = {case: folder / f"{case}_0000{ending}" for case in cases}
     return {case: file for case, file in files.items() if file.exists()}
 
 

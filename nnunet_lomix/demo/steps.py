@@ -7,17 +7,17 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 from rich.console import Console
 from rich.progress import Progress
 
+from nnunet_lomix.compare import compare_into, read_folders
+from nnunet_lomix.compare.curves import read_curves
 from nnunet_lomix.demo.commands import run_commands
-from nnunet_lomix.demo.data import LABELS, write_dataset
-from nnunet_lomix.demo.report import write_report
+from nnunet_lomix.demo.data import write_dataset
 from nnunet_lomix.files import replacing
 from nnunet_lomix.history import PICTURE
 
@@ -142,21 +142,23 @@ class Steps:
             os.replace(unfinished[t], folder)
 
     def report(self, console: Console):
+        """As nnunet_lomix compare, and the picture of the weights."""
         s = self.settings
         folder = self.out / f"report_{s.dim}d"
-        write_report(
-            folder,
-            images=self.raw / "imagesTs",
-            truth=self.raw / "labelsTs",
-            predictions=self.predictions,
-            labels={name: value for name, value in LABELS.items() if value},
-            seconds={t: _seconds_per_epoch(results) for t, results in self.results.items()},
-            setup=f"{s.epochs * s.iterations} steps with 1/{s.slimming} of the channels that nnU-Net plans",
-            console=console,
+        models = {(t, 0): results.parent for t, results in self.results.items()}
+        source = read_folders(
+            self.raw / "labelsTs", [*self.predictions.values()], [*TRAINERS], images=self.raw / "imagesTs"
         )
+        note = (
+            f"Both trainers: {s.epochs * s.iterations} steps with 1/{s.slimming} of the channels that nnU-Net plans, "
+            "from the same start on the same batches. So short a training shows that everything works; it proves "
+            "nothing about a full one."
+        )
+        source = replace(source, dataset=self.raw.name, notes=(note,), curves=read_curves(models, ["0"]))
+        compare_into(folder, source, console)
         with replacing(folder / PICTURE) as temporary:
             shutil.copyfile(self.results["nnUNetTrainerLoMix"] / PICTURE, temporary)
-        console.print(f"Tables and pictures are in {folder}", soft_wrap=True)
+        console.print(f"What LoMix has learned: {folder / PICTURE}", soft_wrap=True, highlight=False, markup=False)
 
     def _run(
         self,
@@ -195,9 +197,3 @@ def _finished_epochs(log: Path) -> int:
     """From the output of a training, which starts an epoch with the line ``<time>: Epoch <number>``."""
     started = re.findall(r"^\S+ \S+ Epoch (\d+)\s*$", log.read_text(errors="replace"), re.MULTILINE)
     return int(started[-1]) if started else 0
-
-
-def _seconds_per_epoch(results: Path) -> float:
-    """Median over the training; the logs of an interrupted and a continued one are all there."""
-    logs = "".join(p.read_text(errors="replace") for p in results.glob("training_log_*.txt"))
-    return median(map(float, re.findall(r"Epoch time: ([\d.]+) s", logs)))
