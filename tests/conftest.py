@@ -23,6 +23,13 @@ LABELS = {
     "regions": {"background": 0, "all": [1, 2], "small": 2},
     "regions_ignore": {"background": 0, "all": [1, 2], "small": 2, "ignore": 3},
 }
+CONFIGURATIONS = {  # those that are trained
+    "classes": ["2d", "3d_fullres"],
+    "ignore": ["2d"],
+    "regions": ["3d_fullres"],
+    "regions_ignore": ["2d"],
+}
+UNVALIDATED = {"TINY_VALIDATION": "0"}  # nnU-Net's validation starts two processes, which takes longer than training
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):
@@ -119,7 +126,8 @@ def prepared(tmp_path_factory):
             )
             planner = "nnUNetPlannerResEncM" if residual_encoder else "ExperimentPlanner"
             write_dataset(nnunet.raw, 701, labels)
-            options = ("-d", 701, "-pl", planner, "-c", "2d", "3d_fullres", "-npfp", 1, "-np", 1, 1)
+            configurations = CONFIGURATIONS[labels]
+            options = ("-d", 701, "-pl", planner, "-c", *configurations, "-npfp", 1, "-np", *[1] * len(configurations))
             # the planner sets as many torch threads as there are augmentation workers, so 0 is not possible here
             nnunet.run("nnUNetv2_plan_and_preprocess", *options, nnUNet_n_proc_DA="1")
             made[labels] = nnunet

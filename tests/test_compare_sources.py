@@ -398,24 +398,3 @@ def test_mistakes_give_a_sentence_and_write_nothing(trees, line, message):
     output = run(*line.split(), fails=True)
     assert message in output and "Traceback" not in output
     assert not (trees.folder / "nnunet_lomix_compare").exists()
-
-
-@pytest.mark.end_to_end
-def test_dice_is_that_of_nnunets_validation(own_results, tmp_path, monkeypatch):
-    """Regions and the ignore label, of a real training; the second trainer is a copy of the first."""
-    nnunet = own_results("regions_ignore")
-    nnunet.train(701, "2d")
-    model = nnunet.model("2d")
-    shutil.copytree(model, model.with_name(f"Copy__{nnunet.plans}__2d"))
-    for name, value in nnunet.variables.items():
-        monkeypatch.setenv(name, value)
-    source = read_results("701", "2d", ["nnUNetTrainerLoMixTiny", "Copy"], nnunet.plans)
-    result = compare(source)
-    dice = result.scores.query("metric == 'Dice' and trainer == 'Copy'").set_index(["case", "class"])["value"]
-    summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
-    for case in summary["metric_per_case"]:
-        for name, theirs in zip(source.labels, case["metrics"].values(), strict=True):
-            own = dice[Path(case["prediction_file"]).name.removesuffix(".nii.gz"), name]
-            assert own == pytest.approx(theirs["Dice"], abs=1e-6)
-    assert (result.comparison["p"] == 1).all() and (result.comparison["difference"] == 0).all()
-    assert len(source.curves) == 2 and result.information["epoch_seconds"]["Copy"] > 0

@@ -15,7 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunet_lomix import export
 from nnunet_lomix.cli import main
 
-from .conftest import CASES, EXTERNAL_TRAINERS, NnUNet
+from .conftest import CASES, EXTERNAL_TRAINERS, UNVALIDATED, NnUNet
 from .test_checkpoints import Malicious
 
 pytestmark = pytest.mark.end_to_end
@@ -40,7 +40,7 @@ def trained(prepared, tmp_path_factory):
     nnunet = NnUNet(tmp_path_factory.mktemp("trained"), shared.plans)
     for name in ("raw", "preprocessed"):
         os.symlink(getattr(shared, name), getattr(nnunet, name))
-    nnunet.train(701, "2d")
+    nnunet.train(701, "2d", **UNVALIDATED)
     return nnunet
 
 

@@ -9,7 +9,7 @@ from nnunet_lomix.trainers import nnUNetTrainerLoMix
 
 
 class Tiny:
-    """Two training steps an epoch; the number of epochs is taken from the environment."""
+    """Two training steps an epoch; the environment has the number of epochs, and whether to validate at the end."""
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -18,6 +18,10 @@ class Tiny:
         self.num_iterations_per_epoch = 2
         self.num_val_iterations_per_epoch = 1
         torch.set_num_threads(1)
+
+    def perform_actual_validation(self, save_probabilities: bool = False):
+        if os.environ.get("TINY_VALIDATION") != "0":
+            super().perform_actual_validation(save_probabilities)
 
 
 class nnUNetTrainerTiny(Tiny, nnUNetTrainer):
