@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 STATE = "lomix"  # the key of our trainers' state
-KEYS = ("network_weights", "trainer_name", "init_args", "current_epoch")
+KEYS = {"network_weights": dict, "trainer_name": str, "init_args": dict, "current_epoch": int}
 NUMBERS = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
 
 
@@ -40,9 +40,25 @@ def read_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(
             f"{path} {what}: it was not loaded, since loading may run code; ask who made it."
         ) from None
-    if not isinstance(checkpoint, dict) or not set(KEYS) <= checkpoint.keys():
-        raise CheckpointError(f"{path} is not a checkpoint of nnU-Net: it lacks one of {', '.join(KEYS)}.")
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in KEYS.items()):
+        raise CheckpointError(f"{path} is not a checkpoint of nnU-Net: one of {', '.join(KEYS)} isn't what it writes.")
+    if not all(isinstance(w, torch.Tensor) for w in checkpoint["network_weights"].values()):
+        raise CheckpointError(f"{path} is not a checkpoint of nnU-Net: its network_weights aren't all tensors.")
+    if not _is_state(checkpoint.get(STATE)):
+        raise CheckpointError(f"{path} has a {STATE} that no trainer of nnunet_lomix writes: it is damaged or forged.")
     return checkpoint
+
+
+def _is_state(state) -> bool:
+    """None, or what is read of the state of our trainers: the rule's name and the weights of each epoch."""
+    if state is None:
+        return True
+    if not isinstance(state, dict) or not isinstance(state.get("rule"), str):
+        return False
+    history = state.get("history")
+    return isinstance(history, list) and all(
+        isinstance(epoch, dict) and all(isinstance(v, float) for v in epoch.values()) for epoch in history
+    )
 
 
 def _allowed() -> list:

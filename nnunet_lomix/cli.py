@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 
 import click
 
@@ -10,6 +11,8 @@ import click
 @click.version_option(package_name="nnunet_lomix")
 def main():
     """LoMix for nnU-Net v2."""
+    # of torch to libraries that nnU-Net imports: no business of whoever runs a command
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 @main.command()
@@ -199,6 +202,8 @@ def compare(
 
     from nnunet_lomix import compare as engine  # slow to import
 
+    # a plain kill, or the end of a job's time, keeps what is scored, as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if dataset:
         source = engine.read_results(dataset, configuration, trainers, plans, folds, results, names, intersection)
     else:

@@ -5,11 +5,13 @@ import hashlib
 import io
 import json
 import platform
+import pydoc
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,29 +60,35 @@ def export_model(
     console = console or Console()
     results, out = Path(results).resolve(), Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} is there and not empty: choose another --out.")
+        raise ExportError(f"{out} is {'there and not empty' if out.is_dir() else 'a file'}: choose another --out.")
     dataset_json = _read_json(results / "dataset.json", "file_ending", "channel_names", "labels")
     plans = _read_json(results / "plans.json", "dataset_name", "plans_name", "configurations")
     files = find_checkpoints(results)
-    cases = find_cases(images, dataset_json)
+    cases = {name: read_case(plans, channels) for name, channels in find_cases(images, dataset_json).items()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as temporary:
             made = Path(temporary, "model")
             relative = _write_model(results, files, plans, dataset_json, made)
-            for case, channels in cases.items():
-                console.print(f"{case}: {compare_predictions(results, made / relative, channels)}", soft_wrap=True)
+            for name, case in cases.items():
+                agreement = compare_predictions(results, made / relative, _fold_numbers(files), case)
+                console.print(f"{name}: {agreement}", soft_wrap=True, markup=False)
             if out.exists():
                 out.rmdir()
             made.rename(out)
     except OSError as error:
-        raise ExportError(f"{out} can't be written: {error.strerror}.") from None
+        raise ExportError(f"{error.filename or out}: {error.strerror}; nothing was exported.") from None
     model = out / relative
-    console.print(f"Exported {', '.join(fold.name for fold in _folds(files))} to {model}", soft_wrap=True)
+    console.print(f"Exported {', '.join(fold.name for fold in _folds(files))} to {model}", soft_wrap=True, markup=False)
+    unfinished = _unfinished(results, files)
+    if unfinished:
+        console.print(f"Left out, as its training has not ended: {', '.join(unfinished)}", markup=False)
     lacking = [f"{fold.name}/{name}" for fold in _folds(files) for name in FOLD_EXTRAS if not (fold / name).is_file()]
     if lacking:
         console.print(
-            f"For nnUNetv2_export_model_to_zip it lacks {', '.join(lacking)}: train with --val first.", soft_wrap=True
+            f"For nnUNetv2_export_model_to_zip it lacks {', '.join(lacking)}: train with --val first.",
+            soft_wrap=True,
+            markup=False,
         )
     return model
 
@@ -117,6 +125,18 @@ def find_cases(images: Sequence[str], dataset_json: dict) -> dict[str, list[str]
     return cases
 
 
+def read_case(plans: dict, channels: list[str]) -> tuple[np.ndarray, dict]:
+    """The image of a case and its properties, by nnU-Net's reader.
+
+    Raises:
+        ExportError: it can't be read.
+    """
+    try:
+        return PlansManager(plans).image_reader_writer_class().read_images(channels)
+    except Exception as error:  # the libraries below the readers raise anything
+        raise ExportError(f"nnU-Net can't read {', '.join(channels)}: {str(error).splitlines()[0]}") from None
+
+
 def check_network(checkpoint: dict, plans: dict, dataset_json: dict) -> str:
     """Check that nnUNetTrainer builds the network of the checkpoint from the plans; tells what could be checked.
 
@@ -124,11 +144,18 @@ def check_network(checkpoint: dict, plans: dict, dataset_json: dict) -> str:
         ExportError: it doesn't.
     """
     name, manager = checkpoint["trainer_name"], PlansManager(plans)
-    configuration = manager.get_configuration(checkpoint["init_args"]["configuration"])
+    trained = checkpoint["init_args"].get("configuration")
+    if trained not in manager.available_configurations:
+        raise ExportError(f"plans.json has no configuration {trained!r}, which is the one of the checkpoint.")
+    configuration = manager.get_configuration(trained)
     refusal = f"The network of {name} is not the one that {STOCK} builds from the plans, so nnU-Net alone can't use it"
-    # nnU-Net imports what the plans name: others have nothing beyond what nnU-Net brings
-    if not configuration.network_arch_class_name.startswith("dynamic_network_architectures."):
-        raise ExportError(f"{refusal}: {configuration.network_arch_class_name} is not part of nnU-Net.")
+    # nnU-Net imports and calls what the plans name: others have nothing beyond what nnU-Net brings, and a stranger's
+    # plans must not name a function that runs commands
+    kwargs = configuration.network_arch_init_kwargs
+    imported = [kwargs.get(key) for key in configuration.network_arch_init_kwargs_req_import]
+    for part in [configuration.network_arch_class_name, *(p for p in imported if p is not None)]:
+        if not _is_module(part):
+            raise ExportError(f"{refusal}: {part} is not part of nnU-Net.")
     trainer = _find_trainer(name)
     # layers without weights, a different activation say, don't show in the checkpoint
     if trainer and trainer.build_network_architecture is not nnUNetTrainer.build_network_architecture:
@@ -147,8 +174,21 @@ def check_network(checkpoint: dict, plans: dict, dataset_json: dict) -> str:
     return "its class and its weights" if trainer else f"its weights only, since {name} isn't installed here"
 
 
-def compare_predictions(original: Path, exported: Path, channels: list[str]) -> str:
+def _is_module(name: str) -> bool:
+    """Whether it is a class of layers or networks that nnU-Net brings."""
+    if not isinstance(name, str) or not name.startswith(("torch.nn.", "dynamic_network_architectures.")):
+        return False
+    found = pydoc.locate(name)
+    return isinstance(found, type) and issubclass(found, torch.nn.Module)
+
+
+def compare_predictions(original: Path, exported: Path, folds: tuple, case: tuple[np.ndarray, dict]) -> str:
     """Predict a case with all folds of both models, as nnUNetv2_predict does, on the CPU, where it repeats exactly.
+
+    Args:
+        original, exported: folders of the models.
+        folds: numbers, or ``"all"``.
+        case: as from :func:`read_case`.
 
     Returns:
         That they agree bit for bit, and in how much.
@@ -156,8 +196,8 @@ def compare_predictions(original: Path, exported: Path, channels: list[str]) -> 
     Raises:
         ExportError: they don't agree, or one of them can't predict.
     """
-    segmentation, probabilities = _predict(original, channels)
-    other_segmentation, other_probabilities = _predict(exported, channels)
+    segmentation, probabilities = _predict(original, folds, case)
+    other_segmentation, other_probabilities = _predict(exported, folds, case)
     if not (
         np.array_equal(segmentation, other_segmentation) and probabilities.tobytes() == other_probabilities.tobytes()
     ):
@@ -166,18 +206,16 @@ def compare_predictions(original: Path, exported: Path, channels: list[str]) -> 
     return f"same segmentation ({shape}) and same probabilities ({probabilities.size} values), bit for bit"
 
 
-def _predict(model: Path, channels: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _predict(model: Path, folds: tuple, case: tuple[np.ndarray, dict]) -> tuple[np.ndarray, np.ndarray]:
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
         try:
-            predictor.initialize_from_trained_model_folder(str(model), None, FINAL)
+            predictor.initialize_from_trained_model_folder(str(model), folds, FINAL)
         except (RuntimeError, SystemExit) as error:  # the trainer isn't installed here
             raise ExportError(f"nnU-Net can't load {model}: {error}") from None
         if predictor.configuration_manager.previous_stage_name is not None:
             raise ExportError("The second stage of a cascade can't predict an image alone: export without --case.")
-        reader = predictor.plans_manager.image_reader_writer_class()
-        image, properties = reader.read_images(channels)
-        return predictor.predict_single_npy_array(image, properties, save_or_return_probabilities=True)
+        return predictor.predict_single_npy_array(*deepcopy(case), save_or_return_probabilities=True)
 
 
 def _write_model(results: Path, files: list[Path], plans: dict, dataset_json: dict, made: Path) -> Path:
@@ -191,7 +229,10 @@ def _write_model(results: Path, files: list[Path], plans: dict, dataset_json: di
         entries.append(f"{_describe(file, checkpoint)}; network compared with {STOCK}'s by {checked}")
         target = made / relative / file.parent.name / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({k: v for k, v in checkpoint.items() if k != STATE} | {"trainer_name": STOCK}, target)
+        try:
+            torch.save({k: v for k, v in checkpoint.items() if k != STATE} | {"trainer_name": STOCK}, target)
+        except RuntimeError as error:  # torch's for a full disk
+            raise OSError(0, str(error).splitlines()[0], str(made)) from None
     copied = [results / name for name in DESCRIPTIONS]
     copied += [fold / name for fold in _folds(files) for name in FOLD_EXTRAS]
     for file in filter(Path.is_file, copied):
@@ -216,6 +257,15 @@ def _model_folder(plans: dict, configuration: str) -> Path:
 
 def _folds(files: list[Path]) -> list[Path]:
     return list(dict.fromkeys(file.parent for file in files))
+
+
+def _fold_numbers(files: list[Path]) -> tuple[int | str, ...]:
+    names = [fold.name.removeprefix("fold_") for fold in _folds(files)]
+    return tuple(int(name) if name.isdecimal() else name for name in names)
+
+
+def _unfinished(results: Path, files: list[Path]) -> list[str]:
+    return sorted(folder.name for folder in set(results.glob("fold_*/")) - set(_folds(files)))
 
 
 def _find_trainer(name: str) -> type | None:
@@ -254,11 +304,13 @@ def _provenance(results: Path, files: list[Path], entries: list[str]) -> str:
     sources = [results / name for name in DESCRIPTIONS if (results / name).is_file()] + files
     hashes = "\n".join(f"{_sha256(file)}  {file.relative_to(results)}" for file in sources)
     versions = ", ".join(f"{name} {version(name)}" for name in ("nnunet_lomix", "nnunetv2", "torch"))
+    unfinished = _unfinished(results, files)
+    left_out = f"Left out, as its training had not ended: {', '.join(unfinished)}\n" if unfinished else ""
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return (
         f"Exported from {results.name} on {now}\n"
         f"by {versions}, Python {platform.python_version()}.\n\n"
-        "How the weights were learned:\n" + "\n".join(entries) + "\n\n"
+        "How the weights were learned:\n" + "\n".join(entries) + f"\n{left_out}\n"
         "LoMix is a loss: it mixes and supervises the outputs of all decoder scales during training. The network is\n"
         f"that of {STOCK}, and so are the name and all keys of these checkpoints; the loss's state was left out.\n\n"
         f"SHA-256 of the files it was made from:\n{hashes}\n"

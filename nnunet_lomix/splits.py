@@ -54,8 +54,10 @@ def add_scarce_folds(
     available = len(old[base]["train"])
     count = train_cases if train_fraction is None else int(train_fraction * available + 0.5)
     if not 1 <= count < available:
+        fraction = "" if train_fraction is None else f" ({train_fraction:g} of them)"
         raise click.UsageError(
-            f"{count} training cases can't be drawn from the {available} of fold {base}: 1 to {available - 1} can."
+            f"{count} training cases{fraction} can't be drawn from the {available} of fold {base}: 1 to "
+            f"{available - 1} can."
         )
     splits, drawn = append_scarce(old, base, count, seeds)
     backup = None
@@ -85,7 +87,7 @@ def find_dataset(dataset: str) -> Path:
     except ValueError:
         raise click.ClickException(f"{dataset!r} is neither the number nor the name of a dataset.") from None
     except RuntimeError as error:  # none or several; the first sentence says which
-        raise click.ClickException(f"{str(error).split('. ')[0]}.") from None
+        raise click.ClickException(f"{str(error).split('. ')[0]}: check -d and {variable}.") from None
     folder = Path(nnUNet_preprocessed, name)
     if not folder.is_dir():
         raise click.ClickException(
@@ -102,9 +104,11 @@ def read_splits(file: Path) -> list[dict]:
     """
     try:
         splits = json.loads(file.read_text())
-        for fold in splits:
-            if not all(isinstance(case, str) for case in [*fold["train"], *fold["val"]]):
+        for cases in (fold[part] for fold in splits for part in ("train", "val")):
+            if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
                 raise TypeError
+    except OSError as error:
+        raise click.ClickException(f"{file} can't be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
         raise click.ClickException(
             f"{file} is not a list of folds, each with train and val: mend or remove it."
@@ -190,9 +194,13 @@ def _report(console: Console, file: Path, splits: list, old: int, drawn: dict, b
     if any(len(seeds) > 1 for seeds in drawn.values()):
         console.print("Seeds that drew the same cases share a fold.")
     if len(splits) > old:
-        console.print(f"Written to {file}" + (f"; as it was before: {backup.name}" if backup else ""), soft_wrap=True)
+        console.print(
+            f"Written to {file}" + (f"; as it was before: {backup.name}" if backup else ""),
+            soft_wrap=True,
+            markup=False,
+        )
     else:
-        console.print(f"Nothing to add: {file} has these folds.", soft_wrap=True)
+        console.print(f"Nothing to add: {file} has these folds.", soft_wrap=True, markup=False)
     console.print(f"Train one with: nnUNetv2_train DATASET CONFIGURATION {min(drawn)} -tr TRAINER")
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from nnunet_lomix.files import replacing
 from nnunet_lomix.history import TABLE, draw_evolution
@@ -47,7 +48,9 @@ def show_weights(folders: Sequence[str | Path], out: str | Path, console: Consol
         click.ClickException: a folder has no weights, a file can't be trusted, or folds have different maps.
     """
     console = console or Console()
-    histories = {name: read_history(folder) for name, folder in find_folds(folders).items()}
+    found = find_folds(folders)
+    begun = {name: fold for name, fold in found.items() if has_history(fold)} or found
+    histories = {name: read_history(fold) for name, fold in begun.items()}
     maps = common_maps(histories)
     last = last_weights(histories)
     out = Path(out)
@@ -58,12 +61,14 @@ def show_weights(folders: Sequence[str | Path], out: str | Path, console: Consol
         plot(histories, maps, out / PICTURE)
     except OSError as error:
         raise WeightsError(f"{out} can't be written: {error.strerror}.") from None
-    console.print(f"[bold]{summarise(last, maps)}[/bold]", "", soft_wrap=True, sep="\n", highlight=False)
+    console.print(Text(summarise(last, maps), style="bold"), "", sep="\n")
+    if len(begun) < len(found):
+        console.print(Text(f"Without {', '.join(found.keys() - begun)}: LoMix has not ended an epoch there.\n"))
     console.print(_fold_table(histories, last), "")
     for kind, belongs in (("scale", by_scale(maps)), ("operator", by_operator(maps))):
         console.print(_share_table(kind, shares(last, belongs)), "")
-    console.print(EXPLANATION, soft_wrap=True)
-    console.print(f"Every map and epoch: {out / PICTURE}, {out / TIDY}", soft_wrap=True)
+    console.print(Text(EXPLANATION))
+    console.print(f"Every map and epoch: {out / PICTURE}, {out / TIDY}", soft_wrap=True, markup=False)
 
 
 def find_folds(folders: Sequence[str | Path]) -> dict[str, Path]:
@@ -88,6 +93,11 @@ def find_folds(folders: Sequence[str | Path]) -> dict[str, Path]:
     )
     names = next(names for names in choices if len(set(names)) == len(found))
     return dict(zip(names, found, strict=True))
+
+
+def has_history(fold: Path) -> bool:
+    """Whether LoMix, or another trainer, has ended an epoch there."""
+    return any((fold / name).is_file() for name in (TABLE, *CHECKPOINTS))
 
 
 def read_history(fold: Path) -> pd.DataFrame:
@@ -120,7 +130,8 @@ def _read_table(file: Path) -> pd.DataFrame:
 
 def _check(history: pd.DataFrame, file: Path) -> pd.DataFrame:
     numeric = all(pd.api.types.is_numeric_dtype(kind) for kind in history.dtypes)
-    if not numeric or "z_0" not in history or len(history.columns) < 2 or not all(map(_parse, history.columns)):
+    named = all((m := _parse(name)) is not None and m.name == name for name in history.columns)
+    if not numeric or not named or "z_0" not in history or len(history.columns) < 2:
         raise WeightsError(f"{file} is not a table of LoMix weights, a column for each map, z_0 among them.")
     if not len(history) or not np.isfinite(history.iloc[-1]).all() or (history.iloc[-1] < 0).any():
         raise WeightsError(f"{file} has no weights for its last epoch.")
@@ -241,8 +252,17 @@ def _extremes(kind: str, table: pd.DataFrame) -> str | None:
         return f"no {kind} differs from equal weights by more than {gain.abs().max():.1f} %"
     best, worst = gain.idxmax(), gain.idxmin()
     return (
-        f"against equal weights {kind} {best} gained most ({gain[best]:+.0f} %), {worst} least ({gain[worst]:+.0f} %)"
+        f"against equal weights {kind} {best} gained most ({_percent(gain[best])}), {worst} least "
+        f"({_percent(gain[worst])})"
     )
+
+
+def _percent(value: float) -> str:
+    """
+    >>> _percent(-0.3), _percent(-12.0)
+    ('+0 %', '−12 %')
+    """
+    return f"{round(value):+d} %".replace("-", "−")
 
 
 def _agreement_text(last: pd.DataFrame) -> str:
@@ -307,16 +327,13 @@ def _fold_table(histories: Mapping[str, pd.DataFrame], last: pd.DataFrame) -> Ta
 
 def _share_table(kind: str, part: pd.DataFrame) -> Table:
     table = Table(kind, box=box.SIMPLE_HEAD, show_edge=False)
-    for name in ("share, %", "folds", "equal, %", "difference"):
+    several = bool((part["low"] < part["high"]).any())
+    for name in ("share, %", *["folds"] * several, "equal, %", "difference"):
         table.add_column(name, justify="right")
     for row in (100 * part).itertuples():
-        table.add_row(
-            str(row.Index),
-            f"{row.mean:.1f}",
-            f"{row.low:.1f} to {row.high:.1f}",
-            f"{row.equal:.1f}",
-            f"{100 * (row.mean / row.equal - 1):+.0f} %",
-        )
+        between = [f"{row.low:.1f} to {row.high:.1f}"] * several
+        cells = [f"{row.mean:.1f}", *between, f"{row.equal:.1f}", _percent(100 * (row.mean / row.equal - 1))]
+        table.add_row(str(row.Index), *cells)
     return table
 
 
@@ -367,14 +384,15 @@ def _draw_heat_map(ax: Axes, relative: pd.Series, first: float, maps: Sequence[M
 def _draw_shares(ax: Axes, part: pd.DataFrame, kind: str):
     part = 100 * part
     positions = np.arange(len(part))
-    error = [part["mean"] - part["low"], part["high"] - part["mean"]]
+    several = bool((part["low"] < part["high"]).any())
+    error = [part["mean"] - part["low"], part["high"] - part["mean"]] if several else None
     ax.bar(positions, part["mean"], yerr=error, capsize=4, color="#7fa8d1", ecolor="#33475b", width=0.6)
     ax.hlines(part["equal"], positions - 0.4, positions + 0.4, color="black", lw=1.5, ls="--", label="equal weights")
     ax.set_xticks(positions, part.index)
     ax.set_ylim(0, 1.25 * max(part["high"].max(), part["equal"].max()))
     ax.set_xlabel(kind)
     ax.legend(loc="upper right", frameon=False)
-    ax.set_title("Share without z_0, in % (bars: folds)", loc="left")
+    ax.set_title(f"Share without z_0, in %{' (thin lines: range over folds)' * several}", loc="left")
 
 
 def _draw_folds(ax: Axes, relative: pd.DataFrame):

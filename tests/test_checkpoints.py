@@ -98,7 +98,18 @@ def test_other_files_are_refused(tmp_path):
         file.write_bytes(content)
         with pytest.raises(click.ClickException, match="was not loaded"):
             read_checkpoint(file)
-    for content in ([1], {"state_dict": {}}):
+    wrong = ({"network_weights": [1]}, {"network_weights": {"w": 1}}, {"current_epoch": "2"}, {"init_args": None})
+    for content in ([1], {"state_dict": {}}, *(a_checkpoint(**w) for w in wrong)):
         torch.save(content, file)
         with pytest.raises(click.ClickException, match="not a checkpoint of nnU-Net"):
             read_checkpoint(file)
+
+
+@pytest.mark.parametrize("state", [5, {}, {"rule": "equal"}, {"rule": "equal", "history": 3}])
+@pytest.mark.parametrize("epoch", [None, 3, {"z_0": "a"}])
+def test_a_forged_state_is_refused(tmp_path, state, epoch):
+    if epoch is not None:
+        state = {"rule": "equal", "history": [epoch]}
+    torch.save(a_checkpoint(lomix=state), tmp_path / "c.pth")
+    with pytest.raises(click.ClickException, match="has a lomix that no trainer of nnunet_lomix writes"):
+        read_checkpoint(tmp_path / "c.pth")

@@ -1,6 +1,7 @@
 """Metrics against brute force over all pairs of boundary elements, and against nnU-Net's own Dice."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage.io import imsave
 from skimage.measure import marching_cubes, mesh_surface_area
@@ -235,6 +237,36 @@ def test_refuses_broken_files_by_name(tmp_path, protocol):
         score_case(reference, {"p": tmp_path / "case_7.nii.gz"}, protocol)
 
 
+def move(file: Path, **placement):
+    image = sitk.ReadImage(str(file))
+    for name, value in placement.items():
+        getattr(image, f"Set{name}")(value)
+    sitk.WriteImage(image, file)
+    return file
+
+
+@pytest.mark.parametrize("placement", [{"Origin": (0, 0, 3)}, {"Direction": (-1, 0, 0, 0, -1, 0, 0, 0, 1)}])
+@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
+def test_voxels_elsewhere_in_space_are_refused(tmp_path, protocol, placement, reader):
+    """The same voxels under another header are another segmentation; in nnU-Net's own results it doesn't look."""
+    reference = write(random_labels(0), tmp_path / "reference.nii.gz")
+    moved = move(write(random_labels(0), tmp_path / "case_7.nii.gz"), **placement)
+    rounded = move(write(random_labels(0), tmp_path / "rounded.nii.gz"), Origin=(0, 0, 0.001))
+    protocol = replace(protocol, reader=reader)
+    with pytest.raises(click.ClickException, match="case_7.* has another origin or direction"):
+        score_case(reference, {"p": moved}, protocol)
+    expected = score_case(reference, {"p": reference}, protocol)
+    assert score_case(reference, {"p": rounded}, protocol) == expected
+    assert score_case(reference, {"p": moved}, replace(protocol, placed=False)) == expected
+
+
+def test_refuses_negative_labels(tmp_path, protocol):
+    reference = write(random_labels(0), tmp_path / "reference.nii.gz")
+    sitk.WriteImage(sitk.GetImageFromArray(random_labels(0).astype(np.int16) - 1), tmp_path / "case_7.nii.gz")
+    with pytest.raises(click.ClickException, match="case_7.* has negative labels"):
+        score_case(reference, {"p": tmp_path / "case_7.nii.gz"}, protocol)
+
+
 # many cases
 
 
@@ -246,7 +278,7 @@ def source(tmp_path) -> Source:
         references[case] = write(random_labels(i), tmp_path / f"{case}.nii.gz")
         predictions["A", 0][case] = write(random_labels(i + 50), tmp_path / f"{case}_A.nii.gz")
         predictions["B", 0][case] = write(random_labels(i), tmp_path / f"{case}_B.nii.gz")
-    return Source(references, predictions, LABELS, None, SimpleITKIO, "test", "test")
+    return Source(references, predictions, {}, LABELS, None, SimpleITKIO, "test", "test")
 
 
 @pytest.fixture
@@ -292,10 +324,7 @@ def test_scores_are_computed_again_if_their_meaning_changes(source, scored, tmp_
     score(source, 1.0, 1, file)
     scored.clear()
     monkeypatch.setattr(metrics, "VERSION", change.get("version", metrics.VERSION))
-    settings = {"labels": source.labels, "ignore": source.ignore} | change
-    changed = Source(
-        source.references, source.predictions, settings["labels"], settings["ignore"], SimpleITKIO, "test", "test"
-    )
+    changed = replace(source, **{name: value for name, value in change.items() if hasattr(source, name)})
     score(changed, change.get("tolerance", 1.0), 1, file)
     assert len(scored) == 6
 
@@ -310,6 +339,32 @@ def test_what_was_scored_before_an_error_is_kept(source, scored, tmp_path):
     scored.clear()
     score(source, 1.0, 1, file)
     assert scored == ["z_A.nii.gz", "z_B.nii.gz"]
+
+
+def test_a_changed_spacing_beside_a_file_is_another_content(tmp_path):
+    """nnU-Net's TIFFs have their spacing in a JSON file."""
+    file = tmp_path / "x.tif"
+    file.write_bytes(b"pixels")
+    (tmp_path / "x.json").write_text('{"spacing": [1, 1, 1]}')
+    before = metrics._hash(file)
+    (tmp_path / "x.json").write_text('{"spacing": [2, 1, 1]}')
+    assert metrics._hash(file) != before
+
+
+@pytest.mark.parametrize("content", ["", '{"a":', "3", '[["a"]]'])
+def test_a_damaged_cache_is_made_anew(source, scored, tmp_path, content):
+    (tmp_path / "cache.json").write_text(content)
+    score(source, 1.0, 1, tmp_path / "cache.json")
+    assert len(scored) == len(json.loads((tmp_path / "cache.json").read_text())) == 6
+
+
+def test_scores_are_saved_on_the_way(source, tmp_path, monkeypatch):
+    """A job that is killed says no goodbye."""
+    written = []
+    monkeypatch.setattr(metrics, "SAVED_EVERY", 2)
+    monkeypatch.setattr(metrics, "_write_cache", lambda file, results: written.append(len(results)))
+    score(source, 1.0, 1, tmp_path / "cache.json")
+    assert written == [4, 6]
 
 
 @pytest.mark.end_to_end

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from nnunet_lomix.compare import figures
-from nnunet_lomix.compare.report import describe, headline, to_markdown, verdict, write_report
+from nnunet_lomix.compare.report import describe, headline, interval_by_seed, to_markdown, verdict, write_report
 from nnunet_lomix.compare.statistics import compare_trainers
 
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainerLoMix")
@@ -206,7 +206,7 @@ def test_more_trainers_than_colours_and_equal_scores(tmp_path):
     scores["value"] = scores["value"].where(~scores["trainer"].isin(trainers[:2]), 0.5)
     report(tmp_path, scores, None, make_curves(trainers))
     text = "".join(read_page(tmp_path).words)
-    assert "nnUNetTrainer1 and nnUNetTrainer0: no difference in mean Dice that these 4 cases can show" in text
+    assert "nnUNetTrainer1 and nnUNetTrainer0 have the same mean Dice in each of 4 cases." in text
 
 
 def test_terminal_fits_80_columns(tmp_path):
@@ -216,13 +216,15 @@ def test_terminal_fits_80_columns(tmp_path):
     scores["value"] *= np.where(scores["metric"] == "HD95", 50, 1)
     printed = report(tmp_path, scores)
     assert max(map(len, printed.splitlines()[:-1])) <= 80
+    assert "b:s:w: cases better:same:worse" in printed
     assert "…" not in printed  # nothing is cut off
     assert re.search(r"HD95, mm, lower is better", printed)
 
 
-def row(metric="Dice", difference=1.2, low=0.3, high=2.1, p=0.01, by_seed=()) -> dict:
-    ends = {"difference": difference, "difference_low": low, "difference_high": high, "p_holm": p, "by_seed": by_seed}
-    return {"metric": metric, "trainer": "New", "reference": "Old", **ends}
+def row(metric="Dice", difference=1.2, low=0.3, high=2.1, p=0.01, by_seed=(81.2,), ties=0) -> dict:
+    ends = {"difference": difference, "difference_low": low, "difference_high": high, "p_holm": p}
+    ends |= {"by_seed": by_seed, "reference_by_seed": [80.0] * len(by_seed)}
+    return {"metric": metric, "trainer": "New", "reference": "Old", "ties": ties, **ends}
 
 
 @pytest.mark.parametrize(
@@ -262,15 +264,15 @@ def row(metric="Dice", difference=1.2, low=0.3, high=2.1, p=0.01, by_seed=()) ->
             "but the test doesn't confirm it (p = 0.062).",
             "undecided",
         ),
-        # surely better in these cases, but the trainings don't agree: 1.2 ± 4.1 by Student's t
+        # surely better in these cases, but the trainings don't agree: 1.2 ± 4.1 by Welch's t
         (
-            row(by_seed=[0.1, 0.4, 3.1]),
+            row(by_seed=[80.1, 80.4, 83.1]),
             "New's mean Dice over 26 cases is 1.2 points higher than Old's (95 % interval 0.3 to 2.1), "
-            "but the trainings differ too much to expect it of others.",
+            "but other trainings may not show it.",
             "undecided",
         ),
         (
-            row(by_seed=[0.9, 1.2, 1.5]),
+            row(by_seed=[80.9, 81.2, 81.5]),
             "New's mean Dice over 26 cases is 1.2 points higher than Old's (95 % interval 0.3 to 2.1).",
             "better",
         ),
@@ -279,6 +281,11 @@ def row(metric="Dice", difference=1.2, low=0.3, high=2.1, p=0.01, by_seed=()) ->
             row(low=np.nan, high=np.nan, p=1.0),
             "New's mean Dice over 26 cases is 1.2 points higher than Old's; "
             "there is no interval, so it says nothing about other cases.",
+            "undecided",
+        ),
+        (
+            row(difference=0.0, low=0.0, high=0.0, p=1.0, ties=26),
+            "New and Old have the same mean Dice in each of 26 cases.",
             "undecided",
         ),
     ],
@@ -303,7 +310,7 @@ def test_words_fit_the_scores_through_all_steps():
     assert item["verdict"] == "better"
     assert re.search(r"mean Dice over 12 cases is (4\.9|5\.0|5\.1) points higher than nnUNetTrainer's", item["first"])
     seeds, nsd, hd95 = item["others"]
-    assert "no difference in mean NSD" in nsd
+    assert "have the same mean NSD in each of 12 cases" in nsd
     assert "3.0 mm larger" in hd95 and "which is worse" in hd95
     assert "One training each" in seeds
     verdicts = {t["metric"]: [g["rows"][1]["verdict"] for g in t["groups"]] for t in told["tables"]}
@@ -315,16 +322,41 @@ def test_words_fit_the_scores_through_all_steps():
     assert means["HD95"] == pytest.approx([of_class["HD95", t] for t in TRAINERS], abs=0.006)
 
 
-def test_seeds_that_differ_more_than_the_interval_are_told():
+def test_how_much_seeds_differ_is_told():
     scores = make_scores(cases=[f"c{i:02}" for i in range(12)], seeds=2)
     scores["value"] = 0.5
-    better = (scores["trainer"] == TRAINERS[1]) & (scores["seed"] == 1)
-    scores.loc[better, "value"] = 0.7 + 0.0001 * np.arange(better.sum())
+    better = (scores["trainer"] == TRAINERS[1]) & (scores["seed"] == 1) & (scores["metric"] == "Dice")
+    scores.loc[better, "value"] = 0.7
     told = describe(scores, compare_trainers(scores, resamples=200), {})
     sentence = told["headlines"][0]["others"][0]
-    assert re.search(r"by seed: \+0\.0, \+2\d\.\d points", sentence)
-    assert "more than the interval is wide" in sentence
+    assert "by seed, points: nnUNetTrainerLoMix 50.0 / 70.0, nnUNetTrainer 50.0 / 50.0;" in sentence
+    # the standard error is 10 points, and 12.706 times that with one degree of freedom
+    assert "other trainings (Welch's t): −117.1 to +137.1." in sentence
     assert "not in the interval" in told["methods"][-1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(3)), st.permutations(range(3)))
+def test_the_order_of_seeds_decides_nothing(ours, theirs):
+    candidate, reference = np.array([81.1, 83.0, 85.1])[ours], np.array([80.0, 82.0, 84.0])[theirs]
+    low, high = interval_by_seed(candidate, reference)
+    # by hand: variances 4.0033 and 4 over 3, of 4 degrees of freedom
+    half = 2.7764 * np.sqrt((np.var(candidate, ddof=1) + np.var(reference, ddof=1)) / 3)
+    assert [low, high] == pytest.approx([1.0667 - half, 1.0667 + half], abs=1e-3)
+
+
+def test_interval_of_trainings_without_variance_or_company():
+    assert interval_by_seed([2.0, 2.0], [1.0, 1.0, 1.0]) == (1, 1)
+    assert np.isnan(interval_by_seed([2.0, 2.0], [1.0])).all()
+
+
+def test_cases_that_cannot_be_drawn_are_named(tmp_path):
+    scores = make_scores(cases=["a", "b"])
+    files = make_files(tmp_path, ["a", "b"])
+    files["a"][1].write_bytes(b"broken")
+    report(tmp_path, scores, files=files)
+    text = (tmp_path / "report.html").read_text()
+    assert "read the files of a: they are scored, but not drawn" in text and "b</" in text
 
 
 def test_best_and_worst_of_hd95_are_by_what_is_better(tmp_path):
@@ -378,12 +410,23 @@ def test_the_slice_with_most_differences_is_shown(tmp_path):
     for array in arrays:
         array[2, 2:8, 2:8] = 1  # the largest slice, where all agree
     arrays[1][4, 3:5, 3:5] = 1
+    arrays[0][4, 3, 3] = 1
+    arrays[1][5] = 1  # false positives without reference would be a picture without outlines
     paths = [tmp_path / f"{i}.nii.gz" for i in range(3)]
     for array, path in zip(arrays, paths, strict=True):
         sitk.WriteImage(sitk.GetImageFromArray(array), path)
     pictures, where = figures.draw_overlays(None, paths[0], {"A": paths[1], "B": paths[2]})
     assert where == "slice 5 of 6"
     assert pictures["A"] != pictures["B"] and pictures["A"].startswith(b"\x89PNG")
+
+
+def test_where_there_is_no_reference_any_slice_will_do(tmp_path):
+    arrays = [np.zeros((4, 5, 5), np.uint8) for _ in range(2)]
+    arrays[1][2, 1:3] = 1
+    paths = [tmp_path / f"{i}.nii.gz" for i in range(2)]
+    for array, path in zip(arrays, paths, strict=True):
+        sitk.WriteImage(sitk.GetImageFromArray(array), path)
+    assert figures.draw_overlays(None, paths[0], {"A": paths[0], "B": paths[1]})[1] == "slice 3 of 4"
 
 
 @pytest.mark.parametrize("shape, spacing, where", [((9, 8, 7), (1, 4, 1), "of 8"), ((9, 8, 1), (1, 1, 4), "of 1")])

@@ -48,6 +48,9 @@ def write(path: Path, seed: int, shape=(4, 6, 5)):
     sitk.WriteImage(sitk.GetImageFromArray(labels), path)
 
 
+MEAN_CLASS = CLASSES | {"labels": {"background": 0, "mean": 1, "tumour": 2}}
+
+
 class Trees:
     """nnU-Net's folders with predictions of folds 0 and 1, and what tests break in them."""
 
@@ -56,7 +59,7 @@ class Trees:
         for i, case in enumerate(case for cases in FOLDS.values() for case in cases):
             write(folder / "preprocessed" / DATASET / "gt_segmentations" / f"{case}.nii.gz", i)
 
-    def add(self, trainer: str, seed: int = 1, results="results", description=CLASSES, spacing=(1.0, 1.0)) -> Path:
+    def add(self, trainer: str, seed: int = 1, results="results", description=CLASSES, **planned) -> Path:
         model = self.folder / results / DATASET / f"{trainer}__nnUNetPlans__2d"
         for fold, cases in FOLDS.items():
             for i, case in enumerate(cases):
@@ -64,7 +67,7 @@ class Trees:
         (model / "dataset.json").write_text(json.dumps(description))
         plans = {
             "image_reader_writer": "SimpleITKIO",
-            "configurations": {"2d": {"spacing": spacing, "architecture": {}}},
+            "configurations": {"2d": {"spacing": [1.0, 1.0], "architecture": {}} | planned},
         }
         (model / "plans.json").write_text(json.dumps(plans | {"label_manager": "LabelManager"}))
         return model
@@ -174,7 +177,7 @@ def remove_references(trees):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda trees: None, r"no folder .*B__nnUNetPlans__2d"),
+        (lambda trees: None, r"no 'B__nnUNetPlans__2d' in .*; did you mean A__nnUNetPlans__2d\?"),
         (remove_fold, r"B__.* no validation of fold 1: .*-f"),
         (remove_case, r"B__.* no validation of fold 1"),
         (swap_folds, r"different splits: b, c"),
@@ -182,6 +185,8 @@ def remove_references(trees):
         (remove_reference, r"gt_segmentations has no reference of c"),
         (remove_references, rf"no references.*{DATASET}/gt_segmentations"),
         (lambda trees: trees.add("B", spacing=(2.0, 2.0)), r"spacing of .*B__.*\[2.0, 2.0\].*A__.*\[1.0, 1.0\]"),
+        (lambda trees: trees.add("B", patch_size=[64, 64]), r"planned patch_size of .*B__.*\[64, 64\].*A__"),
+        (lambda trees: [trees.add(t, description=MEAN_CLASS) for t in "AB"], r"No class can be called mean"),
         (lambda trees: trees.add("B", description=REGIONS), r"labels of .*B__.*all.*A__.*liver"),
         (lambda trees: (trees.add("B") / "plans.json").unlink(), r"B__.*plans.json can't be read"),
         (lambda trees: (trees.add("B") / "dataset.json").write_text("{"), r"B__.*dataset.json can't be read"),
@@ -197,16 +202,40 @@ def test_refuses_what_differs_by_name(trees, damage, message):
         assert re.search(message, error.value.message) and "\n" not in error.value.message
 
 
+def test_fold_all_is_taken_only_if_asked_for(trees):
+    for trainer in "AB":
+        model = trees.add(trainer)
+        shutil.copytree(model / "fold_0", model / "fold_all")
+    assert read().folds == ("0", "1")
+    assert "validated on the cases that it was trained with" in read(folds=["all"]).notes[0]
+    for trainer in "AB":
+        for fold in "01":
+            shutil.rmtree(trees.folder / "results" / DATASET / f"{trainer}__nnUNetPlans__2d" / f"fold_{fold}")
+    with pytest.raises(click.ClickException, match="ask for it by -f all"):
+        read()
+
+
 def test_folds_that_are_wanted_must_be_there(trees):
     trees.add("A"), trees.add("B")
     with pytest.raises(click.ClickException, match="no validation of fold 4"):
         read(folds=["0", "4"])
 
 
+def test_cases_that_no_trainer_has_validated_are_missed(trees):
+    trees.add("A"), trees.add("B")
+    splits = [{"train": ["c"], "val": ["a", "b"]}, {"train": ["a", "b"], "val": ["c", "d"]}]
+    file = trees.folder / "preprocessed" / DATASET / "splits_final.json"
+    file.write_text(json.dumps(splits))
+    with pytest.raises(click.ClickException, match=r"No validation of fold 1 has d, though .* run nnUNetv2_train"):
+        read()
+    assert list(read(intersection=True).references) == ["a", "b", "c"]
+    assert list(read(folds=["0"]).references) == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     "names, results, message",
     [
-        (["A", "A"], ["results"], "only A"),
+        (["A", "A"], ["results"], "All 2 are called A, which makes them seeds of one trainer: give each its --names"),
         (["A"], ["results"], "a name for each of the 2 --trainers, not 1"),
         ((), ["results", "results"], "A is given twice with the same folder"),
     ],
@@ -217,14 +246,16 @@ def test_refuses_wrong_names(trees, names, results, message):
         read(names=names, results=results)
 
 
-def test_refuses_unequal_numbers_of_seeds(trees):
-    trees.add("A"), trees.add("B"), trees.add("C")
-    with pytest.raises(click.UsageError, match="A has 2, B has 1"):
-        read("A", "B", "C", names=["A", "B", "A"])
+def test_numbers_of_seeds_may_differ(trees):
+    trees.add("A", 1), trees.add("B", 2), trees.add("C", 3)
+    result = compare(read("A", "B", "C", names=["A", "B", "A"]))
+    (row,) = result.comparison.query("metric == 'Dice' and `class` == 'mean'").to_dict("records")
+    assert len(row["by_seed"]) == 1 and len(row["reference_by_seed"]) == 2
+    assert [len(folders) for folders in result.information["folders"].values()] == [2, 1]
 
 
 def test_refuses_unknown_datasets_and_missing_variables(trees, monkeypatch):
-    with pytest.raises(click.ClickException, match="no dataset 77"):
+    with pytest.raises(click.ClickException, match="Could not find a dataset with the ID 77: check -d, nnUNet_prep"):
         read_results("77", "2d", ["A", "B"])
     monkeypatch.delenv("nnUNet_results")
     with pytest.raises(click.ClickException, match="nnUNet_results is not set"):
@@ -236,7 +267,9 @@ def test_curves_of_logs(trees):
     fold = trees.folder / "results" / DATASET / "A__nnUNetPlans__2d" / "fold_1"
     (fold / "training_log_2026_1_1_10_00_00.txt").write_text(LOG)
     resumed = LOG[LOG.index("2026-01-01 10:02:01") :].replace("59.0 s", "61.0 s").replace("0.5, nan", "nan, nan")
-    (fold / "training_log_2026_1_2_10_00_00.txt").write_text(resumed)
+    # nnU-Net's dates are not padded: as text the 10th is before the 9th
+    (fold / "training_log_2026_1_1_10_00_00.txt").rename(fold / "training_log_2026_1_9_10_00_00.txt")
+    (fold / "training_log_2026_1_10_10_00_00.txt").write_text(resumed)
     source = read()
     expected = pd.DataFrame(
         [("A", 0, "1", 0, 0.5, 118.25), ("A", 0, "1", 1, np.nan, 61.0)],
@@ -287,9 +320,11 @@ def test_pictures(tmp_path):
 
 def test_images_of_plain_folders_are_for_the_pictures(folders):
     write(folders / "images" / "a_0000.nii.gz", 5)
+    with pytest.raises(click.ClickException, match="images has no b_0000.nii.gz"):
+        read_plain(folders, images=folders / "images")
+    write(folders / "images" / "b_0000.nii.gz", 6)
     source = read_plain(folders, images=folders / "images")
-    assert source.images == {"a": folders / "images" / "a_0000.nii.gz"}
-    assert [source.files[case][0] is None for case in "ab"] == [False, True]
+    assert [source.files[case][0] for case in "ab"] == [folders / "images" / f"{case}_0000.nii.gz" for case in "ab"]
     with pytest.raises(click.ClickException, match="There is no folder .*pictures: check --images"):
         read_plain(folders, images=folders / "pictures")
 
@@ -388,13 +423,24 @@ def test_command_on_folders(folders, monkeypatch):
         ("--references data --predictions old new -f 0", "-f and --results belong to -d"),
         ("-d 4 -c 2d --trainers A B --images images", "--images belongs to --references"),
         ("-d 9 -c 2d --trainers A", "only A"),
-        ("-d 77 -c 2d --trainers A B", "no dataset 77"),
-        ("-d 9 -c 3d --trainers A B", "no folder"),
+        ("-d 77 -c 2d --trainers A B", "dataset with the ID 77: check -d"),
+        ("-d 9 -c 3d --trainers A B", "There is no 'A__nnUNetPlans__3d' in"),
+        ("-d 9 -c 2d --trainers A Something", "no 'Something__nnUNetPlans__2d' in"),
+        ("-d 9 -c 2d --trainers A B --out file/report", "file/report can't be written (Not a directory)"),
         ("-d 9 -c 2d --trainers A B --tolerance -1", "tolerance"),
     ],
 )
 def test_mistakes_give_a_sentence_and_write_nothing(trees, line, message):
     trees.add("A"), trees.add("B")
+    (trees.folder / "file").touch()
     output = run(*line.split(), fails=True)
     assert message in output and "Traceback" not in output
     assert not (trees.folder / "nnunet_lomix_compare").exists()
+
+
+def test_a_later_and_shorter_training_replaces_the_log(trees):
+    trees.add("A"), trees.add("B")
+    fold = trees.folder / "results" / DATASET / "A__nnUNetPlans__2d" / "fold_1"
+    (fold / "training_log_2026_1_1_10_00_00.txt").write_text(LOG)
+    (fold / "training_log_2026_1_2_10_00_00.txt").write_text(LOG[: LOG.index("2026-01-01 10:02:01")])
+    assert read().curves["epoch"].tolist() == [0]

@@ -15,7 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunet_lomix import export
 from nnunet_lomix.cli import main
 
-from .conftest import CASES, EXTERNAL_TRAINERS, UNVALIDATED, NnUNet
+from .conftest import CASES, EXTERNAL_TRAINERS, NnUNet
 from .test_checkpoints import Malicious
 
 pytestmark = pytest.mark.end_to_end
@@ -40,7 +40,7 @@ def trained(prepared, tmp_path_factory):
     nnunet = NnUNet(tmp_path_factory.mktemp("trained"), shared.plans)
     for name in ("raw", "preprocessed"):
         os.symlink(getattr(shared, name), getattr(nnunet, name))
-    nnunet.train(701, "2d", **UNVALIDATED)
+    nnunet.train(701, "2d")
     return nnunet
 
 
@@ -144,6 +144,17 @@ def test_other_networks_are_refused(copied, tmp_path):
     assert "antigravity.Network is not part of nnU-Net" in refuse(copied, out)
 
 
+@pytest.mark.parametrize("name", ["os.mkdir", "torch.nn.modules.module.warnings.os.mkdir", "torch.nn.init.zeros_", 3])
+def test_code_in_plans_is_refused_and_not_run(copied, tmp_path, name):
+    """nnU-Net calls what the plans name, with arguments from the plans."""
+    plans = json.loads((copied / "plans.json").read_text())
+    kwargs = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    kwargs |= {"nonlin": name, "nonlin_kwargs": {"path": str(tmp_path / "written")}}
+    edit_plans(copied, configurations=plans["configurations"])
+    assert f"{name} is not part of nnU-Net" in refuse(copied, tmp_path / "out")
+    assert not (tmp_path / "written").exists()
+
+
 def test_code_in_a_checkpoint_is_refused_and_not_run(copied, tmp_path):
     edit_checkpoint(copied, lomix=Malicious(tmp_path / "written"))
     assert "mkdir in it" in refuse(copied, tmp_path / "out")
@@ -165,6 +176,26 @@ def test_mistakes_get_one_sentence(copied, tmp_path, trained):
     assert "no fold_X/checkpoint_final.pth" in refuse_without_fold(copied, out)
     assert "name the folder TRAINER__PLANS__CONFIGURATION" in refuse(copied / "fold_0", out)
     assert "choose another --out" in refuse(copied, copied)
+    (tmp_path / "bad_0000.nii.gz").write_text("no image")
+    assert "nnU-Net can't read" in refuse(copied, out, "--case", tmp_path / "bad_0000.nii.gz")
+    (tmp_path / "file").touch()
+    assert "file is a file: choose another --out" in refuse(copied, tmp_path / "file")
+    assert "nothing was exported" in refuse(copied, tmp_path / "file" / "out")
+    edit_checkpoint(copied, init_args={"configuration": "4d"})
+    assert "no configuration '4d'" in refuse(copied, out)
+
+
+def test_all_ended_folds_are_exported_and_compared(copied, tmp_path, trained):
+    """fold_all, too, which nnU-Net's own search for folds leaves out; a training that goes on is named."""
+    (copied / "fold_0").rename(copied / "fold_all")
+    (copied / "fold_1").mkdir()
+    image = trained.raw / "Dataset701_classes" / "imagesTs" / f"{CASES[-1]}_0000.nii.gz"
+    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out"), "--case", str(image)])
+    assert "bit for bit" in result.output and "Exported fold_all to" in result.output
+    assert "Left out, as its training has not ended: fold_1" in result.output
+    made = tmp_path / "out" / MODEL
+    assert (made / "fold_all" / "checkpoint_final.pth").is_file()
+    assert "had not ended: fold_1" in (made / "provenance.txt").read_text()
 
 
 def refuse_without_fold(copied, out):

@@ -130,12 +130,12 @@ def test_draws_are_those_of_every_version():
         (("--train-cases", 2, "--train-fraction", 0.5), "either --train-cases or --train-fraction"),
         (("--train-cases", 0), "0 training cases can't be drawn from the 16 of fold 0"),
         (("--train-cases", 16), "16 training cases can't be drawn from the 16 of fold 0: 1 to 15 can"),
-        (("--train-fraction", 0.01), "0 training cases"),
+        (("--train-fraction", 0.01), "0 training cases (0.01 of them) can't be drawn from the 16 of fold 0"),
         (("--train-fraction", "nan"), "between 0 and 1"),
         (("--train-fraction", 1.5), "between 0 and 1"),
         (("--train-cases", 2, "--fold", 5), "There is no fold 5"),
         (("--train-cases", 2, "--fold", -1), "There is no fold -1"),
-        (("--train-cases", 2, "-d", 9), "Could not find a dataset with the ID 9"),
+        (("--train-cases", 2, "-d", 9), "Could not find a dataset with the ID 9: check -d and nnUNet_preprocessed"),
         (("--train-cases", 2, "-d", "Few"), "neither the number nor the name"),
         (("--train-cases", 2, "-d", "Dataset009_Few"), "nnUNetv2_plan_and_preprocess"),
     ],
@@ -147,6 +147,8 @@ def test_mistakes_get_one_sentence_and_change_nothing(dataset, args, text):
 
 def test_folders_that_are_not_ready(dataset, monkeypatch):
     (dataset / "splits_final.json").write_text('{"train": []}')
+    assert "is not a list of folds" in run("-d", 123, "--train-cases", 2, fails=True)
+    (dataset / "splits_final.json").write_text('[{"train": "abcdef", "val": "xyz"}]')
     assert "is not a list of folds" in run("-d", 123, "--train-cases", 2, fails=True)
     (dataset / "splits_final.json").unlink()
     (dataset / "nnUNetPlans_3d_fullres").mkdir()

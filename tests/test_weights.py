@@ -102,7 +102,7 @@ def test_sentences():
     strong = equal | {name: 0.1 for name in names if name.startswith("max")}
     text = sentence(strong)
     # of 10 maps 4 have twice as much: 0.1 / 0.07
-    assert "operator max gained most (+43 %), original least (-29 %)" in text and "one training" in text
+    assert "operator max gained most (+43 %), original least (−29 %)" in text and "one training" in text
     assert "heaviest map, max_" in text and "1.43 times" in text
     opposite = equal | {name: 0.1 for name in names if not name.startswith("max")} | {"z_0": 0.5}
     text = sentence(strong, opposite)  # the mean hides what each of them has
@@ -119,7 +119,7 @@ def test_files_and_terminal(folds, tmp_path):
     trainer = folds([{}, FIRST, SECOND], [SECOND])
     out = tmp_path / "new" / "out"
     output = run(trainer, out=out)
-    assert output.splitlines()[0].startswith("Against equal weights") or "scale" in output.splitlines()[0]
+    assert output.startswith("Against equal weights scale 2 gained most (+20 %)")
     assert "Spearman" in output and "split evenly" in output and "fold_1" in output
     assert (out / "weights.png").read_bytes().startswith(b"\x89PNG")
     table = pd.read_csv(out / "weights.csv")
@@ -129,6 +129,19 @@ def test_files_and_terminal(folds, tmp_path):
     np.testing.assert_allclose(row[["weight", "share", "relative"]].astype(float), [0.2, 0.2, 2])
     assert table[table["epoch"] == 0]["weight"].isna().sum() == 5
     assert sorted(file.name for file in out.iterdir()) == ["weights.csv", "weights.png"]
+
+
+def test_a_fold_that_has_just_begun_is_left_out(folds, tmp_path):
+    trainer = folds([FIRST], [SECOND])
+    (trainer / "fold_2").mkdir()
+    output = run(trainer, out=tmp_path / "out")
+    assert "Without fold_2: LoMix has not ended an epoch there." in output
+    assert set(pd.read_csv(tmp_path / "out" / "weights.csv")["fold"]) == {"fold_0", "fold_1"}
+
+
+def test_one_training_has_no_range(folds, tmp_path):
+    output = run(folds([FIRST]), out=tmp_path / "out")
+    assert " to " not in output.partition("share, %")[2].partition("All without")[0]
 
 
 def test_a_fold_alone_or_folds_of_several_trainers(folds, tmp_path):
@@ -143,7 +156,7 @@ def test_checkpoints_serve_where_there_is_no_table(folds, tmp_path):
     trainer = folds([FIRST])
     expected = weights.read_history(trainer / "fold_0")
     (trainer / "fold_0" / "lomix_weights.csv").unlink()
-    torch.save(a_checkpoint(lomix={"history": [FIRST]}), trainer / "fold_0" / "checkpoint_latest.pth")
+    torch.save(a_checkpoint(lomix={"rule": "equal", "history": [FIRST]}), trainer / "fold_0" / "checkpoint_latest.pth")
     np.testing.assert_allclose(weights.read_history(trainer / "fold_0"), expected)
     torch.save(a_checkpoint(), trainer / "fold_0" / "checkpoint_final.pth")
     assert "has no LoMix state" in run(trainer, out=tmp_path / "out", fails=True)
@@ -163,9 +176,10 @@ def test_a_malicious_checkpoint_is_refused(tmp_path):
         ("", "can't be read"),
         ("a,b\n1,2", "can't be read"),
         ("epoch,z_0,foo\n0,1,2", "not a table of LoMix weights"),
+        ("epoch,z_0,original_1\n0,1,2", "not a table of LoMix weights"),
         ("epoch,z_0\n0,1", "not a table of LoMix weights"),
         ("epoch,z_0,z_1\n0,1,many", "not a table of LoMix weights"),
-        ("epoch,z_0,z_1\n", "LoMix"),
+        ("epoch,z_0,z_1\n", "not a table of LoMix weights"),
         ("epoch,z_0,z_1\n0,0.5,0.5\n1,,", "no weights for its last epoch"),
         ("epoch,z_0,z_1\n0,1.0,0.0", "all weight is z_0's"),
     ],

@@ -9,6 +9,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import click
 import pandas as pd
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from nnunet_lomix.compare.metrics import IMPLEMENTATION, score
 from nnunet_lomix.compare.report import write_report
 from nnunet_lomix.compare.sources import Source, read_folders, read_results
 from nnunet_lomix.compare.statistics import compare_trainers
+from nnunet_lomix.files import scratch
 
 __all__ = ["Comparison", "Source", "compare", "compare_into", "read_folders", "read_results"]
 
@@ -35,9 +37,9 @@ class Comparison:
         comparison: as from :func:`~nnunet_lomix.compare.statistics.compare_trainers`.
         source: the files, and the learning curves.
         information: how this was made, in values that JSON knows: ``dataset``, ``configuration``, ``folds``,
-            ``trainers``, ``seeds`` and ``cases`` (numbers), ``classes`` and ``label_source``, ``tolerance_mm``,
-            ``metrics`` (the implementation), ``statistics``, ``notes``, ``epoch_seconds`` (median of each trainer that
-            has logs; nnU-Net logs no memory), ``versions`` and ``date``.
+            ``trainers``, ``folders`` (of each trainer, one for each seed), ``cases`` (their number), ``classes`` and
+            ``label_source``, ``tolerance_mm``, ``metrics`` (the implementation), ``statistics``, ``notes``,
+            ``epoch_seconds`` (median of each trainer that has logs; nnU-Net logs no memory), ``versions`` and ``date``.
     """
 
     scores: pd.DataFrame
@@ -67,10 +69,15 @@ def compare_into(folder: str | Path, source: Source, console: Console, tolerance
     """As :func:`compare`; writes reports and cache into a folder, and prints the tables.
 
     Raises:
-        click.ClickException: if a file can't be scored.
+        click.ClickException: if a file can't be scored, or the folder can't be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with scratch(folder / "report.md") as probe:
+            probe.touch()
+    except OSError as error:
+        raise click.ClickException(f"{folder} can't be written ({error.strerror}): choose another --out.") from None
     result = compare(source, tolerance, jobs, folder / "scores_cache.json")
     tables = (result.scores, result.comparison, result.information, source.curves)
     write_report(folder, *tables, source.files, console)
@@ -83,7 +90,7 @@ def _describe(source: Source, tolerance: float) -> dict:
         "configuration": source.configuration,
         "folds": list(source.folds),
         "trainers": source.trainers,
-        "seeds": len(source.predictions) // len(source.trainers),
+        "folders": {name: [str(f) for (n, _), f in source.folders.items() if n == name] for name in source.trainers},
         "cases": len(source.references),
         "classes": {name: list(values) for name, values in source.labels.items()},
         "label_source": source.label_source,

@@ -38,7 +38,9 @@ def _read_logs(folder: Path) -> dict[int, tuple[float, float]]:
     """Pseudo Dice and seconds of each finished epoch; what was repeated after an interruption counts."""
     epochs = {}
     epoch, dice = None, float("nan")
-    for file in sorted(folder.glob("training_log_*.txt")):  # names end in date and time
+    # names end in date and time, not padded
+    for file in sorted(folder.glob("training_log_*.txt"), key=lambda f: tuple(map(int, re.findall(r"\d+", f.stem)))):
+        started = None
         for line in file.read_text(errors="replace").splitlines():
             match = _LINE.search(line.rstrip())
             if match is None:
@@ -46,6 +48,9 @@ def _read_logs(folder: Path) -> dict[int, tuple[float, float]]:
             what, value = match.groups()
             if what == "Epoch" and value.isdecimal():
                 epoch, dice = int(value), float("nan")
+                if started is None:  # what follows was repeated, or belongs to a training before
+                    started = epoch
+                    epochs = {e: v for e, v in epochs.items() if e < started}
             elif what == "Pseudo dice":
                 dice = _average(value)
             elif what == "Epoch time:" and epoch is not None:

@@ -216,7 +216,8 @@ def draw_overlays(
 ) -> tuple[dict[str, bytes], str]:
     """Each prediction as coloured areas over the image, the reference as white contours; in 3D one slice.
 
-    The slice is across the axis with the coarsest voxels, where the predictions differ in most of them.
+    The slice is across the axis with the coarsest voxels: of those with reference the one where the predictions differ
+    in most voxels.
 
     Args:
         image: image file; None, or one that can't be read or has another shape than the reference, leaves the ground
@@ -276,7 +277,10 @@ def _pick_slice(expected: np.ndarray, predicted: Sequence[np.ndarray], axis: int
         expected > 0,
     )
     shown = next((mask for mask in candidates if mask.any()), candidates[-1])
-    return int(np.moveaxis(shown, axis, 0).sum(axis=(1, 2)).argmax())
+    voxels, with_reference = (np.moveaxis(mask, axis, 0).sum(axis=(1, 2)) for mask in (shown, expected > 0))
+    # false positives far from the reference would be a picture without any outline
+    preferred = voxels * (with_reference > 0)
+    return int((preferred if preferred.any() else voxels).argmax())
 
 
 def _crop(mask: np.ndarray) -> tuple[slice, ...]:

@@ -30,7 +30,7 @@ from joblib import Parallel, delayed
 from rich.progress import track
 from scipy.ndimage import find_objects
 
-from nnunet_lomix.compare.sources import Source, read_labels
+from nnunet_lomix.compare.sources import Grid, Source, read_labels
 from nnunet_lomix.files import replacing
 
 METRICS = ("Dice", "NSD", "HD95")
@@ -39,6 +39,7 @@ IMPLEMENTATION = (
 )
 # goes up with every change of results that the text above doesn't show: both are part of the cache's keys
 VERSION = 1
+SAVED_EVERY = 100  # cases: what a job that is killed leaves behind
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,15 @@ class Protocol:
         ignore: the value of voxels of the reference that don't count, if there are any.
         tolerance: of the NSD, in mm.
         reader: class of nnU-Net that reads the files.
+        placed: whether origin and direction must be those of the reference, too. nnU-Net doesn't look at them, so in
+            its own results they may differ.
     """
 
     labels: Mapping[str, tuple[int, ...]]
     ignore: int | None
     tolerance: float
     reader: type
+    placed: bool = True
 
 
 def score(source: Source, tolerance: float, jobs: int, cache_file: str | Path | None = None) -> pd.DataFrame:
@@ -77,21 +81,21 @@ def score(source: Source, tolerance: float, jobs: int, cache_file: str | Path | 
         click.ClickException: if a file is no segmentation, or a prediction has another shape or spacing than its
             reference.
     """
-    protocol = Protocol(source.labels, source.ignore, tolerance, source.reader)
+    protocol = Protocol(source.labels, source.ignore, tolerance, source.reader, placed=source.configuration is None)
     results = _read_cache(cache_file)
-    known = len(results)
     keys = _make_keys(source, protocol, jobs)
     todo = {}
     for (case, trainer, seed), key in keys.items():
         if key not in results:
             todo.setdefault(case, {})[key] = source.predictions[trainer, seed][case]
     try:
-        for scored in _score_cases(todo, source.references, protocol, jobs):
+        for done, scored in enumerate(_score_cases(todo, source.references, protocol, jobs), 1):
             results |= scored
+            if done % SAVED_EVERY == 0:
+                _write_cache(cache_file, results)
     finally:
-        if cache_file is not None and len(results) > known:
-            with replacing(cache_file) as temporary:
-                temporary.write_text(json.dumps(results))
+        if todo:
+            _write_cache(cache_file, results)
     rows = [
         (case, name, trainer, seed, metric, value)
         for (case, trainer, seed), key in keys.items()
@@ -102,12 +106,22 @@ def score(source: Source, tolerance: float, jobs: int, cache_file: str | Path | 
 
 
 def _read_cache(file: str | Path | None) -> dict[str, list]:
-    return json.loads(Path(file).read_text()) if file is not None and Path(file).exists() else {}
+    try:
+        return dict(json.loads(Path(file).read_text())) if file is not None and Path(file).exists() else {}
+    except (TypeError, ValueError):  # damaged: everything is scored again
+        return {}
+
+
+def _write_cache(file: str | Path | None, results: Mapping[str, list]):
+    if file is not None:
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(results))
 
 
 def _make_keys(source: Source, protocol: Protocol, jobs: int) -> dict[tuple[str, str, int], str]:
     """For each case, trainer and seed a text that says all that its scores depend on."""
     settings = [list(protocol.labels.values()), protocol.ignore, float(protocol.tolerance), protocol.reader.__name__]
+    settings += [protocol.placed]
     settings = hashlib.sha256(repr([IMPLEMENTATION, VERSION, *settings]).encode()).hexdigest()[:32]
     files = {*source.references.values(), *(file for own in source.predictions.values() for file in own.values())}
     hashes = dict(Parallel(jobs, prefer="threads")(delayed(_hash)(file) for file in files))
@@ -149,15 +163,15 @@ def score_case(reference: Path, predictions: Mapping[str, Path], protocol: Proto
     Raises:
         click.ClickException: as :func:`score`.
     """
-    expected, spacing = read_labels(reference, protocol.reader)
+    expected, grid = read_labels(reference, protocol.reader)
     ignored = expected == protocol.ignore  # nowhere if that is None
     expected[ignored] = 0
-    diagonal = float(np.linalg.norm(np.multiply(expected.shape, spacing)))
+    diagonal = float(np.linalg.norm(np.multiply(grid.shape, grid.spacing)))
     expected_boxes = find_objects(expected)
     scores = {}
     for key, file in predictions.items():
-        predicted, own_spacing = read_labels(file, protocol.reader)
-        _require_same_grid(file, (predicted.shape, own_spacing), (expected.shape, spacing))
+        predicted, own_grid = read_labels(file, protocol.reader)
+        _require_same_grid(file, own_grid, grid, protocol.placed)
         predicted[ignored] = 0
         boxes = [expected_boxes, find_objects(predicted)]
         scores[key] = []
@@ -165,16 +179,23 @@ def score_case(reference: Path, predictions: Mapping[str, Path], protocol: Proto
             # masks only where a label is: whole images are large, organs aren't
             window = _enclose(values, boxes, predicted.ndim)
             masks = [np.isin(labels[window], values) for labels in (expected, predicted)]
-            scores[key].append(measure(*masks, spacing, protocol.tolerance, diagonal))
+            scores[key].append(measure(*masks, grid.spacing, protocol.tolerance, diagonal))
     return scores
 
 
-def _require_same_grid(file: Path, own: tuple[tuple, tuple], reference: tuple[tuple, tuple]):
-    for what, mine, expected in zip(("shape", "spacing"), own, reference, strict=True):
+def _require_same_grid(file: Path, own: Grid, reference: Grid, placed: bool):
+    for what in ("shape", "spacing"):
+        mine, expected = getattr(own, what), getattr(reference, what)
         if len(mine) != len(expected) or not np.allclose(mine, expected, rtol=1e-3):
             raise click.ClickException(
                 f"{file} has the {what} {_format(mine)}, but its reference {_format(expected)}: resample it."
             )
+    mine, expected = own.placement, reference.placement
+    # hundredths of mm are rounding
+    if placed and (len(mine) != len(expected) or not np.allclose(mine, expected, rtol=1e-3, atol=1e-2)):
+        raise click.ClickException(
+            f"{file} has another origin or direction than its reference, so its voxels are elsewhere: resample it."
+        )
 
 
 def _format(numbers: Sequence[float]) -> str:

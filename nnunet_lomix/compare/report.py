@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import jinja2
 import numpy as np
@@ -21,12 +22,16 @@ from rich.text import Text
 from scipy import stats
 
 from nnunet_lomix.compare import figures
+from nnunet_lomix.compare.statistics import LOWER_IS_BETTER, MEAN
 from nnunet_lomix.files import replacing
 
 FACTORS = {"Dice": 100, "NSD": 100, "HD95": 1}
 UNITS = {"Dice": "points", "NSD": "points", "HD95": "mm"}
-LOWER_IS_BETTER = ("HD95",)
 SHOWN_CASES = 4
+LEGEND = (
+    "p: Wilcoxon's test, after Holm's correction. b:s:w: cases better:same:worse. "
+    "*: better or worse by interval, test and seeds; all others are undecided."
+)
 MEASURES = [f"{a}{b}" for a in ("", "reference_", "difference_") for b in ("mean", "low", "high")]
 MEASURES[MEASURES.index("difference_mean")] = "difference"
 
@@ -93,16 +98,16 @@ def describe(scores: pd.DataFrame, comparison: pd.DataFrame, information: Mappin
     cases = scores["case"].nunique()
     trainers = [comparison["reference"].iloc[0], *comparison["trainer"].unique()]
     metrics = list(comparison["metric"].unique())
-    means = comparison[comparison["class"] == "mean"]
+    means = comparison[comparison["class"] == MEAN]
     headlines = []
     for trainer in trainers[1:]:
         sentences = [headline(row, cases) for row in _records(means[means["trainer"] == trainer])]
         first = _records(means[means["trainer"] == trainer])[0]
         others = [describe_seeds(first), *sentences[1:]]
         headlines.append({"verdict": verdict(first), "first": sentences[0], "others": others})
-    parts = [information.get("dataset"), information.get("configuration")]
+    trained = information.get("configuration")
     return {
-        "title": " · ".join(map(str, filter(None, parts))) or "Comparison",
+        "title": f"{information.get('dataset')} · {trained}" if trained else "Comparison",
         "trainers": trainers,
         "headlines": headlines,
         "notes": list(information.get("notes") or []),
@@ -118,7 +123,8 @@ def _records(rows: pd.DataFrame) -> list[dict]:
     rows = rows.copy()
     factors = rows["metric"].map(FACTORS)
     rows[MEASURES] = rows[MEASURES].mul(factors, axis=0)
-    rows["by_seed"] = [[f * value for value in values] for f, values in zip(factors, rows["by_seed"], strict=True)]
+    for column in ("by_seed", "reference_by_seed"):
+        rows[column] = [[f * value for value in values] for f, values in zip(factors, rows[column], strict=True)]
     return rows.to_dict("records")
 
 
@@ -134,11 +140,25 @@ def _excludes_zero(row: Mapping) -> bool:
 
 
 def _trainings_agree(row: Mapping) -> bool:
-    """Whether the differences by seed exclude zero, by Student's t interval; a single training can't disagree."""
-    values = row["by_seed"]
-    if len(values) < 2:
-        return True
-    return abs(np.mean(values)) > stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    """Whether the interval over trainings excludes zero; a single training can't disagree."""
+    low, high = interval_by_seed(row["by_seed"], row["reference_by_seed"])
+    return not low <= 0 <= high
+
+
+def interval_by_seed(candidate: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
+    """Welch's 95 % interval of the difference of two means over trainings; NaN for single ones.
+
+    Trainings are no pairs: nothing but their order would say which seed of the candidate belongs to which.
+    """
+    if min(len(candidate), len(reference)) < 2:
+        return np.nan, np.nan
+    difference = np.mean(candidate) - np.mean(reference)
+    parts = [np.var(values, ddof=1) / len(values) for values in (candidate, reference)]
+    if not any(parts):
+        return difference, difference
+    freedom = sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, (candidate, reference), strict=True))
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(sum(parts))
+    return difference - half, difference + half
 
 
 def headline(row: Mapping, cases: int) -> str:
@@ -151,6 +171,9 @@ def headline(row: Mapping, cases: int) -> str:
     compared = (
         f"{row['trainer']}'s mean {metric} over {count} is {abs(size):.{digits}f} {unit} {up if size > 0 else down}"
     )
+    if row["ties"] == cases:
+        where = f"each of {count}" if cases > 1 else count
+        return f"{row['trainer']} and {row['reference']} have the same mean {metric} in {where}."
     if np.isnan(ends).any():
         return f"{compared} than {row['reference']}'s; there is no interval, so it says nothing about other cases."
     if not _excludes_zero(row):
@@ -165,7 +188,7 @@ def headline(row: Mapping, cases: int) -> str:
     if not row["p_holm"] < 0.05:
         doubt = f", but the test doesn't confirm it (p = {format_p(row['p_holm'])})"
     elif not _trainings_agree(row):
-        doubt = ", but the trainings differ too much to expect it of others"
+        doubt = ", but other trainings may not show it"
     return (
         f"{compared} than {row['reference']}'s{direction} (95 % interval {low:.{digits}f} to {high:.{digits}f}){doubt}."
     )
@@ -173,17 +196,18 @@ def headline(row: Mapping, cases: int) -> str:
 
 def describe_seeds(row: Mapping) -> str:
     """What is known of the variance between trainings."""
-    if len(row["by_seed"]) < 2:
+    if len(row["by_seed"]) == len(row["reference_by_seed"]) == 1:
         return (
             "One training each: how much trainings with other seeds would differ isn't known, and not in the interval."
         )
-    values = row["by_seed"]
-    sentence = (
-        f"Difference in {row['metric']} by seed: {', '.join(signed(v, 1) for v in values)} {UNITS[row['metric']]}."
-    )
-    if max(values) - min(values) > row["difference_high"] - row["difference_low"]:
-        sentence += " Trainings differ by more than the interval is wide: it says too little of other trainings."
-    return sentence
+    trainings = {row["trainer"]: row["by_seed"], row["reference"]: row["reference_by_seed"]}
+    listed = ", ".join(f"{name} {' / '.join(f'{v:.1f}' for v in values)}" for name, values in trainings.items())
+    sentence = f"Mean {row['metric']} by seed, {UNITS[row['metric']]}: {listed}"
+    low, high = interval_by_seed(*trainings.values())
+    if np.isnan(low):
+        return f"{sentence}."
+    over = "95 % interval of the difference over other trainings (Welch's t)"
+    return f"{sentence}; {over}: {signed(low, 1)} to {signed(high, 1)}."
 
 
 def make_table(rows: pd.DataFrame) -> dict:
@@ -257,7 +281,7 @@ def by_case(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     own = scores[scores["metric"] == metric]
     table = FACTORS[metric] * own.pivot_table(index="case", columns=["class", "trainer"], values="value", sort=False)
     means = table.T.groupby(level="trainer", sort=False).mean().T
-    means.columns = pd.MultiIndex.from_product([["mean"], means.columns], names=table.columns.names)
+    means.columns = pd.MultiIndex.from_product([[MEAN], means.columns], names=table.columns.names)
     return table.join(means)
 
 
@@ -282,9 +306,11 @@ def _list_facts(scores: pd.DataFrame, trainers: Sequence[str], information: Mapp
     seeds = scores.groupby("trainer")["seed"].nunique()
     times = information.get("epoch_seconds") or {}
     folds = information.get("folds")
+    trained = information.get("configuration")
+    folders = information.get("folders") or {}
     facts = {
-        "dataset": information.get("dataset"),
-        "configuration": information.get("configuration"),
+        "dataset" if trained else "references": information.get("dataset"),
+        "configuration": trained,
         "folds": ", ".join(map(str, folds)) if isinstance(folds, (list, tuple)) else folds,
         "labels": information.get("label_source"),
         "cases": scores["case"].nunique(),
@@ -293,6 +319,7 @@ def _list_facts(scores: pd.DataFrame, trainers: Sequence[str], information: Mapp
         "seconds an epoch": ", ".join(f"{trainer} {times[trainer]:.1f}" for trainer in trainers if times.get(trainer)),
         "versions": ", ".join(f"{name} {version}" for name, version in (information.get("versions") or {}).items()),
         "date": information.get("date"),
+        **{f"seeds of {name}" if len(own) > 1 else name: ", ".join(own) for name, own in folders.items()},
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}
 
@@ -320,12 +347,12 @@ def describe_methods(scores: pd.DataFrame, metrics: Sequence[str], information: 
     test = (
         "p is of a two-sided Wilcoxon signed-rank test on the paired differences, corrected by Holm for all classes "
         "and candidates of a metric (for the mean over classes: for all candidates). A verdict other than undecided "
-        "needs the interval and this test to exclude no difference, and with several seeds Student's t interval of the "
-        "differences by seed, too; undecided doesn't mean equal. "
+        "needs the interval and this test to exclude no difference, and with several seeds Welch's t interval over "
+        "trainings, too; undecided doesn't mean equal. "
         "better:same:worse counts cases."
     )
     trainings = (
-        "The differences by seed show how much trainings vary, but they are not in the interval."
+        "The means by seed show how much trainings vary, but that is not in the interval."
         if several
         else "With one training each, the variance between trainings is left out: it can exceed the difference."
     )
@@ -347,6 +374,7 @@ def print_tables(report: Mapping, console: Console):
     for table in report["tables"]:
         console.print()
         console.print(_to_rich(table))
+    console.print(Text(LEGEND))
 
 
 def _to_rich(table: Mapping) -> Table:
@@ -358,9 +386,20 @@ def _to_rich(table: Mapping) -> Table:
         shown.add_column(name, justify="left" if left else "right", max_width=width, overflow="fold")
     for group in table["groups"]:
         for i, row in enumerate(group["rows"]):
-            cells = [row[key] for key in ("trainer", "mean", "difference", "interval", "p", "counts")]
+            mark = "*" * (row["verdict"] in ("better", "worse"))
+            cells = [_wrap(row["trainer"], widths["trainer"]), row["mean"], row["difference"] + mark]
+            cells += [row[key] for key in ("interval", "p", "counts")]
             shown.add_row(*map(Text, ["" if i else group["name"], *cells]), end_section=row is group["rows"][-1])
     return shown
+
+
+def _wrap(name: str, width: int) -> str:
+    """Lines that break before an underscore if they can.
+
+    >>> _wrap("nnUNetTrainerLoMix_short_seed0", 18)
+    'nnUNetTrainerLoMix\\n_short_seed0'
+    """
+    return "\n".join(line.replace(" _", "_") for line in wrap(name.replace("_", " _"), width)) or name
 
 
 def title_of(table: Mapping) -> str:
@@ -423,6 +462,7 @@ def to_html(
     trainers = report["trainers"]
     metrics = [table["metric"] for table in report["tables"]]
     labels = information.get("classes")
+    overlays, undrawn = _picture_overlays(scores, metrics[0], trainers, files, labels)
     return template.render(
         **report,
         symbols=figures.SYMBOLS,
@@ -437,8 +477,11 @@ def to_html(
         curves=None
         if curves.empty
         else Markup(figures.draw_curves(curves, trainers, f"Pseudo Dice over the epochs of {', '.join(trainers)}.")),
-        overlays=_picture_overlays(scores, metrics[0], trainers, files, labels),
+        overlays=overlays,
+        undrawn=undrawn,
         legend=_name_labels(labels),
+        several_seeds=scores["seed"].nunique() > 1,
+        without_images=any(image is None for image, *_ in files.values()),
         cases=_list_cases(scores, metrics[0], trainers),
         first_metric=f"{metrics[0]}, {UNITS[metrics[0]]}",
     )
@@ -478,15 +521,23 @@ def _picture_distributions(
 
 def _picture_overlays(
     scores: pd.DataFrame, metric: str, trainers: Sequence[str], files: Mapping, labels: Mapping | None
-) -> list[dict]:
-    """The cases in which any candidate's first seed differs most from the reference's, the most different first."""
+) -> tuple[list[dict], list[str]]:
+    """The cases in which any candidate's first seed differs most from the reference's, the most different first.
+
+    Returns:
+        Their pictures, and the cases with files that can't be drawn.
+    """
     means = by_case(scores[scores["seed"] == 0], metric)["mean"]  # the files are those of the first seed
     largest = means.sub(means[trainers[0]], axis=0).abs().max(axis=1).sort_values(ascending=False, kind="stable")
     values = None if labels is None else list(_name_labels(labels))
-    overlays = []
-    for case in [case for case in largest.index if case in files][:SHOWN_CASES]:
+    overlays, undrawn = [], []
+    for case in [case for case in largest.index[largest > 0] if case in files][:SHOWN_CASES]:
         image, reference, predictions = files[case]
-        pictures, where = figures.draw_overlays(image, reference, predictions, values)
+        try:
+            pictures, where = figures.draw_overlays(image, reference, predictions, values)
+        except RuntimeError:  # SimpleITK reads less than nnU-Net's readers: oblique NIfTIs, for one
+            undrawn.append(case)
+            continue
         panels = [
             {
                 "trainer": trainer,
@@ -497,7 +548,7 @@ def _picture_overlays(
             for trainer, png in pictures.items()
         ]
         overlays.append({"case": case, "where": where, "panels": panels})
-    return overlays
+    return overlays, undrawn
 
 
 def _name_labels(labels: Mapping[str, int | Sequence[int]] | None) -> dict[int, str]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import click
@@ -23,8 +24,11 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_lomix.compare.curves import COLUMNS, read_curves
+from nnunet_lomix.compare.statistics import MEAN
 
 SHOWN = 5  # names in a message
+# what all trainers must have alike
+PLANNED = ("spacing", "patch_size", "batch_size", "normalization_schemes", "architecture")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Source:
         references: file of each case.
         predictions: for each trainer and seed the file of each case; everywhere the same cases, the reference trainer
             first.
+        folders: where these are from, for each trainer and seed.
         labels: the values of each class or region by name, without background.
         ignore: the value of voxels of the reference that don't count, if there are any.
         reader: class of nnU-Net that reads the files.
@@ -49,6 +54,7 @@ class Source:
 
     references: dict[str, Path]
     predictions: dict[tuple[str, int], dict[str, Path]]
+    folders: dict[tuple[str, int], Path]
     labels: dict[str, tuple[int, ...]]
     ignore: int | None
     reader: type
@@ -102,7 +108,7 @@ def read_results(
     dataset = _find_dataset(dataset)
     roots = [Path(folder) for folder in results or [_folder(nnUNet_results, "nnUNet_results")]]
     folders = [root / dataset / f"{trainer}__{plans}__{configuration}" for root in roots for trainer in trainers]
-    _require_folders(folders, "train that, or check -c, -p and --results")
+    _require_models(folders)
     _require_one_each(trainers, names, "--trainers")
     models = _name(folders, [*(names or trainers)] * len(roots))
 
@@ -110,7 +116,9 @@ def read_results(
     json_files = {folder: _read_dataset_json(folder) for folder in models.values()}
     managers = {folder: _read_plans(folder) for folder in models.values()}
     labels, ignore = _require_equal({folder: _list_labels(content) for folder, content in json_files.items()}, "labels")
-    _require_equal({folder: m.get_configuration(configuration).spacing for folder, m in managers.items()}, "spacing")
+    planned = {folder: m.get_configuration(configuration).configuration for folder, m in managers.items()}
+    for part in PLANNED:
+        _require_equal({folder: own.get(part) for folder, own in planned.items()}, f"planned {part}")
     ending = _require_equal({folder: content["file_ending"] for folder, content in json_files.items()}, "file ending")
 
     folds = _find_folds(models.values(), folds, ending)
@@ -120,11 +128,16 @@ def read_results(
     )
     predictions = {key: {case: file for case, (_, file) in own.items()} for key, own in in_folds.items()}
     predictions, notes = _match(predictions, models, intersection)
+    if "all" in folds:
+        notes += ("Fold all is validated on the cases that it was trained with: this says nothing about others.",)
+    if not intersection:
+        _require_whole_folds(dataset, folds, predictions)
     references = _find_references(dataset, ending, predictions)
     raw = Path(str(nnUNet_raw)) if nnUNet_raw.is_set() else None
     return Source(
         references,
         predictions,
+        models,
         labels,
         ignore,
         reader=managers[first].image_reader_writer_class,
@@ -189,18 +202,34 @@ def read_folders(
     return Source(
         files,
         predictions,
+        models,
         labels,
         ignore,
         reader,
         dataset=str(references),
         label_source=label_source,
         notes=notes,
-        images=_find_images(Path(images), ending, files) if images else {},
+        images=_require_images(Path(images), ending, files) if images else {},
     )
 
 
-def read_labels(file: Path, reader: type) -> tuple[np.ndarray, tuple[float, ...]]:
-    """A segmentation (int32) and the mm of a voxel along each axis; an image of a single slice is 2D.
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels are.
+
+    Attributes:
+        shape: their number along each axis.
+        spacing: mm of a voxel along each axis.
+        placement: origin and direction, all numbers as the reader has them; () if it has none.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    placement: tuple[float, ...]
+
+
+def read_labels(file: Path, reader: type) -> tuple[np.ndarray, Grid]:
+    """A segmentation (int32); an image of a single slice is 2D.
 
     Raises:
         click.ClickException: if nnU-Net's reader can't read the file, or it is no segmentation.
@@ -212,18 +241,33 @@ def read_labels(file: Path, reader: type) -> tuple[np.ndarray, tuple[float, ...]
     labels = channels[0].astype(np.int32)
     if len(channels) != 1 or not np.array_equal(labels, channels[0]):
         raise click.ClickException(f"{file} is no segmentation: it needs one channel of whole numbers.")
+    if (labels < 0).any():
+        raise click.ClickException(
+            f"{file} has negative labels, which nnU-Net doesn't know: give what is to be ignored the highest label, "
+            "and name it ignore in a dataset.json."
+        )
     spacing = tuple(float(s) for s in properties["spacing"])
-    return (labels[0], spacing[1:]) if len(labels) == 1 else (labels, spacing)
+    if len(labels) == 1:
+        labels, spacing = labels[0], spacing[1:]
+    return labels, Grid(labels.shape, spacing, _list_placement(properties))
+
+
+def _list_placement(properties: dict) -> tuple[float, ...]:
+    """From what nnU-Net's readers keep for their own writing."""
+    simple_itk, nibabel = properties.get("sitk_stuff", {}), properties.get("nibabel_stuff", {})
+    parts = [simple_itk.get("origin", ()), simple_itk.get("direction", ()), nibabel.get("original_affine", ())]
+    return tuple(float(v) for part in parts for v in np.ravel(part))
 
 
 def _find_dataset(dataset: str) -> str:
     try:
         return str(maybe_convert_to_dataset_name(dataset))
-    except (RuntimeError, ValueError) as error:
+    except ValueError:
+        raise click.ClickException(f"{dataset!r} is neither the number nor the name of a dataset.") from None
+    except RuntimeError as error:  # none or several; the first sentence says which
         raise click.ClickException(
-            f"There is no dataset {dataset} in nnUNet_preprocessed, nnUNet_raw or nnUNet_results: check -d and these "
-            "variables."
-        ) from error
+            f"{str(error).split('. ')[0]}: check -d, nnUNet_preprocessed, nnUNet_raw and nnUNet_results."
+        ) from None
 
 
 def _folder(variable, name: str) -> Path:
@@ -238,6 +282,15 @@ def _require_folders(folders: Sequence[Path], remedy: str):
         raise click.ClickException(f"There is no folder {_join(missing)}: {remedy}.")
 
 
+def _require_models(folders: Sequence[Path]):
+    for folder in folders:
+        if not folder.is_dir():
+            there = sorted(f.name for f in folder.parent.glob("*__*__*/"))
+            close = get_close_matches(folder.name, there, SHOWN, 0.7)
+            hint = f"did you mean {_join(close, ' or ')}?" if close else f"there is {_join(there) or 'nothing'}."
+            raise click.ClickException(f"There is no {folder.name!r} in {folder.parent}; {hint}")
+
+
 def _require_one_each(given: Sequence, names: Sequence[str], option: str):
     if names and len(names) != len(given):
         raise click.UsageError(f"--names needs a name for each of the {len(given)} {option}, not {len(names)}.")
@@ -247,15 +300,14 @@ def _name(folders: Sequence[Path], names: Sequence[str]) -> dict[tuple[str, int]
     """Folders by trainer and seed."""
     seeds = {name: [f for f, own in zip(folders, names, strict=True) if own == name] for name in names}
     if len(seeds) < 2:
-        raise click.UsageError(
-            f"There is only {names[0]}: a comparison needs at least two trainers, the reference first."
+        alike = (
+            f"All {len(folders)} are called {names[0]}, which makes them seeds of one trainer: give each its --names"
         )
+        alone = f"There is only {names[0]}: a comparison needs at least two trainers, the reference first"
+        raise click.UsageError(f"{alike if len(set(folders)) > 1 else alone}.")
     for name, own in seeds.items():
         if len(set(own)) < len(own):
             raise click.UsageError(f"{name} is given twice with the same folder: seeds are in different folders.")
-    if len({len(own) for own in seeds.values()}) > 1:
-        counts = ", ".join(f"{name} has {len(own)}" for name, own in seeds.items())
-        raise click.UsageError(f"Trainers need equally many seeds, but {counts}.")
     return {(name, seed): folder for name, own in seeds.items() for seed, folder in enumerate(own)}
 
 
@@ -282,6 +334,8 @@ def _list_labels(dataset_json: dict) -> tuple[dict[str, tuple[int, ...]], int | 
     """The labels or regions that nnU-Net scores, by name, and the label to ignore."""
     manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
     scored = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+    if MEAN in manager.label_dict:
+        raise click.ClickException(f"No class can be called {MEAN}, as the mean over classes is: rename that label.")
     scored = {_as_tuple(values) for values in scored}
     named = {name: _as_tuple(values) for name, values in manager.label_dict.items() if name != "ignore"}
     return {name: values for name, values in named.items() if values in scored}, manager.ignore_label
@@ -296,9 +350,9 @@ def _require_equal(values: Mapping[Path, object], what: str):
     (first, expected), *others = [*values.items()] or [(None, None)]
     for folder, value in others:
         if value != expected:
+            own, theirs = (f" ({v})" if len(str(v)) < 80 else "" for v in (value, expected))
             raise click.ClickException(
-                f"The {what} of {folder} ({value}) differs from that of {first} ({expected}): compare what was trained "
-                "alike."
+                f"The {what} of {folder}{own} differs from that of {first}{theirs}: compare what was trained alike."
             )
     return expected
 
@@ -308,7 +362,7 @@ def _find_folds(folders: Sequence[Path], wanted: Sequence[str], ending: str) -> 
         folder: {p.name[5:] for p in folder.glob("fold_*") if any((p / "validation").glob(f"*{ending}"))}
         for folder in folders
     }
-    wanted = list(dict.fromkeys(wanted)) or sorted(set().union(*validated.values()))
+    wanted = list(dict.fromkeys(wanted)) or sorted(set().union(*validated.values()) - {"all"})
     for folder, own in validated.items():
         missing = [fold for fold in wanted if fold not in own]
         if missing:
@@ -317,7 +371,10 @@ def _find_folds(folders: Sequence[Path], wanted: Sequence[str], ending: str) -> 
                 "by -f."
             )
     if not wanted:
-        raise click.ClickException(f"No fold of {_join(folders)} is validated: run nnUNetv2_train with --val.")
+        raise click.ClickException(
+            f"No fold of {_join(folders)} is validated: run nnUNetv2_train with --val. (fold_all is validated on its "
+            "own training cases: ask for it by -f all.)"
+        )
     return wanted
 
 
@@ -347,6 +404,22 @@ def _require_same_splits(folds: Mapping[Path, Mapping[str, str]]):
         if moved:
             raise click.ClickException(
                 f"{folder} and {first} were trained on different splits: {_join(moved)} are in other folds."
+            )
+
+
+def _require_whole_folds(dataset: str, folds: Sequence[str], predictions: Mapping):
+    """Validations that were all interrupted look alike; nnU-Net's splits know which cases there should be."""
+    file = Path(str(nnUNet_preprocessed), dataset, "splits_final.json") if nnUNet_preprocessed.is_set() else None
+    if file is None or not file.exists():
+        return
+    splits = {str(i): fold["val"] for i, fold in enumerate(_read(file, lambda f: json.loads(f.read_text())))}
+    own = next(iter(predictions.values()))
+    for fold in folds:
+        missing = [case for case in splits.get(fold, ()) if case not in own]
+        if missing:
+            raise click.ClickException(
+                f"No validation of fold {fold} has {_join(missing)}, though {file} lists it: run nnUNetv2_train with "
+                "--val, or compare the cases that are there by --intersection."
             )
 
 
@@ -391,6 +464,14 @@ def _find_images(folder: Path, ending: str, cases: Iterable[str]) -> dict[str, P
     return {case: file for case, file in files.items() if file.exists()}
 
 
+def _require_images(folder: Path, ending: str, cases: Sequence[str]) -> dict[str, Path]:
+    files = _find_images(folder, ending, cases)
+    missing = [f"{case}_0000{ending}" for case in cases if case not in files]
+    if missing:
+        raise click.ClickException(f"{folder} has no {_join(missing)}: name the folder of all images, or none.")
+    return files
+
+
 def _pick(references: dict[str, Path], predictions: Mapping, folder: Path) -> dict[str, Path]:
     cases = next(iter(predictions.values()))
     missing = [case for case in cases if case not in references]
@@ -430,8 +511,8 @@ def _list_values(file: Path, reader: type) -> set[int]:
     return {int(value) for value in np.unique(read_labels(file, reader)[0])}
 
 
-def _join(names: Sequence) -> str:
+def _join(names: Sequence, separator: str = ", ") -> str:
     """The first few names."""
     names = [str(name) for name in names]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return separator.join(names[:SHOWN]) + more

@@ -43,7 +43,7 @@ def compare_trainers(
           all classes and candidates of the metric; in rows "mean" for the candidates.
         - ``wins``, ``ties``, ``losses``: in how many cases the candidate is better (a lower HD95), equal, worse.
         - ``worst``, ``best``: the case in which it loses, gains most.
-        - ``by_seed``: the mean difference of each seed; [] if there is only one.
+        - ``by_seed``, ``reference_by_seed``: the mean of each training, by seed; equal seeds are no pairs.
 
         Intervals are NaN if there is one case, and the point if all its values are equal.
 
@@ -94,7 +94,8 @@ def _compare_in(metric: str, scores: pd.DataFrame, trainers: list[str], resample
                     "losses": int((gains < 0).sum()),
                     "worst": cases[gains.argmin()],
                     "best": cases[gains.argmax()],
-                    "by_seed": _differ_by_seed(by_seed[t][:, c], by_seed[0][:, c]),
+                    "by_seed": by_seed[t][:, c].mean(axis=1).tolist(),
+                    "reference_by_seed": by_seed[0][:, c].mean(axis=1).tolist(),
                 }
             )
     return pd.DataFrame(rows)
@@ -109,13 +110,6 @@ def _tabulate(scores: pd.DataFrame, cases: list[str], classes: list[str]) -> np.
     if not table.size or np.isnan(table).any():
         raise ValueError("Every case, class, trainer and seed needs a score in every metric.")
     return np.concatenate([table, table.mean(axis=1, keepdims=True)], axis=1)
-
-
-def _differ_by_seed(candidate: np.ndarray, reference: np.ndarray) -> list[float]:
-    """Mean differences; both (seeds, cases)."""
-    if len(candidate) != len(reference):
-        raise ValueError(f"Trainers need equally many seeds, not {len(candidate)} and {len(reference)}.")
-    return (candidate - reference).mean(axis=1).tolist() if len(candidate) > 1 else []
 
 
 def bootstrap_mean(values: np.ndarray, resamples: int = 9999) -> tuple[np.ndarray, np.ndarray]:

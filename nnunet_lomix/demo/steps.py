@@ -154,7 +154,13 @@ class Steps:
             "from the same start on the same batches. So short a training shows that everything works; it proves "
             "nothing about a full one."
         )
-        source = replace(source, dataset=self.raw.name, notes=(note,), curves=read_curves(models, ["0"]))
+        source = replace(
+            source,
+            dataset=self.raw.name,
+            configuration=self.trained,
+            notes=(note,),
+            curves=read_curves(models, ["0"]),
+        )
         compare_into(folder, source, console)
         with replacing(folder / PICTURE) as temporary:
             shutil.copyfile(self.results["nnUNetTrainerLoMix"] / PICTURE, temporary)
