@@ -18,7 +18,7 @@ COLUMNS = 4  # of panels
 def write_report(folder: Path):
     """Write ``table.md``, ``curves.png`` and ``weights.png`` beside the CSV files, and print the table."""
     dice, curves, weights = (pd.read_csv(folder / f"{name}.csv") for name in ("dice", "curves", "weights"))
-    tables = summarise(dice, curves)
+    tables = summarise(dice)
     text = "\n".join(
         f"### {title}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n" for title, table in tables.items()
     )
@@ -29,39 +29,36 @@ def write_report(folder: Path):
     print(text)
 
 
-def summarise(dice: pd.DataFrame, curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def summarise(dice: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A table for each dataset, size, number of steps and optimiser: every arm against nnUNetTrainer.
 
     Seeds count that both have. A case counts with the mean over its classes. The interval is a bootstrap over patients
-    and seeds, both drawn anew; with fewer than three seeds there is none. Time is the median time of an epoch.
+    and seeds, both drawn anew; with fewer than three seeds there is none.
     """
     tables = {}
     for key, group in dice.groupby(GROUP, sort=False):
         cases = group.groupby(["arm", "seed", "case"], sort=False)["dice"].mean().unstack("case")
         if REFERENCE in cases.index:
-            seconds = curves[(curves[GROUP] == pd.Series(key, GROUP)).all(axis=1)].groupby("arm")["seconds"].median()
-            rows = [row(cases, arm, seconds) for arm in dict.fromkeys(cases.index.get_level_values("arm"))]
+            rows = [row(cases, arm) for arm in dict.fromkeys(cases.index.get_level_values("arm"))]
             dataset, size, steps, optimiser = key
             tables[f"{dataset}, {size}, {steps} steps of {optimiser}"] = pd.DataFrame(rows)
     return tables
 
 
-def row(cases: pd.DataFrame, arm: str, seconds: pd.Series) -> dict:
+def row(cases: pd.DataFrame, arm: str) -> dict:
     """An arm of a table; ``cases`` has a row for each arm and seed and a column for each case."""
     theirs = cases.loc[REFERENCE]
     ours = cases.loc[arm].reindex(theirs.index).dropna().sort_index()
     theirs = theirs.loc[ours.index]
     result = {"arm": arm, "seeds": len(ours), "Dice": f"{100 * ours.to_numpy().mean():.2f}"}
     if arm == REFERENCE:
-        empty = dict.fromkeys((REFERENCE, "difference", "95 % interval", "by seed"), "")
-        return result | empty | {"time": "1.00"}
+        return result | dict.fromkeys((REFERENCE, "difference", "95 % interval", "by seed"), "")
     differences = 100 * (ours - theirs)
     return result | {
         REFERENCE: f"{100 * theirs.to_numpy().mean():.2f}",
         "difference": f"{differences.to_numpy().mean():+.2f}",
         "95 % interval": interval(differences) if len(differences) >= 3 else "",
         "by seed": ", ".join(f"{d:+.1f}" for d in differences.mean(axis=1)),
-        "time": f"{seconds[arm] / seconds[REFERENCE]:.2f}",
     }
 
 
