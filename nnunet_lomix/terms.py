@@ -49,6 +49,10 @@ class Truth:
     y: Tensor
     valid: Tensor | None
 
+    def part(self, sample: int, pixels: slice) -> "Truth":
+        """What is true in some pixels of one sample; b = 1."""
+        return Truth(*(None if t is None else t[sample : sample + 1, :, pixels] for t in vars(self).values()))
+
 
 @dataclass
 class Statistics:
@@ -192,8 +196,8 @@ class ClassTerms(Terms):
 
     def statistics(self, logits, truth):
         log_p = logits.log_softmax(-2)
-        p = log_p.exp()
         log_p_of_truth = log_p.gather(-2, truth.labels.expand(*logits.shape[:-2], -1, -1))
+        p = log_p.exp() if log_p.requires_grad else log_p.exp_()  # memory of its own takes as long as the exponential
         # sums, not scatter_add or a matrix product: these add pixel by pixel, and lose a percent of a large image
         intersection = (log_p_of_truth.exp() * truth.y).sum(-1)
         if truth.valid is not None:

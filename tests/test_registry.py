@@ -6,7 +6,7 @@ from torch import nn
 
 from nnunet_lomix import LoMixLoss
 from nnunet_lomix.backends import BACKENDS
-from nnunet_lomix.operators import OPERATORS, Operator
+from nnunet_lomix.operators import OPERATORS
 from nnunet_lomix.registry import Registry
 from nnunet_lomix.rules import RULES, WeightingRule
 
@@ -50,7 +50,7 @@ def test_names_of_the_engine_cannot_be_overwritten(registry):
 
 
 def test_new_operator(register):
-    class Negative(Operator):
+    class Negative(nn.Module):
         def __init__(self, num_classes, num_scales):
             super().__init__()
             self.factor = nn.Parameter(torch.tensor(-1.0))

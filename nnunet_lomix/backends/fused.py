@@ -78,7 +78,7 @@ def check(
     z = {j: torch.randn(2, classes, 9, generator=generator).to(device) for j in range(scales)}
     try:
         results = []
-        for engine in (LeanMaps(mixers, terms), FusedMaps(mixers, terms, z[0])):
+        for engine in (LeanMaps(mixers, terms, z[0]), FusedMaps(mixers, terms, z[0])):
             s = engine.statistics(z, truth)
             results.append([*vars(s).values(), *sum(engine.pull(z, truth, s), [])])
         errors = [((a - b).abs().max() / a.abs().max().clamp_min(1e-3)).item() for a, b in zip(*results, strict=True)]
@@ -97,11 +97,11 @@ def log_once(message: str):
 class FusedMaps(LeanMaps):
     """The statistics and gradients of a part in one kernel each.
 
-    What the kernels need to know of the maps is sent to the device of ``like``, an output, once for all parts.
+    What the kernels need to know of the maps is sent to the device of ``like`` once for all parts.
     """
 
     def __init__(self, mixers, terms, like: Tensor):
-        super().__init__(mixers, terms)
+        super().__init__(mixers, terms, like)
         place = {j: i for i, j in enumerate(self.used)}
         self.operators = [CODES[type(mix)] for mix, _ in mixers]
         self.rows = [self.operators[:i].count(code) for i, code in enumerate(self.operators)]

@@ -154,7 +154,7 @@ def gradient_kernel(z, labels, y, valid, operators, subsets, rows, concat_w, con
             gradient = p * (a - tl.sum(a * p, axis=0)[None, :] + entropy) - entropy * truth
         gradient = tl.where(channel[:, None] < C, gradient * counts[None, :], 0.0)
 
-        # back to the scales and the parameters: as Operator.pull
+        # back to the scales and the parameters: as the banks of the lean backend
         if operator == 0:
             total += tl.where(chosen, gradient[None, :, :], 0.0)
         elif operator == 1:

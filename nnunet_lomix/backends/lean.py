@@ -6,6 +6,7 @@ each at its own resolution, and to the parameters of the operators.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from math import prod
 
 import torch
@@ -13,18 +14,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from nnunet_lomix.backends.banks import BANKS, Bank, OneByOne
 from nnunet_lomix.backends.base import BACKENDS, full_precision
 from nnunet_lomix.terms import Statistics, Truth
 
-# Values of one map in a part, and of the maps of small parts that are treated together: few enough for a processor's
-# cache and enough to be worth a call (measured), or enough to keep a GPU busy.
-VALUES, VALUES_ELSEWHERE = {"cpu": 2**17}, 2**22
+# Values of an output in a part, and of the maps that are treated together in a piece of it: few enough for the cache of
+# a processor and enough to be worth a call (measured), or enough to keep a GPU busy.
+VALUES, VALUES_ELSEWHERE = {"cpu": 2**19}, 2**22
 
 
 @BACKENDS.register("lean")
 def lean(outputs, target, mixers, terms) -> Statistics:
     """Memory: gradients of the outputs, and some values for each pixel of a part, however many maps there are."""
-    return walk(outputs, target, LeanMaps(mixers, terms))
+    return walk(outputs, target, LeanMaps(mixers, terms, outputs[0]))
 
 
 def walk(outputs, target, maps: "LeanMaps") -> Statistics:
@@ -35,45 +37,81 @@ def walk(outputs, target, maps: "LeanMaps") -> Statistics:
 class LeanMaps:
     """All maps of a part of b samples and n pixels. ``scales`` are the resampled outputs by index, ``(b, C, n)``.
 
+    Args:
+        mixers, terms: as for a backend.
+        like: an output, for number of classes, device and dtype.
+
     Attributes:
         used: the outputs that the maps need.
         parameters: those of the operators.
     """
 
-    def __init__(self, mixers, terms):
+    def __init__(self, mixers, terms, like: Tensor):
         self.mixers = mixers
         self.terms = terms
+        self.like = like.detach()
         self.used = sorted({j for _, subset in mixers for j in subset})
         self.parameters = [p for mix, _ in mixers for p in mix.parameters()]
+        # the maps of each kind of operator, by number
+        self.kinds = {}
+        for i, (mix, _) in enumerate(mixers):
+            self.kinds.setdefault(type(mix), []).append(i)
 
     def statistics(self, scales: dict[int, Tensor], truth: Truth) -> Statistics:
         """Sums over the pixels of the part, for each map."""
-        of_groups = [self.terms.statistics(self._mix(group, scales), truth) for group in self._groups(scales)]
-        return Statistics(*(torch.cat([getattr(s, name) for s in of_groups]) for name in vars(of_groups[0])))
+        z = torch.stack(list(scales.values()), 1)
+        sums = Statistics.zeros(len(self.mixers), z[:, 0])
+        for sample, pixels in self._pieces(z):
+            piece, true = z[sample, :, :, pixels].contiguous(), truth.part(sample, pixels)
+            of_banks = [self.terms.statistics(bank.mix(piece)[:, None], true) for bank in self.banks]
+            sums.cross_entropy += torch.cat([s.cross_entropy for s in of_banks])
+            sums.intersection[:, sample] += torch.cat([s.intersection[:, 0] for s in of_banks])
+            sums.volume[:, sample] += torch.cat([s.volume[:, 0] for s in of_banks])
+        order = torch.tensor(sum(self.kinds.values(), []), device=z.device).argsort()
+        return Statistics(*(of_banks[order] for of_banks in vars(sums).values()))
 
     def pull(self, scales: dict[int, Tensor], truth: Truth, by: Statistics) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients by the used scales and by the parameters, where ``by`` are the derivatives by the statistics."""
-        of_scales = {j: torch.zeros_like(z) for j, z in scales.items()}
-        of_parameters = []
-        for group in self._groups(scales):
-            by_group = Statistics(by.cross_entropy[group], by.intersection[group], by.volume[group])
-            of_maps = self.terms.gradient(self._mix(group, scales), truth, by_group)
-            for (mix, subset), of_map in zip(self.mixers[group], of_maps, strict=True):
-                gradients = mix.pull([scales[j] for j in subset], of_map)
-                for j, gradient in zip(subset, gradients, strict=False):
-                    of_scales[j] += gradient
-                of_parameters += gradients[len(subset) :]
-        return list(of_scales.values()), of_parameters
+        z = torch.stack(list(scales.values()), 1)
+        of_z = torch.empty_like(z)
+        numbers = [torch.tensor(maps, device=z.device) for maps in self.kinds.values()]
+        packed = [None] * len(numbers)
+        for sample, pixels in self._pieces(z):
+            piece, true = z[sample, :, :, pixels].contiguous(), truth.part(sample, pixels)
+            of_piece = torch.zeros_like(piece)
+            for k, (bank, maps) in enumerate(zip(self.banks, numbers, strict=True)):
+                mixed = bank.mix(piece)
+                volume, intersection = (t[maps, sample][:, None] for t in (by.volume, by.intersection))
+                by_bank = Statistics(by.cross_entropy[maps], intersection, volume)
+                gradient = self.terms.gradient(mixed[:, None], true, by_bank)[:, 0]
+                of_parameters = bank.pull(piece, mixed, gradient, of_piece)
+                packed[k] = of_parameters if packed[k] is None else [*map(torch.add, packed[k], of_parameters)]
+            of_z[sample, :, :, pixels] = of_piece
+        of_maps = {}
+        for bank, maps, gradients in zip(self.banks, self.kinds.values(), packed, strict=True):
+            of_maps |= zip(maps, bank.unpack(gradients), strict=True)
+        return list(of_z.unbind(1)), [g for i in range(len(self.mixers)) for g in of_maps[i]]
 
-    def _mix(self, group: slice, scales: dict[int, Tensor]) -> Tensor:
-        """Some maps, ``(M, b, C, n)``."""
-        return torch.stack([mix([scales[j] for j in subset]) for mix, subset in self.mixers[group]])
+    @cached_property
+    def banks(self) -> list[Bank]:
+        """For each kind of operator its maps; once for all parts, as the parameters don't change on the way."""
+        place = {j: i for i, j in enumerate(self.used)}
+        return [
+            BANKS.get(kind, OneByOne)(
+                [self.mixers[i][0] for i in maps],
+                [[place[j] for j in self.mixers[i][1]] for i in maps],
+                self.like[0],
+                len(self.used),
+            )
+            for kind, maps in self.kinds.items()
+        ]
 
-    def _groups(self, scales: dict[int, Tensor]) -> Iterator[slice]:
-        """Maps that are treated together."""
-        scale = next(iter(scales.values()))
-        step = max(1, VALUES.get(scale.device.type, VALUES_ELSEWHERE) // scale.numel())
-        return (slice(first, first + step) for first in range(0, len(self.mixers), step))
+    def _pieces(self, z: Tensor) -> Iterator[tuple[int, slice]]:
+        """Samples and pixels, few enough that the maps of any bank have about as many values as a part of an output."""
+        batch, _, classes, pixels = z.shape
+        most = VALUES.get(z.device.type, VALUES_ELSEWHERE)
+        step = max(1, most // (classes * max(map(len, self.kinds.values()))))
+        return ((sample, slice(i, i + step)) for sample in range(batch) for i in range(0, pixels, step))
 
 
 class Walk(torch.autograd.Function):

@@ -1,0 +1,200 @@
+"""Banks: all maps of one operator, computed together and without autograd.
+
+A bank works on the scales of a piece of one sample, stacked: ``z (S, C, n)``. The subset of a map is given by places in
+this stack. Each kind of operator of the paper has a bank in closed form, few large operations for all of its maps;
+:class:`OneByOne` serves any other.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_lomix.operators import Add, Concat, Fusion, Multiply, Original
+
+
+class Bank:
+    """M maps of one operator.
+
+    Args:
+        mixers: their operators.
+        places: for each map the places of its scales in the stack.
+        like: a tensor ``(C, …)`` of the device and dtype of the computation.
+        num_scales: S.
+    """
+
+    def __init__(self, mixers: Sequence[nn.Module], places: Sequence[Sequence[int]], like: Tensor, num_scales: int):
+        self.mixers = mixers
+        self.places = places
+
+    def mix(self, z: Tensor) -> Tensor:
+        """The maps, ``(M, C, n)``."""
+        raise NotImplementedError
+
+    def pull(self, z: Tensor, maps: Tensor, gradient: Tensor, of_z: Tensor) -> list[Tensor]:
+        """Carry a gradient by the maps back.
+
+        Args:
+            z: ``(S, C, n)``.
+            maps: as :meth:`mix` made them.
+            gradient: by the maps, ``(M, C, n)``.
+            of_z: ``(S, C, n)``, to which the gradient by the scales is added.
+
+        Returns:
+            The gradients by the parameters, packed as the bank likes; these add up over pieces.
+        """
+        raise NotImplementedError
+
+    def unpack(self, packed: list[Tensor]) -> list[list[Tensor]]:
+        """For each map the gradients by its parameters."""
+        return [[] for _ in self.mixers]
+
+
+class OneByOne(Bank):
+    """Any operator, by autograd."""
+
+    def mix(self, z):
+        return torch.stack(
+            [mix([z[None, p] for p in places])[0] for mix, places in zip(self.mixers, self.places, strict=True)]
+        )
+
+    def pull(self, z, maps, gradient, of_z):
+        packed = []
+        for mix, places, of_map in zip(self.mixers, self.places, gradient, strict=True):
+            with torch.enable_grad():
+                scales = [z[None, p].detach().requires_grad_() for p in places]
+                inputs = [*scales, *mix.parameters()]
+                gradients = torch.autograd.grad(mix(scales), inputs, of_map[None], materialize_grads=True)
+            for p, of_scale in zip(places, gradients, strict=False):
+                of_z[p] += of_scale[0]
+            packed += gradients[len(places) :]
+        return packed
+
+    def unpack(self, packed):
+        remaining = iter(packed)
+        return [[next(remaining) for _ in mix.parameters()] for mix in self.mixers]
+
+
+class Originals(Bank):
+    """The scales themselves."""
+
+    def __init__(self, mixers, places, like, num_scales):
+        super().__init__(mixers, places, like, num_scales)
+        self.index = torch.tensor([p for (p,) in places], device=like.device)
+
+    def mix(self, z):
+        return z[self.index]
+
+    def pull(self, z, maps, gradient, of_z):
+        of_z.index_add_(0, self.index, gradient)
+        return []
+
+
+class Sums(Bank):
+    """Sums, by a matrix ``(M, S)`` of 0 and 1."""
+
+    def __init__(self, mixers, places, like, num_scales):
+        super().__init__(mixers, places, like, num_scales)
+        rows = [[float(p in subset) for p in range(num_scales)] for subset in places]
+        self.members = torch.tensor(rows, device=like.device, dtype=like.dtype)
+
+    def mix(self, z):
+        return (self.members @ z.flatten(1)).view(-1, *z.shape[1:])
+
+    def pull(self, z, maps, gradient, of_z):
+        of_z.view(len(z), -1).addmm_(self.members.T, gradient.flatten(1))
+        return []
+
+
+class Products(Bank):
+    """Products, each by one more scale than one that is there."""
+
+    def mix(self, z):
+        maps = z.new_empty(len(self.places), *z.shape[1:])
+        known = {}
+        for product, places in zip(maps, map(tuple, self.places), strict=True):
+            torch.mul(self._product(places[:-1], z, known), z[places[-1]], out=product)
+            known[places] = product
+        return maps
+
+    def pull(self, z, maps, gradient, of_z):
+        known = dict(zip(map(tuple, self.places), maps, strict=True))
+        for of_map, places in zip(gradient, map(tuple, self.places), strict=True):
+            for i, p in enumerate(places):
+                of_z[p].addcmul_(of_map, self._product(places[:i] + places[i + 1 :], z, known))
+        return []
+
+    def _product(self, places: tuple[int, ...], z: Tensor, known: dict) -> Tensor:
+        if len(places) == 1:
+            return z[places[0]]
+        if places not in known:
+            known[places] = self._product(places[:-1], z, known) * z[places[-1]]
+        return known[places]
+
+
+class Concats(Bank):
+    """All convolutions as one matrix ``(M C, S C)``, with zeros for the scales that a map doesn't have."""
+
+    def __init__(self, mixers, places, like, num_scales):
+        super().__init__(mixers, places, like, num_scales)
+        self.classes = len(like)
+        weight = like.new_zeros(len(places), self.classes, num_scales, self.classes)
+        for row, mix, subset in zip(weight, mixers, places, strict=True):
+            row[:, subset] = mix.weight.detach().unflatten(1, (len(subset), -1))
+        self.weight = weight.flatten(2).flatten(0, 1)
+        self.bias = torch.cat([mix.bias.detach() for mix in mixers])
+
+    def mix(self, z):
+        return torch.addmm(self.bias, self.weight, z.flatten(0, 1)).view(-1, *z.shape[1:])
+
+    def pull(self, z, maps, gradient, of_z):
+        gradient = gradient.flatten(0, 1)
+        of_z.view(-1, z.shape[2]).addmm_(self.weight.T, gradient)
+        return [gradient @ z.flatten(0, 1).T, gradient.sum(1, keepdim=True)]
+
+    def unpack(self, packed):
+        weight = packed[0].view(len(self.places), self.classes, -1, self.classes)
+        biases = packed[1].split(self.classes)
+        return [
+            [row[:, subset].flatten(1), bias] for row, subset, bias in zip(weight, self.places, biases, strict=True)
+        ]
+
+
+class Fusions(Bank):
+    """Attention over all scales, ``(S, M, n)``; a bias of −∞ for the scales that a map doesn't have."""
+
+    def __init__(self, mixers, places, like, num_scales):
+        super().__init__(mixers, places, like, num_scales)
+        self.weight = like.new_zeros(num_scales, len(places), len(like))
+        self.bias = like.new_full((num_scales, len(places), 1), -torch.inf)
+        for m, (mix, subset) in enumerate(zip(mixers, places, strict=True)):
+            self.weight[subset, m] = mix.weight.detach()[:, 0]
+            self.bias[subset, m, 0] = mix.bias.detach()
+
+    def attention(self, z: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, self.weight, z).softmax(0)
+
+    def mix(self, z):
+        (first, *others), (a, *more) = z, self.attention(z)[:, :, None]
+        maps = a * first
+        for a, scale in zip(more, others, strict=True):
+            maps.addcmul_(a, scale)
+        return maps
+
+    def pull(self, z, maps, gradient, of_z):
+        attention = self.attention(z)
+        by_attention, product = torch.empty_like(attention), torch.empty_like(gradient)
+        for j, a in enumerate(attention[:, :, None]):
+            torch.sum(torch.mul(gradient, z[j], out=product), 1, out=by_attention[j])
+            of_z[j] += torch.mul(gradient, a, out=product).sum(0)
+        by_scores = attention * (by_attention - (attention * by_attention).sum(0))
+        of_z.baddbmm_(self.weight.mT, by_scores)
+        return [by_scores @ z.mT, by_scores.sum(2)]
+
+    def unpack(self, packed):
+        weight, bias = packed
+        return [[weight[subset, m][:, None], bias[subset, m]] for m, subset in enumerate(self.places)]
+
+
+# a subclass of an operator may compute something else
+BANKS = {Original: Originals, Add: Sums, Multiply: Products, Concat: Concats, Fusion: Fusions}

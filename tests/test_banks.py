@@ -1,0 +1,77 @@
+"""Banks: all maps of an operator at once are what autograd makes of its forward pass, map by map."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunet_lomix.backends.banks import BANKS, OneByOne
+from nnunet_lomix.backends.lean import LeanMaps
+from nnunet_lomix.operators import OPERATORS, Add, Original
+from nnunet_lomix.terms import ClassTerms
+
+
+@st.composite
+def stacks(draw):
+    """Number of scales, and some of their subsets in any order; not all, as where mutants are sampled."""
+    scales = draw(st.integers(2, 5))
+    subsets = [c for size in range(2, scales + 1) for c in combinations(range(scales), size)]
+    return scales, draw(st.lists(st.sampled_from(subsets), min_size=1, max_size=8, unique=True))
+
+
+def make(operator, subsets, classes):
+    mixers = [operator(classes, len(subset)).double() for subset in subsets]
+    for p in (p for mix in mixers for p in mix.parameters()):
+        torch.nn.init.normal_(p)
+    return mixers
+
+
+def assert_equals_autograd(kind, mixers, subsets, z):
+    bank = kind(mixers, [list(subset) for subset in subsets], z[0], len(z))
+    maps = bank.mix(z)
+    leaf = z.clone().requires_grad_()
+    expected = torch.stack([mix([leaf[None, p] for p in c])[0] for mix, c in zip(mixers, subsets, strict=True)])
+    torch.testing.assert_close(maps, expected.detach(), rtol=1e-9, atol=1e-9)
+
+    gradient, before = torch.randn_like(maps), torch.randn_like(z)
+    parameters = [p for mix in mixers for p in mix.parameters()]
+    of_z, *of_parameters = torch.autograd.grad(expected, [leaf, *parameters], gradient)
+    added = before.clone()
+    unpacked = bank.unpack(bank.pull(z, maps, gradient, added))
+    torch.testing.assert_close(added, before + of_z, rtol=1e-9, atol=1e-9)
+    assert [len(of_map) for of_map in unpacked] == [len(list(mix.parameters())) for mix in mixers]
+    for ours, theirs in zip(sum(unpacked, []), of_parameters, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@settings(max_examples=25, deadline=None)
+@given(stacks(), st.integers(1, 4), st.integers(1, 6), st.integers(0, 10**6))
+def test_a_bank_is_its_operator(name, stack, classes, pixels, seed):
+    torch.manual_seed(seed)
+    scales, subsets = stack
+    mixers = make(OPERATORS[name], subsets, classes)
+    z = torch.randn(scales, classes, pixels, dtype=torch.float64)
+    for kind in {BANKS.get(type(mixers[0]), OneByOne), OneByOne}:
+        assert_equals_autograd(kind, mixers, subsets, z)
+
+
+def test_originals_in_any_order():
+    z = torch.randn(4, 3, 5, dtype=torch.float64)
+    assert_equals_autograd(BANKS[Original], [Original(), Original()], [(2,), (0,)], z)
+
+
+def test_a_subclass_of_an_operator_is_not_computed_as_its_base():
+    class Halved(Add):
+        def forward(self, scales):
+            return super().forward(scales) / 2
+
+    terms = ClassTerms()
+    truth = terms.truth(terms.prepare(torch.tensor([[[0, 2, 1]]]), 3, torch.float64))
+    scales = {j: torch.randn(1, 3, 3, dtype=torch.float64) for j in range(2)}
+    ours = LeanMaps([(Halved(3, 2), (0, 1))], terms, scales[0]).statistics(scales, truth)
+    theirs = terms.statistics((scales[0] + scales[1]) / 2, truth)
+    torch.testing.assert_close(ours.cross_entropy[0], theirs.cross_entropy)
+    torch.testing.assert_close(ours.volume[0], theirs.volume)
