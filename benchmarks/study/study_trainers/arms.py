@@ -63,6 +63,7 @@ ARMS = {
     # the paper's free weights sum to 13 where all others sum to 1: is it the larger step that helps?
     "nnUNetTrainer_x13": (nnUNetTrainer, {"factor": 13}),
     "barrier_x13": (LOMIX, {"rule": "barrier", "factor": 13}),
+    "FixedWeights_x13": (trainers.nnUNetTrainerLoMixFixedWeights, {"factor": 13}),
 }
 
 # name: how the network's optimiser is set up
