@@ -73,6 +73,12 @@ class Statistics:
         """Sums to add to, for logits like ``z``, ``(B, C, …)``."""
         return cls(z.new_zeros(num_maps), *(z.new_zeros(num_maps, *z.shape[:2]) for _ in range(2)))
 
+    def part(self, maps: list[int], sample: int) -> "Statistics":
+        """Those of some maps and one sample; ``B`` is 1."""
+        return Statistics(
+            self.cross_entropy[maps], *(t[maps, sample][:, None] for t in (self.intersection, self.volume))
+        )
+
     @classmethod
     def stack(cls, of_maps: "Sequence[Statistics]") -> "Statistics":
         return cls(*(torch.stack([getattr(s, field) for s in of_maps]) for field in cls.__dataclass_fields__))
@@ -195,29 +201,46 @@ class ClassTerms(Terms):
         return (logits.log_softmax(1),)
 
     def statistics(self, logits, truth):
-        log_p = logits.log_softmax(-2)
-        log_p_of_truth = log_p.gather(-2, truth.labels.expand(*logits.shape[:-2], -1, -1))
-        p = log_p.exp() if log_p.requires_grad else log_p.exp_()  # memory of its own takes as long as the exponential
+        at_truth = self._places(truth)
+        if logits.requires_grad:
+            log_p = logits.log_softmax(-2)
+            p, log_p_of_truth = log_p.exp(), take(log_p, at_truth)
+        else:  # one exponential of each value, not two: log p is z − max z for the class of the greatest p, plus its log p
+            p = logits.softmax(-2)
+            log_p_of_truth = take(logits, at_truth).sub_(logits.amax(-2)).add_(p.amax(-2).log_())
         # sums, not scatter_add or a matrix product: these add pixel by pixel, and lose a percent of a large image
-        intersection = (log_p_of_truth.exp() * truth.y).sum(-1)
+        intersection = (log_p_of_truth.exp()[..., None, :] * truth.y).sum(-1)
         if truth.valid is not None:
-            log_p_of_truth, p = log_p_of_truth * truth.valid, p * truth.valid
-        return Statistics(-log_p_of_truth.sum((-3, -2, -1)), intersection, p.sum(-1))
+            log_p_of_truth, p = log_p_of_truth * truth.valid[:, 0], p * truth.valid
+        return Statistics(-log_p_of_truth.sum((-2, -1)), intersection, p.sum(-1))
 
     def gradient(self, logits, truth, by):
         # With a = ∂/∂p of the Dice part, a_c = volume_c + [c is true] intersection_c, the derivative by the logits is
         # p (a − Σ a p) for it, and p valid − y for the cross-entropy. What is the same in all channels is a vector
         # of pixels, and what is in the true channel only, too: few passes over all values.
-        labels = truth.labels.expand(*logits.shape[:-2], -1, -1)
-        by_cross_entropy = by.cross_entropy[..., None, None, None]
+        at_truth = self._places(truth)
         p = logits.softmax(-2)
-        of_truth = by.intersection.gather(-1, labels[..., 0, :])[..., None, :] * p.gather(-2, labels)
-        common = by.volume[..., None, :] @ p + of_truth - by_cross_entropy
-        gradient = p.mul_(by.volume[..., None] - common)
-        at_truth = of_truth - by_cross_entropy
+        by_cross_entropy = by.cross_entropy[..., None, None]
+        labels = truth.labels[:, 0].expand(*logits.shape[:-2], -1)
+        of_truth = by.intersection.gather(-1, labels).mul_(take(p, at_truth)).sub_(by_cross_entropy)
+        common = torch.add((by.volume[..., None, :] @ p)[..., 0, :], of_truth)
+        gradient = p.mul_(by.volume[..., None] - common[..., None, :])
         if truth.valid is not None:
-            gradient, at_truth = gradient.mul_(truth.valid), at_truth * truth.valid
-        return gradient.scatter_add_(-2, labels, at_truth)
+            gradient, of_truth = gradient.mul_(truth.valid), of_truth * truth.valid[:, 0]
+        gradient.flatten(-2).scatter_add_(-1, at_truth.expand_as(of_truth), of_truth)
+        return gradient
+
+    @staticmethod
+    def _places(truth: Truth) -> Tensor:
+        """``(b, n)``, where the true class of each pixel lies in the flattened ``(C, n)``."""
+        labels = truth.labels[:, 0]
+        return labels * labels.shape[1] + torch.arange(labels.shape[1], device=labels.device)
+
+
+def take(values: Tensor, places: Tensor) -> Tensor:
+    """The values ``(…, b, C, n)`` at ``places (b, n)`` of the flattened ``(C, n)``: twice as fast as along C."""
+    flat = values.flatten(-2)
+    return flat.gather(-1, places.expand(*flat.shape[:-1], -1))
 
 
 class RegionTerms(Terms):

@@ -30,7 +30,7 @@ def make(operator, subsets, classes):
 
 def assert_equals_autograd(kind, mixers, subsets, z):
     bank = kind(mixers, [list(subset) for subset in subsets], z[0], len(z))
-    maps = bank.mix(z)
+    maps, mixed = bank.mix(z)
     leaf = z.clone().requires_grad_()
     expected = torch.stack([mix([leaf[None, p] for p in c])[0] for mix, c in zip(mixers, subsets, strict=True)])
     torch.testing.assert_close(maps, expected.detach(), rtol=1e-9, atol=1e-9)
@@ -39,7 +39,7 @@ def assert_equals_autograd(kind, mixers, subsets, z):
     parameters = [p for mix in mixers for p in mix.parameters()]
     of_z, *of_parameters = torch.autograd.grad(expected, [leaf, *parameters], gradient)
     added = before.clone()
-    unpacked = bank.unpack(bank.pull(z, maps, gradient, added))
+    unpacked = bank.unpack(bank.pull(z, mixed, gradient, added))
     torch.testing.assert_close(added, before + of_z, rtol=1e-9, atol=1e-9)
     assert [len(of_map) for of_map in unpacked] == [len(list(mix.parameters())) for mix in mixers]
     for ours, theirs in zip(sum(unpacked, []), of_parameters, strict=True):

@@ -7,7 +7,9 @@ each at its own resolution, and to the parameters of the operators.
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import accumulate
 from math import prod
+from operator import xor
 
 import torch
 from torch import Tensor
@@ -52,10 +54,12 @@ class LeanMaps:
         self.like = like.detach()
         self.used = sorted({j for _, subset in mixers for j in subset})
         self.parameters = [p for mix, _ in mixers for p in mix.parameters()]
-        # the maps of each kind of operator, by number
+        # the maps of each kind of operator, by number, those that have a scale in common near each other (a Gray code)
         self.kinds = {}
         for i, (mix, _) in enumerate(mixers):
             self.kinds.setdefault(type(mix), []).append(i)
+        for maps in self.kinds.values():
+            maps.sort(key=lambda i: [*accumulate((j in mixers[i][1] for j in self.used), xor)])
 
     def statistics(self, scales: dict[int, Tensor], truth: Truth) -> Statistics:
         """Sums over the pixels of the part, for each map."""
@@ -63,7 +67,7 @@ class LeanMaps:
         sums = Statistics.zeros(len(self.mixers), z[:, 0])
         for sample, pixels in self._pieces(z):
             piece, true = z[sample, :, :, pixels].contiguous(), truth.part(sample, pixels)
-            of_banks = [self.terms.statistics(bank.mix(piece)[:, None], true) for bank in self.banks]
+            of_banks = [self.terms.statistics(bank.mix(piece)[0][:, None], true) for bank in self.banks]
             sums.cross_entropy += torch.cat([s.cross_entropy for s in of_banks])
             sums.intersection[:, sample] += torch.cat([s.intersection[:, 0] for s in of_banks])
             sums.volume[:, sample] += torch.cat([s.volume[:, 0] for s in of_banks])
@@ -73,24 +77,21 @@ class LeanMaps:
     def pull(self, scales: dict[int, Tensor], truth: Truth, by: Statistics) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients by the used scales and by the parameters, where ``by`` are the derivatives by the statistics."""
         z = torch.stack(list(scales.values()), 1)
-        of_z = torch.empty_like(z)
-        numbers = [torch.tensor(maps, device=z.device) for maps in self.kinds.values()]
-        packed = [None] * len(numbers)
+        of_banks = [[by.part(maps, sample) for sample in range(len(z))] for maps in self.kinds.values()]
+        packed = [None] * len(self.kinds)
         for sample, pixels in self._pieces(z):
             piece, true = z[sample, :, :, pixels].contiguous(), truth.part(sample, pixels)
             of_piece = torch.zeros_like(piece)
-            for k, (bank, maps) in enumerate(zip(self.banks, numbers, strict=True)):
-                mixed = bank.mix(piece)
-                volume, intersection = (t[maps, sample][:, None] for t in (by.volume, by.intersection))
-                by_bank = Statistics(by.cross_entropy[maps], intersection, volume)
-                gradient = self.terms.gradient(mixed[:, None], true, by_bank)[:, 0]
+            for k, (bank, of_bank) in enumerate(zip(self.banks, of_banks, strict=True)):
+                maps, mixed = bank.mix(piece)
+                gradient = self.terms.gradient(maps[:, None], true, of_bank[sample])[:, 0]
                 of_parameters = bank.pull(piece, mixed, gradient, of_piece)
                 packed[k] = of_parameters if packed[k] is None else [*map(torch.add, packed[k], of_parameters)]
-            of_z[sample, :, :, pixels] = of_piece
+            z[sample, :, :, pixels] = of_piece  # no other piece needs what was there
         of_maps = {}
         for bank, maps, gradients in zip(self.banks, self.kinds.values(), packed, strict=True):
             of_maps |= zip(maps, bank.unpack(gradients), strict=True)
-        return list(of_z.unbind(1)), [g for i in range(len(self.mixers)) for g in of_maps[i]]
+        return list(z.unbind(1)), [g for i in range(len(self.mixers)) for g in of_maps[i]]
 
     @cached_property
     def banks(self) -> list[Bank]:
