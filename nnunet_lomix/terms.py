@@ -9,6 +9,7 @@ classes) and ``DC_and_BCE_loss`` (regions), with ``MemoryEfficientSoftDiceLoss``
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,7 +52,14 @@ class Truth:
 
     def part(self, sample: int, pixels: slice) -> "Truth":
         """What is true in some pixels of one sample; b = 1."""
-        return Truth(*(None if t is None else t[sample : sample + 1, :, pixels] for t in vars(self).values()))
+        tensors = (self.labels, self.y, self.valid)
+        return Truth(*(None if t is None else t[sample : sample + 1, :, pixels] for t in tensors))
+
+    @cached_property
+    def places(self) -> Tensor:
+        """``(b, n)``: where the value of each pixel's true class is in a flattened ``(C, n)``."""
+        labels = self.labels[:, 0]
+        return labels * labels.shape[1] + torch.arange(labels.shape[1], device=labels.device)
 
 
 @dataclass
@@ -201,13 +209,12 @@ class ClassTerms(Terms):
         return (logits.log_softmax(1),)
 
     def statistics(self, logits, truth):
-        at_truth = self._places(truth)
         if logits.requires_grad:
             log_p = logits.log_softmax(-2)
-            p, log_p_of_truth = log_p.exp(), take(log_p, at_truth)
-        else:  # one exponential of each value, not two: log p is z − max z for the class of the greatest p, plus its log p
+            p, log_p_of_truth = log_p.exp(), take(log_p, truth.places)
+        else:  # one exponential of each value, not two: log p − log max p = z − max z
             p = logits.softmax(-2)
-            log_p_of_truth = take(logits, at_truth).sub_(logits.amax(-2)).add_(p.amax(-2).log_())
+            log_p_of_truth = take(logits, truth.places).sub_(logits.amax(-2)).add_(p.amax(-2).log_())
         # sums, not scatter_add or a matrix product: these add pixel by pixel, and lose a percent of a large image
         intersection = (log_p_of_truth.exp()[..., None, :] * truth.y).sum(-1)
         if truth.valid is not None:
@@ -218,23 +225,16 @@ class ClassTerms(Terms):
         # With a = ∂/∂p of the Dice part, a_c = volume_c + [c is true] intersection_c, the derivative by the logits is
         # p (a − Σ a p) for it, and p valid − y for the cross-entropy. What is the same in all channels is a vector
         # of pixels, and what is in the true channel only, too: few passes over all values.
-        at_truth = self._places(truth)
         p = logits.softmax(-2)
         by_cross_entropy = by.cross_entropy[..., None, None]
         labels = truth.labels[:, 0].expand(*logits.shape[:-2], -1)
-        of_truth = by.intersection.gather(-1, labels).mul_(take(p, at_truth)).sub_(by_cross_entropy)
+        of_truth = by.intersection.gather(-1, labels).mul_(take(p, truth.places)).sub_(by_cross_entropy)
         common = torch.add((by.volume[..., None, :] @ p)[..., 0, :], of_truth)
         gradient = p.mul_(by.volume[..., None] - common[..., None, :])
         if truth.valid is not None:
             gradient, of_truth = gradient.mul_(truth.valid), of_truth * truth.valid[:, 0]
-        gradient.flatten(-2).scatter_add_(-1, at_truth.expand_as(of_truth), of_truth)
+        gradient.flatten(-2).scatter_add_(-1, truth.places.expand_as(of_truth), of_truth)
         return gradient
-
-    @staticmethod
-    def _places(truth: Truth) -> Tensor:
-        """``(b, n)``, where the true class of each pixel lies in the flattened ``(C, n)``."""
-        labels = truth.labels[:, 0]
-        return labels * labels.shape[1] + torch.arange(labels.shape[1], device=labels.device)
 
 
 def take(values: Tensor, places: Tensor) -> Tensor:

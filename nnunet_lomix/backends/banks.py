@@ -39,7 +39,7 @@ class Bank:
         Args:
             z: ``(S, C, n)``.
             mixed: what :meth:`mix` gave beside the maps.
-            gradient: by the maps, ``(M, C, n)``.
+            gradient: by the maps, ``(M, C, n)``; may be overwritten.
             of_z: ``(S, C, n)``, to which the gradient by the scales is added.
 
         Returns:
@@ -108,28 +108,30 @@ class Sums(Bank):
 
 
 class Products(Bank):
-    """Products, each by one more scale than one that is there."""
+    """Products, each of a scale and of a shorter product; the gradient goes back by the same steps."""
+
+    def __init__(self, mixers, places, like, num_scales):
+        super().__init__(mixers, places, like, num_scales)
+        maps = [tuple(subset) for subset in places]
+        shorter = {subset[:size] for subset in maps for size in range(2, len(subset))}.difference(maps)
+        products = [*maps, *shorter]
+        number = {subset: i for i, subset in enumerate([*((p,) for p in range(num_scales)), *products])}
+        products.sort(key=len)
+        self.steps = [(number[subset], number[subset[:-1]], subset[-1]) for subset in products]
 
     def mix(self, z):
-        maps = z.new_empty(len(self.places), *z.shape[1:])
-        known = {}
-        for product, places in zip(maps, map(tuple, self.places), strict=True):
-            torch.mul(self._product(places[:-1], z, known), z[places[-1]], out=product)
-            known[places] = product
-        return maps, known
+        products = z.new_empty(len(self.steps), *z.shape[1:])
+        values = [*z, *products]
+        for product, shorter, scale in self.steps:
+            torch.mul(values[shorter], values[scale], out=values[product])
+        return products[: len(self.places)], values
 
-    def pull(self, z, known, gradient, of_z):
-        for of_map, places in zip(gradient, map(tuple, self.places), strict=True):
-            for i, p in enumerate(places):
-                of_z[p].addcmul_(of_map, self._product(places[:i] + places[i + 1 :], z, known))
+    def pull(self, z, values, gradient, of_z):
+        of_values = [*of_z, *gradient, *z.new_zeros(len(self.steps) - len(gradient), *z.shape[1:])]
+        for product, shorter, scale in reversed(self.steps):
+            of_values[shorter].addcmul_(of_values[product], values[scale])
+            of_values[scale].addcmul_(of_values[product], values[shorter])
         return []
-
-    def _product(self, places: tuple[int, ...], z: Tensor, known: dict) -> Tensor:
-        if len(places) == 1:
-            return z[places[0]]
-        if places not in known:
-            known[places] = self._product(places[:-1], z, known) * z[places[-1]]
-        return known[places]
 
 
 class Concats(Bank):
