@@ -20,8 +20,8 @@ from nnunet_lomix.backends.banks import BANKS, Bank, OneByOne
 from nnunet_lomix.backends.base import BACKENDS, full_precision
 from nnunet_lomix.terms import Statistics, Truth
 
-# Values of an output in a part, and of the maps that are treated together in a piece of it: few enough for the cache of
-# a processor and enough to be worth a call (measured), or enough to keep a GPU busy.
+# Values of an output in a part, and of the maps that each thread treats together in a piece of it: few enough for the
+# cache of a processor and enough to be worth a call (measured), or enough to keep a GPU busy.
 VALUES, VALUES_ELSEWHERE = {"cpu": 2**19}, 2**22
 
 
@@ -108,9 +108,10 @@ class LeanMaps:
         ]
 
     def _pieces(self, z: Tensor) -> Iterator[tuple[int, slice]]:
-        """Samples and pixels, few enough that the maps of any bank have about as many values as a part of an output."""
+        """Samples and pixels, few enough that the maps of any bank have about as many values as VALUES says."""
         batch, _, classes, pixels = z.shape
-        most = VALUES.get(z.device.type, VALUES_ELSEWHERE)
+        threads = torch.get_num_threads() if z.device.type == "cpu" else 1
+        most = threads * VALUES.get(z.device.type, VALUES_ELSEWHERE)
         step = max(1, most // (classes * max(map(len, self.kinds.values()))))
         return ((sample, slice(i, i + step)) for sample in range(batch) for i in range(0, pixels, step))
 
