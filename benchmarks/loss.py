@@ -60,10 +60,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--memory", help=argparse.SUPPRESS)  # of one backend and case, in this process
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     if args.memory:
         backend, case = json.loads(args.memory)
         print(peak_memory(backend, Case(*case), args.device))
@@ -80,7 +81,10 @@ def describe(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.partition(": ")[2] for line in lines if line.startswith("model name")) + ", one thread"
+    return (
+        next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+        + f", threads: {torch.get_num_threads()}"
+    )
 
 
 def make_loss(backend: str, case: Case, device: str) -> nn.Module:

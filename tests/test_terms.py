@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch.nn import functional as F
@@ -56,14 +58,14 @@ def tensors(outputs, target):
 @pytest.mark.parametrize("dimensions", SIZES)
 @pytest.mark.parametrize("backend", ["plain", "lean"])
 def test_each_map_has_the_loss_and_gradient_of_nnunet(backend, dimensions, kind, batch_dice):
-    settings = KINDS[kind]
+    arguments = KINDS[kind]
     outputs, target = tensors(*oracle.example(SIZES[dimensions], regions="regions" in kind, ignore="ignore" in kind))
-    loss = LoMixLoss(3, 3, batch_dice=batch_dice, backend=backend, **settings)
+    loss = LoMixLoss(3, 3, batch_dice=batch_dice, backend=backend, **arguments)
     generator = torch.Generator().manual_seed(1)
     for parameter in loss.mixers.parameters():
         torch.nn.init.normal_(parameter, generator=generator)
     losses = loss.losses(outputs, target)
-    theirs = nnunet_loss(batch_dice, **settings)
+    theirs = nnunet_loss(batch_dice, **arguments)
     for ours, map_ in zip(losses, loss.maps, strict=True):
         expected = theirs(mix(map_, outputs, loss.mixers[map_.name]), target)
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
@@ -115,17 +117,17 @@ EDGES = {
 @pytest.mark.parametrize(("edge", "kind"), [(edge, kind) for edge in EDGES for kind in EDGES[edge]])
 @pytest.mark.parametrize("backend", ["plain", "lean"])
 def test_patches_at_the_edge(backend, edge, kind, batch_dice, batch):
-    settings = KINDS[kind]
+    arguments = KINDS[kind]
     outputs, target = tensors(
         *oracle.example(SIZES["2d"], batch=batch, regions="regions" in kind, ignore="ignore" in kind)
     )
     EDGES[edge][kind](target)
-    loss = LoMixLoss(3, 3, batch_dice=batch_dice, backend=backend, **settings)
+    loss = LoMixLoss(3, 3, batch_dice=batch_dice, backend=backend, **arguments)
     loss(outputs, target).backward()
     gradients = [t.grad for t in [*outputs, *loss.parameters()]]
     assert all(g.isfinite().all() for g in gradients)
     losses = loss.losses(outputs, target)
-    theirs = nnunet_loss(batch_dice, **settings)
+    theirs = nnunet_loss(batch_dice, **arguments)
     expected = [theirs(mix(m, outputs, loss.mixers[m.name]), target) for m in loss.maps]
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-4, atol=1e-5)
     if edge == "no valid pixel":
@@ -157,6 +159,24 @@ def test_ignored_pixels_count_nowhere(kind):
         assert all((x.grad * torch.from_numpy(ignored) == 0).all() for x in z)
         results.append((losses.detach(), *(x.grad for x in z)))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 9), st.sampled_from([0.0, 1.0, 30.0, 1e4]), st.integers(0, 10**6))
+def test_statistics_without_a_graph_are_the_same(kind, dtype, maps, pixels, magnitude, seed):
+    """Other operations give them, which must not lose the cross-entropy where p of the true class is 0 in fp32."""
+    terms = LoMixLoss(3, 2, **KINDS[kind]).terms
+    _, target = oracle.example(
+        [(1, pixels)] * 2, classes=3, regions="regions" in kind, ignore="ignore" in kind, seed=seed
+    )
+    truth = terms.truth(terms.prepare(torch.from_numpy(target), 3, dtype))
+    generator = torch.Generator().manual_seed(seed)
+    z = magnitude * torch.randn(maps, len(target), 3, pixels, generator=generator, dtype=dtype)
+    with_graph, without = terms.statistics(z.clone().requires_grad_(), truth), terms.statistics(z, truth)
+    for field, expected in vars(with_graph).items():
+        torch.testing.assert_close(getattr(without, field), expected.detach(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["classes", "regions"])
