@@ -1,14 +1,18 @@
 """The Triton kernels, by Triton's interpreter (conftest.py switches it on): equal to the plain backend."""
 
 import logging
+from functools import cache
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 
 from nnunet_lomix import LoMixLoss, backends
 from nnunet_lomix.backends import fused, lean
+from nnunet_lomix.loss import DEFAULT_OPERATORS
 
 from . import oracle
+from .test_loss import build, cases, tensors
 
 pytest.importorskip("triton")
 
@@ -17,10 +21,9 @@ pytest.importorskip("triton")
 def small_blocks(monkeypatch):
     """Several blocks, the last one not full."""
     monkeypatch.setattr(fused, "VALUES_OF_BLOCK", 2**10)
-    fused.check.cache_clear()
+    monkeypatch.setattr(fused, "check", cache(fused.check.__wrapped__))
     fused.log_once.cache_clear()
     yield
-    fused.check.cache_clear()
 
 
 def results(backend, sizes, classes, **kwargs):
@@ -52,6 +55,23 @@ def test_equals_the_plain_backend(sizes, classes, kwargs, caplog):
     got = results("fused", sizes, classes, **kwargs)
     assert not caplog.records  # no fall-back
     for a, b in zip(got, results("plain", sizes, classes, **kwargs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(case=cases(DEFAULT_OPERATORS).filter(lambda case: case[0]["num_scales"] <= 3))  # the interpreter is slow
+def test_equals_the_plain_backend_in_any_case(case, monkeypatch):
+    monkeypatch.setattr(fused, "check", lambda *args: None)
+    gradients = []
+    for backend, dtype in (("fused", torch.float32), ("plain", torch.float64)):
+        loss, *arrays = build(case, backend)
+        loss = loss.to(dtype)
+        outputs, target = tensors(*arrays, dtype)
+        losses = loss.losses(outputs, target)
+        factors = torch.linspace(0.5, 2, len(losses), dtype=dtype)
+        of_all = torch.autograd.grad((factors * losses).sum(), [*outputs, *loss.mixers.parameters()])
+        gradients.append([losses.double(), *(g.double() for g in of_all)])
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
 
 

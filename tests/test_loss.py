@@ -38,7 +38,7 @@ def tensors(outputs, target, dtype=torch.float64):
 
 
 @st.composite
-def cases(draw):
+def cases(draw, operators=tuple(OPERATORS)):
     """Arguments of the loss, sizes of the outputs, batch size and seed; odd sizes, anisotropic strides."""
     size = draw(st.one_of(*(st.tuples(*[st.integers(1, top)] * n) for n, top in ((2, 7), (3, 4)))))
     sizes = [size]
@@ -51,7 +51,7 @@ def cases(draw):
         "num_classes": classes,
         "num_scales": len(sizes),
         "mixed_scales": len(sizes) - draw(st.integers(0, len(sizes) - 1)),
-        "operators": draw(st.lists(st.sampled_from(sorted(OPERATORS)), unique=True, min_size=2, max_size=4)),
+        "operators": draw(st.lists(st.sampled_from(sorted(operators)), unique=True, min_size=2, max_size=4)),
         "rule": rule,
         "share": 0.0 if rule == "softplus" else draw(st.sampled_from([0.0, 0.5, 1.0])),
         "regions": regions,
@@ -148,6 +148,32 @@ def test_gradcheck(backend, sizes, regions):
     parameters = list(loss.mixers.parameters())
     assert gradcheck(lambda *_: loss.losses(outputs, target), [*outputs, *parameters])
     assert gradcheck(lambda *_: loss(outputs, target), outputs)
+
+
+LAYOUTS = {
+    "channels last": lambda z: z.to(memory_format=torch.channels_last if z.ndim == 4 else torch.channels_last_3d),
+    "axes in another order": lambda z: z.mT.contiguous().mT,
+    "every other value": lambda z: z.repeat_interleave(2, -1)[..., ::2],
+    "a part of more channels": lambda z: torch.cat([z, z], 1)[:, : z.shape[1]],
+}
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("sizes", [[(5, 4), (3, 2), (2, 2)], [(3, 4, 5), (3, 2, 3), (1, 2, 2)]])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", ["plain", "lean"])
+def test_layout_in_memory_does_not_matter(backend, layout, sizes, regions):
+    loss = randomise(LoMixLoss(3, 3, regions=regions, ignore_label=3, backend=backend).double(), 0)
+    arrays = oracle.example(sizes, regions=regions, ignore=True)
+    results = []
+    for arrange in (torch.clone, LAYOUTS[layout]):
+        outputs, target = tensors(*arrays)
+        arranged = [arrange(z) for z in outputs]
+        assert arrange is torch.clone or not any(z.is_contiguous() for z in arranged)
+        loss.zero_grad()
+        loss(arranged, arrange(target)).backward()
+        results.append([z.grad for z in outputs] + [p.grad for p in loss.parameters()])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
 
 def test_every_mutant_has_parameters_of_its_own():
