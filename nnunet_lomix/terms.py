@@ -9,7 +9,6 @@ classes) and ``DC_and_BCE_loss`` (regions), with ``MemoryEfficientSoftDiceLoss``
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,9 +54,9 @@ class Truth:
         tensors = (self.labels, self.y, self.valid)
         return Truth(*(None if t is None else t[sample : sample + 1, :, pixels] for t in tensors))
 
-    @cached_property
-    def places(self) -> Tensor:
-        """``(b, n)``: where the value of each pixel's true class is in a flattened ``(C, n)``."""
+    @property
+    def index(self) -> Tensor:
+        """``(b, n)``: the index of each pixel's true class in a flattened ``(C, n)``."""
         labels = self.labels[:, 0]
         return labels * labels.shape[1] + torch.arange(labels.shape[1], device=labels.device)
 
@@ -81,8 +80,8 @@ class Statistics:
         """Sums to add to, for logits like ``z``, ``(B, C, …)``."""
         return cls(z.new_zeros(num_maps), *(z.new_zeros(num_maps, *z.shape[:2]) for _ in range(2)))
 
-    def part(self, maps: list[int], sample: int) -> "Statistics":
-        """Those of some maps and one sample; ``B`` is 1."""
+    def part(self, maps: Tensor, sample: int) -> "Statistics":
+        """Those of some maps, given by their numbers, and of one sample; ``B`` is 1."""
         return Statistics(
             self.cross_entropy[maps], *(t[maps, sample][:, None] for t in (self.intersection, self.volume))
         )
@@ -211,10 +210,10 @@ class ClassTerms(Terms):
     def statistics(self, logits, truth):
         if logits.requires_grad:
             log_p = logits.log_softmax(-2)
-            p, log_p_of_truth = log_p.exp(), take(log_p, truth.places)
+            p, log_p_of_truth = log_p.exp(), take(log_p, truth.index)
         else:  # one exponential of each value, not two: log p − log max p = z − max z
             p = logits.softmax(-2)
-            log_p_of_truth = take(logits, truth.places).sub_(logits.amax(-2)).add_(p.amax(-2).log_())
+            log_p_of_truth = take(logits, truth.index).sub_(logits.amax(-2)).add_(p.amax(-2).log_())
         # sums, not scatter_add or a matrix product: these add pixel by pixel, and lose a percent of a large image
         intersection = (log_p_of_truth.exp()[..., None, :] * truth.y).sum(-1)
         if truth.valid is not None:
@@ -228,19 +227,19 @@ class ClassTerms(Terms):
         p = logits.softmax(-2)
         by_cross_entropy = by.cross_entropy[..., None, None]
         labels = truth.labels[:, 0].expand(*logits.shape[:-2], -1)
-        of_truth = by.intersection.gather(-1, labels).mul_(take(p, truth.places)).sub_(by_cross_entropy)
-        common = torch.add((by.volume[..., None, :] @ p)[..., 0, :], of_truth)
+        at_truth = by.intersection.gather(-1, labels).mul_(take(p, truth.index)).sub_(by_cross_entropy)
+        common = (by.volume[..., None, :] @ p)[..., 0, :] + at_truth
         gradient = p.mul_(by.volume[..., None] - common[..., None, :])
         if truth.valid is not None:
-            gradient, of_truth = gradient.mul_(truth.valid), of_truth * truth.valid[:, 0]
-        gradient.flatten(-2).scatter_add_(-1, truth.places.expand_as(of_truth), of_truth)
+            gradient, at_truth = gradient.mul_(truth.valid), at_truth.mul_(truth.valid[:, 0])
+        gradient.view(*at_truth.shape[:-1], -1).scatter_add_(-1, truth.index.expand_as(at_truth), at_truth)
         return gradient
 
 
-def take(values: Tensor, places: Tensor) -> Tensor:
-    """The values ``(…, b, C, n)`` at ``places (b, n)`` of the flattened ``(C, n)``: twice as fast as along C."""
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Of values ``(…, b, C, n)`` those at an index ``(b, n)`` of the flattened ``(C, n)``: twice as fast as along C."""
     flat = values.flatten(-2)
-    return flat.gather(-1, places.expand(*flat.shape[:-1], -1))
+    return flat.gather(-1, index.expand(*flat.shape[:-1], -1))
 
 
 class RegionTerms(Terms):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from scipy.ndimage import gaussian_filter
 
 CASES = [f"case_{i}" for i in range(6)]  # the last one is held out
@@ -148,3 +149,11 @@ def own_results(prepared, tmp_path):
         return nnunet
 
     return prepare
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Memory that PyTorch hands out is NaN, so a sum into a buffer that was never zeroed is found."""
+    torch.use_deterministic_algorithms(True)  # fills uninitialised memory, too
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -9,16 +9,18 @@ from hypothesis import strategies as st
 
 from nnunet_lomix.backends.banks import BANKS, OneByOne
 from nnunet_lomix.backends.lean import LeanMaps
-from nnunet_lomix.operators import OPERATORS, Add, Original
+from nnunet_lomix.operators import OPERATORS, Add, Concat, Original
 from nnunet_lomix.terms import ClassTerms
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @st.composite
 def stacks(draw):
-    """Number of scales, and some of their subsets in any order; not all, as where mutants are sampled."""
+    """Number of scales, and some of their subsets in any order, also twice; not all, as where mutants are sampled."""
     scales = draw(st.integers(2, 5))
     subsets = [c for size in range(2, scales + 1) for c in combinations(range(scales), size)]
-    return scales, draw(st.lists(st.sampled_from(subsets), min_size=1, max_size=8, unique=True))
+    return scales, draw(st.lists(st.sampled_from(subsets), min_size=1, max_size=8))
 
 
 def make(operator, subsets, classes):
@@ -30,7 +32,7 @@ def make(operator, subsets, classes):
 
 def assert_equals_autograd(kind, mixers, subsets, z):
     bank = kind(mixers, [list(subset) for subset in subsets], z[0], len(z))
-    maps, mixed = bank.mix(z)
+    maps, kept = bank.mix(z)
     leaf = z.clone().requires_grad_()
     expected = torch.stack([mix([leaf[None, p] for p in c])[0] for mix, c in zip(mixers, subsets, strict=True)])
     torch.testing.assert_close(maps, expected.detach(), rtol=1e-9, atol=1e-9)
@@ -39,7 +41,7 @@ def assert_equals_autograd(kind, mixers, subsets, z):
     parameters = [p for mix in mixers for p in mix.parameters()]
     of_z, *of_parameters = torch.autograd.grad(expected, [leaf, *parameters], gradient)
     added = before.clone()
-    unpacked = bank.unpack(bank.pull(z, mixed, gradient, added))
+    unpacked = bank.unpack(bank.pull(z, kept, gradient, added))
     torch.testing.assert_close(added, before + of_z, rtol=1e-9, atol=1e-9)
     assert [len(of_map) for of_map in unpacked] == [len(list(mix.parameters())) for mix in mixers]
     for ours, theirs in zip(sum(unpacked, []), of_parameters, strict=True):
@@ -61,6 +63,22 @@ def test_a_bank_is_its_operator(name, stack, classes, pixels, seed):
 def test_originals_in_any_order():
     z = torch.randn(4, 3, 5, dtype=torch.float64)
     assert_equals_autograd(BANKS[Original], [Original(), Original()], [(2,), (0,)], z)
+
+
+def test_an_operator_with_a_frozen_parameter():
+    class Frozen(Concat):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.weight.requires_grad_(False)
+
+    z = torch.randn(2, 3, 5, dtype=torch.float64)
+    mix = Frozen(3, 2).double()
+    bank, of_z, gradient = OneByOne([mix], [[0, 1]], z[0], 2), torch.zeros_like(z), torch.randn_like(z[:1])
+    maps, kept = bank.mix(z)
+    ((of_weight, of_bias),) = bank.unpack(bank.pull(z, kept, gradient, of_z))
+    assert of_weight.shape == mix.weight.shape
+    torch.testing.assert_close(of_bias, gradient[0].sum(1, keepdim=True))
+    torch.testing.assert_close(of_z, (gradient[0] / 2).expand_as(z))  # concat starts as the mean
 
 
 def test_a_subclass_of_an_operator_is_not_computed_as_its_base():

@@ -16,13 +16,7 @@ from nnunet_lomix.operators import OPERATORS
 
 from . import oracle
 
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Memory that PyTorch hands out is NaN, so a sum into a buffer that was never zeroed is found."""
-    torch.use_deterministic_algorithms(True)  # fills uninitialised memory, too
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def randomise(loss, seed):
@@ -122,16 +116,17 @@ def test_losses_weights_and_total_equal_the_oracle(backend, case):
 
 
 # a row and a map at a time, some of both, and all at once
-@pytest.mark.parametrize("values", [1, 200, 10**6])
+@pytest.mark.parametrize(("values", "threads"), [(1, 1), (200, 1), (200, 3), (10**6, 1)])
 @settings(max_examples=15, deadline=None, derandomize=True)
 @example(case=FIVE_SCALES)
 @given(case=cases())
-def test_lean_equals_plain_in_parts_of_any_size(values, case):
+def test_lean_equals_plain_in_parts_of_any_size(values, threads, case):
     gradients = []
     for backend in ("plain", "lean"):
         loss, *arrays = build(case, backend)
         outputs, target = tensors(*arrays)
-        with mock.patch.object(lean, "VALUES", {"cpu": values}):
+        patched = mock.patch.object(torch, "get_num_threads", return_value=threads)
+        with mock.patch.object(lean, "VALUES", {"cpu": values}), patched:
             loss(outputs, target).backward()
         gradients.append({str(i): z.grad for i, z in enumerate(outputs)})
         gradients[-1].update({k: p.grad for k, p in loss.named_parameters()})
@@ -174,6 +169,13 @@ def test_layout_in_memory_does_not_matter(backend, layout, sizes, regions):
         loss(arranged, arrange(target)).backward()
         results.append([z.grad for z in outputs] + [p.grad for p in loss.parameters()])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+
+
+def test_the_plain_backend_is_one_graph_for_torch_compile():
+    loss = LoMixLoss(3, 3, backend="plain")
+    outputs, target = tensors(*oracle.example([(8, 8), (4, 4), (2, 2)]), torch.float32)
+    compiled = torch.compile(loss.losses, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(outputs, target), loss.losses(outputs, target))
 
 
 def test_every_mutant_has_parameters_of_its_own():

@@ -9,6 +9,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch.nn import functional as F
 
 from nnunet_lomix import LoMixLoss
+from nnunet_lomix.terms import Statistics
 
 from . import oracle
 
@@ -161,22 +162,40 @@ def test_ignored_pixels_count_nowhere(kind):
     torch.testing.assert_close(*results)
 
 
+def maps_and_truth(kind, dtype, maps, pixels, seed):
+    """Terms, the truth of two samples, and logits ``(maps, 2, 3, pixels)``."""
+    regions, ignore = "regions" in kind, "ignore" in kind
+    terms = LoMixLoss(3, 2, **KINDS[kind]).terms
+    _, target = oracle.example([(1, pixels)] * 2, regions=regions, ignore=ignore, seed=seed)
+    truth = terms.truth(terms.prepare(torch.from_numpy(target), 3, dtype))
+    generator = torch.Generator().manual_seed(seed)
+    return terms, truth, torch.randn(maps, 2, 3, pixels, generator=generator, dtype=dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["classes", "classes_ignore"])
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 9), st.sampled_from([0.0, 1.0, 30.0, 1e4]), st.integers(0, 10**6))
 def test_statistics_without_a_graph_are_the_same(kind, dtype, maps, pixels, magnitude, seed):
     """Other operations give them, which must not lose the cross-entropy where p of the true class is 0 in fp32."""
-    terms = LoMixLoss(3, 2, **KINDS[kind]).terms
-    _, target = oracle.example(
-        [(1, pixels)] * 2, classes=3, regions="regions" in kind, ignore="ignore" in kind, seed=seed
-    )
-    truth = terms.truth(terms.prepare(torch.from_numpy(target), 3, dtype))
-    generator = torch.Generator().manual_seed(seed)
-    z = magnitude * torch.randn(maps, len(target), 3, pixels, generator=generator, dtype=dtype)
+    terms, truth, z = maps_and_truth(kind, dtype, maps, pixels, seed)
+    z *= magnitude
     with_graph, without = terms.statistics(z.clone().requires_grad_(), truth), terms.statistics(z, truth)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     for field, expected in vars(with_graph).items():
-        torch.testing.assert_close(getattr(without, field), expected.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(getattr(without, field), expected.detach(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(0, 10**6))
+def test_the_gradient_of_several_samples_is_that_of_autograd(kind, maps, pixels, seed):
+    terms, truth, z = maps_and_truth(kind, torch.float64, maps, pixels, seed)
+    statistics = terms.statistics(z.requires_grad_(), truth)
+    by = Statistics(*(torch.randn_like(s) for s in vars(statistics).values()))
+    value = sum((a * b).sum() for a, b in zip(vars(by).values(), vars(statistics).values(), strict=True))
+    (expected,) = torch.autograd.grad(value, z)
+    torch.testing.assert_close(terms.gradient(z.detach(), truth, by), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["classes", "regions"])

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 REFERENCE = "nnUNetTrainer"
 GROUP = ["dataset", "size", "steps", "optimiser"]
 COLUMNS = 4  # of panels
+BACKENDS = ("backend_plain", "backend_lean")
 
 
 def write_report(folder: Path):
-    """Write ``table.md``, ``curves.png`` and ``weights.png`` beside the CSV files, and print the table."""
+    """Write the table and the pictures beside the CSV files, and print the table."""
     dice, curves, weights = (pd.read_csv(folder / f"{name}.csv") for name in ("dice", "curves", "weights"))
     tables = summarise(dice)
     text = "\n".join(
@@ -24,6 +25,8 @@ def write_report(folder: Path):
     )
     (folder / "table.md").write_text(text)
     draw_curves(curves).savefig(folder / "curves.png", dpi=90)
+    if set(BACKENDS) <= set(curves["arm"]):
+        draw_backends(curves).savefig(folder / "backends.png", dpi=90)
     if "Dataset900_Planted" in set(weights["dataset"]):
         draw_weights(weights[weights["dataset"] == "Dataset900_Planted"]).savefig(folder / "weights.png", dpi=90)
     print(text)
@@ -94,6 +97,27 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
         ax.set(title=title, xlabel="training steps", ylabel="pseudo Dice of z_0")
         ax.grid(alpha=0.3)
         ax.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def draw_backends(curves: pd.DataFrame) -> Figure:
+    """The loss of the same trainings by two backends, and their difference beside that of two seeds by one backend."""
+    (_, _, steps, _), runs = next(iter(curves[curves["arm"].isin(BACKENDS)].groupby(GROUP)))
+    losses = runs.pivot(index="epoch", columns=["arm", "seed"], values="train_loss")
+    steps = (losses.index + 1) * steps / len(losses)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for arm, style in zip(BACKENDS, ({"color": "C0", "linewidth": 3, "alpha": 0.4}, {"color": "C1"}), strict=True):
+        left.plot(steps, losses[arm], label=[arm] + [None] * (losses[arm].shape[1] - 1), **style)
+    plain, lean = (losses[arm] for arm in BACKENDS)
+    between_seeds = plain.max(axis=1) - plain.min(axis=1)
+    right.fill_between(steps, -between_seeds, between_seeds, color="0.9", label="between seeds of plain")
+    right.plot(steps, lean - plain, color="C1", label=["lean − plain, same seed"] + [None] * (plain.shape[1] - 1))
+    left.set(xlabel="training steps", ylabel="train loss")
+    right.set(xlabel="training steps", ylabel="difference of the train loss")
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False)
     return figure
 
 

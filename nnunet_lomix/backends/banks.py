@@ -2,7 +2,8 @@
 
 A bank works on the scales of a piece of one sample, stacked: ``z (S, C, n)``. The subset of a map is given by places in
 this stack. Each kind of operator of the paper has a bank in closed form, few large operations for all of its maps;
-:class:`OneByOne` serves any other.
+:class:`OneByOne` serves any other. A scale that a map doesn't have may enter it with the factor 0, so one logit that is
+infinite makes all maps of a bank NaN.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from nnunet_lomix.operators import Add, Concat, Fusion, Multiply, Original
 
@@ -30,15 +32,15 @@ class Bank:
         self.places = places
 
     def mix(self, z: Tensor) -> tuple[Tensor, Any]:
-        """The maps, ``(M, C, n)``, and what :meth:`pull` can use again."""
+        """The maps, ``(M, C, n)``, and what is kept of the way to them for :meth:`pull`."""
         raise NotImplementedError
 
-    def pull(self, z: Tensor, mixed: Any, gradient: Tensor, of_z: Tensor) -> list[Tensor]:
+    def pull(self, z: Tensor, kept: Any, gradient: Tensor, of_z: Tensor) -> list[Tensor]:
         """Carry a gradient by the maps back.
 
         Args:
             z: ``(S, C, n)``.
-            mixed: what :meth:`mix` gave beside the maps.
+            kept: what :meth:`mix` gave beside the maps.
             gradient: by the maps, ``(M, C, n)``; may be overwritten.
             of_z: ``(S, C, n)``, to which the gradient by the scales is added.
 
@@ -59,13 +61,14 @@ class OneByOne(Bank):
         maps = [mix([z[None, p] for p in places])[0] for mix, places in zip(self.mixers, self.places, strict=True)]
         return torch.stack(maps), None
 
-    def pull(self, z, mixed, gradient, of_z):
+    def pull(self, z, kept, gradient, of_z):
         packed = []
         for mix, places, of_map in zip(self.mixers, self.places, gradient, strict=True):
             with torch.enable_grad():
                 scales = [z[None, p].detach().requires_grad_() for p in places]
-                inputs = [*scales, *mix.parameters()]
-                gradients = torch.autograd.grad(mix(scales), inputs, of_map[None], materialize_grads=True)
+                parameters = {name: p.detach().requires_grad_() for name, p in mix.named_parameters()}
+                mixed, inputs = functional_call(mix, parameters, (scales,)), [*scales, *parameters.values()]
+                gradients = torch.autograd.grad(mixed, inputs, of_map[None], materialize_grads=True)
             for p, of_scale in zip(places, gradients, strict=False):
                 of_z[p] += of_scale[0]
             packed += gradients[len(places) :]
@@ -86,7 +89,7 @@ class Originals(Bank):
     def mix(self, z):
         return z.index_select(0, self.index), None
 
-    def pull(self, z, mixed, gradient, of_z):
+    def pull(self, z, kept, gradient, of_z):
         of_z.index_add_(0, self.index, gradient)
         return []
 
@@ -102,7 +105,7 @@ class Sums(Bank):
     def mix(self, z):
         return (self.members @ z.flatten(1)).view(-1, *z.shape[1:]), None
 
-    def pull(self, z, mixed, gradient, of_z):
+    def pull(self, z, kept, gradient, of_z):
         of_z.view(len(z), -1).addmm_(self.members.T, gradient.flatten(1))
         return []
 
@@ -114,10 +117,10 @@ class Products(Bank):
         super().__init__(mixers, places, like, num_scales)
         maps = [tuple(subset) for subset in places]
         shorter = {subset[:size] for subset in maps for size in range(2, len(subset))}.difference(maps)
-        products = [*maps, *shorter]
-        number = {subset: i for i, subset in enumerate([*((p,) for p in range(num_scales)), *products])}
-        products.sort(key=len)
-        self.steps = [(number[subset], number[subset[:-1]], subset[-1]) for subset in products]
+        values = [*((p,) for p in range(num_scales)), *maps, *shorter]
+        number = {subset: i for i, subset in enumerate(values)}
+        products = sorted(range(num_scales, len(values)), key=lambda i: len(values[i]))
+        self.steps = [(i, number[values[i][:-1]], values[i][-1]) for i in products]
 
     def mix(self, z):
         products = z.new_empty(len(self.steps), *z.shape[1:])
@@ -149,7 +152,7 @@ class Concats(Bank):
     def mix(self, z):
         return torch.addmm(self.bias, self.weight, z.flatten(0, 1)).view(-1, *z.shape[1:]), None
 
-    def pull(self, z, mixed, gradient, of_z):
+    def pull(self, z, kept, gradient, of_z):
         gradient = gradient.flatten(0, 1)
         of_z.view(-1, z.shape[2]).addmm_(self.weight.T, gradient)
         # of the two ways to write this product the faster one, by a fifth on the CPU
@@ -205,8 +208,8 @@ def runs(flags: Sequence[bool]) -> list[slice]:
     >>> runs([True, True, False, True])
     [slice(0, 2, None), slice(3, 4, None)]
     """
-    groups = [[*group] for _, group in groupby(range(len(flags)), key=flags.__getitem__)]
-    return [slice(group[0], group[-1] + 1) for group in groups if flags[group[0]]]
+    groups = groupby(range(len(flags)), key=flags.__getitem__)
+    return [slice(run[0], run[-1] + 1) for flag, (*run,) in groups if flag]
 
 
 # a subclass of an operator may compute something else

@@ -60,6 +60,8 @@ class LeanMaps:
             self.kinds.setdefault(type(mix), []).append(i)
         for maps in self.kinds.values():
             maps.sort(key=lambda i: [*accumulate((j in mixers[i][1] for j in self.used), xor)])
+        self.index = [torch.tensor(maps, device=like.device) for maps in self.kinds.values()]
+        self.order = torch.cat(self.index).argsort()
 
     def statistics(self, scales: dict[int, Tensor], truth: Truth) -> Statistics:
         """Sums over the pixels of the part, for each map."""
@@ -67,25 +69,24 @@ class LeanMaps:
         sums = Statistics.zeros(len(self.mixers), z[:, 0])
         for sample, pixels in self._pieces(z):
             piece, true = z[sample, :, :, pixels].contiguous(), truth.part(sample, pixels)
-            of_banks = [self.terms.statistics(bank.mix(piece)[0][:, None], true) for bank in self.banks]
-            sums.cross_entropy += torch.cat([s.cross_entropy for s in of_banks])
-            sums.intersection[:, sample] += torch.cat([s.intersection[:, 0] for s in of_banks])
-            sums.volume[:, sample] += torch.cat([s.volume[:, 0] for s in of_banks])
-        order = torch.tensor(sum(self.kinds.values(), []), device=z.device).argsort()
-        return Statistics(*(of_banks[order] for of_banks in vars(sums).values()))
+            by_bank = [self.terms.statistics(bank.mix(piece)[0][:, None], true) for bank in self.banks]
+            sums.cross_entropy += torch.cat([s.cross_entropy for s in by_bank])
+            sums.intersection[:, sample] += torch.cat([s.intersection[:, 0] for s in by_bank])
+            sums.volume[:, sample] += torch.cat([s.volume[:, 0] for s in by_bank])
+        return Statistics(*(of_maps[self.order] for of_maps in vars(sums).values()))
 
     def pull(self, scales: dict[int, Tensor], truth: Truth, by: Statistics) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients by the used scales and by the parameters, where ``by`` are the derivatives by the statistics."""
         z = torch.stack(list(scales.values()), 1)
-        of_banks = [[by.part(maps, sample) for sample in range(len(z))] for maps in self.kinds.values()]
+        by_bank = [[by.part(maps, sample) for sample in range(len(z))] for maps in self.index]
         packed = [None] * len(self.kinds)
         for sample, pixels in self._pieces(z):
             piece, true = z[sample, :, :, pixels].contiguous(), truth.part(sample, pixels)
             of_piece = torch.zeros_like(piece)
-            for k, (bank, of_bank) in enumerate(zip(self.banks, of_banks, strict=True)):
-                maps, mixed = bank.mix(piece)
-                gradient = self.terms.gradient(maps[:, None], true, of_bank[sample])[:, 0]
-                of_parameters = bank.pull(piece, mixed, gradient, of_piece)
+            for k, bank in enumerate(self.banks):
+                maps, kept = bank.mix(piece)
+                gradient = self.terms.gradient(maps[:, None], true, by_bank[k][sample])[:, 0]
+                of_parameters = bank.pull(piece, kept, gradient, of_piece)
                 packed[k] = of_parameters if packed[k] is None else [*map(torch.add, packed[k], of_parameters)]
             z[sample, :, :, pixels] = of_piece  # no other piece needs what was there
         of_maps = {}
@@ -108,7 +109,7 @@ class LeanMaps:
         ]
 
     def _pieces(self, z: Tensor) -> Iterator[tuple[int, slice]]:
-        """Samples and pixels, few enough that the maps of any bank have about as many values as VALUES says."""
+        """Samples and pixels, few enough that the maps of any bank have about VALUES values for each thread."""
         batch, _, classes, pixels = z.shape
         threads = torch.get_num_threads() if z.device.type == "cpu" else 1
         most = threads * VALUES.get(z.device.type, VALUES_ELSEWHERE)
