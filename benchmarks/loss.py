@@ -59,10 +59,10 @@ GROWTH = [Case(2, 4, (128, 128), 7, k) for k in range(2, 8)]
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--growth", action="store_true")
-    parser.add_argument("--memory", help=argparse.SUPPRESS)  # of one backend and case, in this process
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each backend; default 5")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; default 1")
+    parser.add_argument("--growth", action="store_true", help="cost against K, and the picture")
+    parser.add_argument("--memory", help='megabytes of one backend and case: ["lean", [batch, classes, [size], S, K]]')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.memory:

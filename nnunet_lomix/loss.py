@@ -126,7 +126,8 @@ class LoMixLoss(nn.Module):
                 ``(B, 1, *spatial)`` of labels, or ``(B, C, *spatial)`` of regions (C + 1 with an ignore channel).
 
         Raises:
-            ValueError: number or shape of the outputs, or the shape of the target, don't fit.
+            ValueError: number, shape or dtype of the outputs, or the shape of the target, don't fit, or a label is no
+                class (seen on a CPU only; a GPU would have to wait).
         """
         return self.weigh(self.losses(outputs, target))
 
@@ -157,6 +158,9 @@ class LoMixLoss(nn.Module):
         channels = self.terms.channels(self.num_classes)
         if target.ndim not in (4, 5) or target.shape[1] != channels:
             raise ValueError(f"the target must be (B, {channels}, *spatial), 2D or 3D, got {tuple(target.shape)}")
+        of_operators = {p.dtype for p in self.mixers.parameters()}
+        if any(z.dtype == torch.float64 for z in outputs) and of_operators - {torch.float64}:
+            raise ValueError("the outputs are float64, the loss isn't; convert it: loss.double()")
         for z in outputs:
             if z.ndim != target.ndim or z.shape[:2] != (len(target), self.num_classes):
                 raise ValueError(

@@ -194,6 +194,8 @@ class ClassTerms(Terms):
         if self.ignores:
             valid = (labels != self.ignore_label).to(dtype)
             labels = labels.where(valid.bool(), 0)
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_labels(labels, num_classes)
         counted = [(labels == c) if valid is None else (labels == c) & valid.bool() for c in range(num_classes)]
         volume = torch.cat([pixels.sum(2) for pixels in counted], 1).to(dtype)
         return Target(target.shape[2:], labels, valid, count(labels, valid), volume)
@@ -234,6 +236,15 @@ class ClassTerms(Terms):
             gradient, at_truth = gradient.mul_(truth.valid), at_truth.mul_(truth.valid[:, 0])
         gradient.view(*at_truth.shape[:-1], -1).scatter_add_(-1, truth.index.expand_as(at_truth), at_truth)
         return gradient
+
+
+def check_labels(labels: Tensor, num_classes: int):
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise ValueError(
+            f"the target has the label {wrong[0].item()}, but the {num_classes} classes are 0 to {num_classes - 1}; "
+            "is it the ignore_label, or are these regions?"
+        )
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

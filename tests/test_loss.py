@@ -308,6 +308,23 @@ def test_wrong_inputs(outputs, target, message):
         LoMixLoss(3, 2)(outputs, torch.zeros(target))
 
 
+@pytest.mark.parametrize("ignore_label", [None, 4])
+@pytest.mark.parametrize("label", [-1, 3, 255])
+def test_a_label_that_is_no_class(label, ignore_label):
+    target = torch.zeros(2, 1, 8, 8)
+    target[1, 0, 2, 3] = label
+    with pytest.raises(ValueError, match=f"the label {label}, but the 3 classes are 0 to 2"):
+        LoMixLoss(3, 2, ignore_label=ignore_label)(images((3, 8, 8), (3, 4, 4)), target)
+
+
+def test_float64_outputs_need_float64_operators():
+    outputs, target = [z.double() for z in images((3, 8, 8), (3, 4, 4))], torch.zeros(2, 1, 8, 8)
+    loss = LoMixLoss(3, 2)
+    with pytest.raises(ValueError, match=r"loss.double\(\)"):
+        loss(outputs, target)
+    assert loss.double()(outputs, target).dtype == torch.float64
+
+
 @pytest.mark.parametrize(("ignore_label", "channels"), [(None, 3), (4, 4)])
 def test_wrong_number_of_regions_in_the_target(ignore_label, channels):
     loss = LoMixLoss(3, 2, regions=True, ignore_label=ignore_label)
