@@ -61,7 +61,9 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each backend; default 5")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; default 1")
-    parser.add_argument("--growth", action="store_true", help="cost against K, and the picture")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--case", type=int, help="only this one, by its number from 0")
+    which.add_argument("--growth", action="store_true", help="cost against K, and the picture")
     parser.add_argument("--memory", help='megabytes of one backend and case: ["lean", [batch, classes, [size], S, K]]')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -71,6 +73,7 @@ def main():
         return
     print(f"{describe(args.device)}, torch {torch.__version__}\n")
     cases = GROWTH if args.growth else CASES[args.device]
+    cases = cases if args.case is None else [cases[args.case]]
     table = pd.DataFrame([row for case in cases for row in measure(case, args.device, args.repeats)])
     print(table.to_markdown(index=False))
     if args.growth:
@@ -81,10 +84,8 @@ def describe(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return (
-        next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-        + f", threads: {torch.get_num_threads()}"
-    )
+    name = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return f"{name}, threads: {torch.get_num_threads()}"
 
 
 def make_loss(backend: str, case: Case, device: str) -> nn.Module:
