@@ -1,6 +1,7 @@
 """LoMix as one loss module, for nnU-Net's and any other deeply supervised network."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class LoMixLoss(nn.Module):
         ddp: outputs are spread over the ranks of ``torch.distributed``: ``batch_dice`` is then that of all ranks.
             The parameters of this module belong to no DDP wrapper: average their gradients yourself.
         backend: name of the backend; None for the fastest that needs little memory.
+        compile: that may be one that uses ``torch.compile``.
 
     Raises:
         ValueError: an unknown name; fewer than 2 outputs, or than 2 classes (1 region); K or share out of range.
@@ -75,6 +77,7 @@ class LoMixLoss(nn.Module):
         smooth: float = 1e-5,
         ddp: bool = False,
         backend: str | None = None,
+        compile: bool = False,
     ):
         super().__init__()
         mixed_scales = min(num_scales, DEFAULT_MAX_MIXED_SCALES) if mixed_scales is None else mixed_scales
@@ -98,7 +101,7 @@ class LoMixLoss(nn.Module):
         self.rule = RULES[rule](len(self.maps), share)
         kwargs = dict(weight_ce=weight_ce, weight_dice=weight_dice, batch_dice=batch_dice, smooth=smooth, ddp=ddp)
         self.terms = RegionTerms(ignore_label is not None, **kwargs) if regions else ClassTerms(ignore_label, **kwargs)
-        self.backend = fastest if backend is None else BACKENDS[backend]
+        self.backend = partial(fastest, compile=compile) if backend is None else BACKENDS[backend]
 
     def weights(self) -> Tensor:
         """Effective weights of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached."""

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from nnunet_lomix import LoMixLoss, backends
 from nnunet_lomix.backends import fused, lean
+from nnunet_lomix.backends.base import log_once
 from nnunet_lomix.loss import DEFAULT_OPERATORS
 
 from . import oracle
@@ -22,7 +23,7 @@ def small_blocks(monkeypatch):
     """Several blocks, the last one not full."""
     monkeypatch.setattr(fused, "VALUES_OF_BLOCK", 2**10)
     monkeypatch.setattr(fused, "check", cache(fused.check.__wrapped__))
-    fused.log_once.cache_clear()
+    log_once.cache_clear()
     yield
 
 
@@ -117,8 +118,11 @@ def test_falls_back_to_lean_and_says_why_once(reason, monkeypatch, caplog):
     assert record.levelno == logging.WARNING and reason in record.getMessage()
 
 
-@pytest.mark.parametrize("most, name", [(0, "lean"), (10**9, "plain")])
-def test_choice_of_the_backend(most, name, monkeypatch):
+@pytest.mark.parametrize(
+    "most, compile, name",
+    [(0, False, "lean"), (0, True, "compiled"), (10**9, False, "plain"), (10**9, True, "plain")],
+)
+def test_choice_of_the_backend(most, compile, name, monkeypatch):
     monkeypatch.setattr(backends, "MOST_VALUES_FOR_PLAIN", most)
     monkeypatch.setitem(backends.BACKENDS, name, lambda *args: name)
-    assert backends.fastest([torch.zeros(1)], None, [None], None) == name
+    assert backends.fastest([torch.zeros(1)], None, [None], None, compile) == name

@@ -34,7 +34,8 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         rule: name of the weighting rule.
         share: guaranteed share of ``z_0`` in the weights.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
-        backend: how the loss is computed: "plain", "lean" or "fused"; None for what needs little memory.
+        backend: how the loss is computed: "plain", "lean", "compiled" or "fused"; None for what needs little memory,
+            with ``torch.compile`` where nnU-Net uses it.
         distillation: factor of a further term, by which the best map teaches ``z_0``; 0 for none.
         sampled_mutants: how many mutants a step evaluates, drawn by weight; None for all. Not with distillation.
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
@@ -122,6 +123,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
                 weight_dice=self.weight_dice,
                 ddp=self.is_ddp,
                 backend=self.backend,
+                compile=self._do_i_compile(),
             )
         except ValueError as error:
             raise SystemExit(f"{type(self).__name__}: {error}.") from None

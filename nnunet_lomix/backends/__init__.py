@@ -11,7 +11,7 @@ It returns the :class:`~nnunet_lomix.terms.Statistics` of all maps, differentiab
 parameters of the operators.
 """
 
-from nnunet_lomix.backends import fused, lean, plain  # noqa: F401  register themselves
+from nnunet_lomix.backends import compiled, fused, lean, plain  # noqa: F401  register themselves
 from nnunet_lomix.backends.base import BACKENDS
 from nnunet_lomix.terms import Statistics
 
@@ -20,7 +20,8 @@ __all__ = ["BACKENDS", "fastest"]
 MOST_VALUES_FOR_PLAIN = 2**25  # of all maps together: half a gigabyte of memory
 
 
-def fastest(outputs, target, mixers, terms) -> Statistics:
-    """Plain as long as it needs little memory, else lean. Not fused: no GPU has run it yet."""
+def fastest(outputs, target, mixers, terms, compile: bool = False) -> Statistics:
+    """Plain as long as it needs little memory, else lean or, to ``compile``, compiled. Not fused: no GPU has run it."""
     values = outputs[0].numel() * len(mixers)
-    return BACKENDS["plain" if values <= MOST_VALUES_FOR_PLAIN else "lean"](outputs, target, mixers, terms)
+    name = "plain" if values <= MOST_VALUES_FOR_PLAIN else "compiled" if compile else "lean"
+    return BACKENDS[name](outputs, target, mixers, terms)

@@ -1,6 +1,8 @@
 """What the backends share."""
 
+import logging
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -9,6 +11,12 @@ from torch.nn import functional as F
 from nnunet_lomix.registry import Registry
 
 BACKENDS = Registry("backend")
+logger = logging.getLogger(__name__)
+
+
+@cache
+def log_once(message: str):
+    logger.warning(message)
 
 
 def resample(logits: Tensor, size: torch.Size) -> Tensor:

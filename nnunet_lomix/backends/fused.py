@@ -5,7 +5,6 @@ Not deterministic: sums over blocks are added by atomic operations, in any order
 before they are used for a kind of maps they are compared with the lean backend on a small example.
 """
 
-import logging
 import os
 from contextlib import nullcontext
 from functools import cache
@@ -14,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from nnunet_lomix.backends.base import BACKENDS
+from nnunet_lomix.backends.base import BACKENDS, log_once
 from nnunet_lomix.backends.lean import LeanMaps, lean, walk
 from nnunet_lomix.operators import Add, Concat, Fusion, Multiply, Original
 from nnunet_lomix.terms import ClassTerms, RegionTerms, Statistics, Truth
@@ -23,7 +22,6 @@ CODES = {Original: 0, Add: 0, Multiply: 1, Concat: 2, Fusion: 3}
 MOST_CLASSES = 64
 VALUES_OF_BLOCK = 2**12  # scales × classes × pixels, padded: what a program of 8 warps can hold in registers
 TOLERANCE = 1e-2  # of the comparison with lean, relative to the largest value
-logger = logging.getLogger(__name__)
 
 
 @BACKENDS.register("fused")
@@ -87,11 +85,6 @@ def check(
     if all(error < TOLERANCE for error in errors):  # false for NaN
         return None
     return f"the kernels are wrong by up to {max(errors):.1%} on this device"
-
-
-@cache
-def log_once(message: str):
-    logger.warning(message)
 
 
 class FusedMaps(LeanMaps):

@@ -46,11 +46,16 @@ class LeanMaps:
     Attributes:
         used: the outputs that the maps need.
         parameters: those of the operators.
+        bank_of: the bank of each kind of operator.
+        statistics_of_maps, gradient_of_maps: the methods of ``terms``.
     """
+
+    bank_of = BANKS
 
     def __init__(self, mixers, terms, like: Tensor):
         self.mixers = mixers
         self.terms = terms
+        self.statistics_of_maps, self.gradient_of_maps = terms.statistics, terms.gradient
         self.like = like.detach()
         self.used = sorted({j for _, subset in mixers for j in subset})
         self.parameters = [p for mix, _ in mixers for p in mix.parameters()]
@@ -69,7 +74,7 @@ class LeanMaps:
         sums = Statistics.zeros(len(self.mixers), z[:, 0])
         for sample, pixels in self._pieces(z):
             piece, true = z[sample, :, :, pixels].contiguous(), truth.part(sample, pixels)
-            by_bank = [self.terms.statistics(bank.mix(piece)[0][:, None], true) for bank in self.banks]
+            by_bank = [self.statistics_of_maps(bank.mix(piece)[0][:, None], true) for bank in self.banks]
             sums.cross_entropy += torch.cat([s.cross_entropy for s in by_bank])
             sums.intersection[:, sample] += torch.cat([s.intersection[:, 0] for s in by_bank])
             sums.volume[:, sample] += torch.cat([s.volume[:, 0] for s in by_bank])
@@ -85,7 +90,7 @@ class LeanMaps:
             of_piece = torch.zeros_like(piece)
             for k, bank in enumerate(self.banks):
                 maps, kept = bank.mix(piece)
-                gradient = self.terms.gradient(maps[:, None], true, by_bank[k][sample])[:, 0]
+                gradient = self.gradient_of_maps(maps[:, None], true, by_bank[k][sample])[:, 0]
                 of_parameters = bank.pull(piece, kept, gradient, of_piece)
                 packed[k] = of_parameters if packed[k] is None else [*map(torch.add, packed[k], of_parameters)]
             z[sample, :, :, pixels] = of_piece  # no other piece needs what was there
@@ -99,7 +104,7 @@ class LeanMaps:
         """For each kind of operator its maps; once for all parts, as the parameters don't change on the way."""
         place = {j: i for i, j in enumerate(self.used)}
         return [
-            BANKS.get(kind, OneByOne)(
+            self.bank_of.get(kind, OneByOne)(
                 [self.mixers[i][0] for i in maps],
                 [[place[j] for j in self.mixers[i][1]] for i in maps],
                 self.like[0],
