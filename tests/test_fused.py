@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from nnunet_lomix import LoMixLoss, backends
+from nnunet_lomix import LoMixLoss
 from nnunet_lomix.backends import fused, lean
 from nnunet_lomix.backends.base import log_once
 from nnunet_lomix.loss import DEFAULT_OPERATORS
@@ -16,6 +16,7 @@ from . import oracle
 from .test_loss import build, cases, tensors
 
 pytest.importorskip("triton")
+from nnunet_lomix.backends import kernels  # noqa: E402  imports Triton
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +84,45 @@ def test_several_parts(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+class Guarded:
+    """A kernel whose tensors lie in larger ones, of NaN, or of numbers that point far away."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            fenced = [fence(arg) if isinstance(arg, torch.Tensor) else (arg, None) for arg in args]
+            self.kernel[grid](*(inner for inner, _ in fenced), **kwargs)
+            for arg, (inner, outer) in zip(args, fenced, strict=True):
+                if outer is not None:
+                    arg.copy_(inner)
+                    inner.fill_(outer[0].item())
+                    assert torch.equal(outer.nan_to_num(7), torch.full_like(outer, outer[0].item()).nan_to_num(7))
+
+        return launch
+
+
+def fence(tensor):
+    """A copy of the tensor, and the larger tensor that it lies in the middle of."""
+    outer = torch.full((3 * max(tensor.numel(), 1000),), torch.nan if tensor.is_floating_point() else 10**6)
+    outer = outer.to(tensor.dtype)
+    inner = outer[len(outer) // 3 :][: tensor.numel()].view(tensor.shape)
+    return inner.copy_(tensor), outer
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_kernels_write_to_their_own_memory_only_and_use_no_other(regions, monkeypatch, caplog):
+    for name in ("statistics_kernel", "gradient_kernel"):
+        monkeypatch.setattr(kernels, name, Guarded(getattr(kernels, name)))
+    arguments = {"classes": 3, "regions": regions, "ignore_label": 3}
+    sizes = [(9, 13), (5, 4), (3, 2)]  # 117 pixels, more than a block of them
+    got = results("fused", sizes, **arguments)
+    assert not caplog.records  # no fall-back
+    for a, b in zip(got, results("plain", sizes, **arguments), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+
+
 def test_another_sample_of_mutants_is_not_another_check():
     loss = LoMixLoss(2, 3, ("add", "multiply"), backend="fused")
     z = [torch.randn(1, 2, n, n) for n in (4, 2, 1)]
@@ -116,13 +156,3 @@ def test_falls_back_to_lean_and_says_why_once(reason, monkeypatch, caplog):
     assert torch.equal(values[0], values[2])
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and reason in record.getMessage()
-
-
-@pytest.mark.parametrize(
-    "most, compile, name",
-    [(0, False, "lean"), (0, True, "compiled"), (10**9, False, "plain"), (10**9, True, "plain")],
-)
-def test_choice_of_the_backend(most, compile, name, monkeypatch):
-    monkeypatch.setattr(backends, "MOST_VALUES_FOR_PLAIN", most)
-    monkeypatch.setitem(backends.BACKENDS, name, lambda *args: name)
-    assert backends.fastest([torch.zeros(1)], None, [None], None, compile) == name

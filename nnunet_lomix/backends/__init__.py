@@ -13,15 +13,6 @@ parameters of the operators.
 
 from nnunet_lomix.backends import compiled, fused, lean, plain  # noqa: F401  register themselves
 from nnunet_lomix.backends.base import BACKENDS
-from nnunet_lomix.terms import Statistics
+from nnunet_lomix.backends.choice import fastest
 
 __all__ = ["BACKENDS", "fastest"]
-
-MOST_VALUES_FOR_PLAIN = 2**25  # of all maps together: half a gigabyte of memory
-
-
-def fastest(outputs, target, mixers, terms, compile: bool = False) -> Statistics:
-    """Plain as long as it needs little memory, else lean or, to ``compile``, compiled. Not fused: no GPU has run it."""
-    values = outputs[0].numel() * len(mixers)
-    name = "plain" if values <= MOST_VALUES_FOR_PLAIN else "compiled" if compile else "lean"
-    return BACKENDS[name](outputs, target, mixers, terms)
