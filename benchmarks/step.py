@@ -80,7 +80,7 @@ def build(plan: Plan) -> torch.nn.Module:
 
 
 def measure(plan: Plan, device: str, repeats: int) -> list[dict]:
-    names = [NNUNET, "plain", "lean"] if device == "cpu" else [NNUNET, "lean", "fused"]
+    names = [NNUNET, "plain", "lean"] if device == "cpu" else [NNUNET, "lean", "compiled", "fused"]
     torch.manual_seed(0)
     network = build(plan).to(device)
     if device == "cuda":  # as nnU-Net does
