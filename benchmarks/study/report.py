@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 REFERENCE = "nnUNetTrainer"
 GROUP = ["dataset", "size", "steps", "optimiser"]
 COLUMNS = 4  # of panels
-BACKENDS = ("backend_plain", "backend_lean")
+BACKENDS = ("backend_plain", "backend_lean", "backend_compiled")  # the reference first
 
 
 def write_report(folder: Path):
@@ -101,18 +101,21 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
 
 
 def draw_backends(curves: pd.DataFrame) -> Figure:
-    """The loss of the same trainings by two backends, and their difference beside that of two seeds by one backend."""
+    """The loss of the same trainings by each backend, and how far they differ, beside two seeds by the reference."""
     (_, _, steps, _), runs = next(iter(curves[curves["arm"].isin(BACKENDS)].groupby(GROUP)))
     losses = runs.pivot(index="epoch", columns=["arm", "seed"], values="train_loss")
     steps = (losses.index + 1) * steps / len(losses)
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for arm, style in zip(BACKENDS, ({"color": "C0", "linewidth": 3, "alpha": 0.4}, {"color": "C1"}), strict=True):
-        left.plot(steps, losses[arm], label=[arm] + [None] * (losses[arm].shape[1] - 1), **style)
-    plain, lean = (losses[arm] for arm in BACKENDS)
-    between_seeds = plain.max(axis=1) - plain.min(axis=1)
+    reference, *others = BACKENDS
+    once = [None] * (losses[reference].shape[1] - 1)  # one label for all seeds
+    between_seeds = losses[reference].max(axis=1) - losses[reference].min(axis=1)
     right.fill_between(steps, -between_seeds, between_seeds, color="0.9", label="between seeds of plain")
-    right.plot(steps, lean - plain, color="C1", label=["lean − plain, same seed"] + [None] * (plain.shape[1] - 1))
+    left.plot(steps, losses[reference], label=["plain", *once], color="0.75", linewidth=4)
+    for arm, colour in zip(others, ("C1", "C0"), strict=True):
+        name, difference = arm.removeprefix("backend_"), losses[arm] - losses[reference]
+        left.plot(steps, losses[arm], label=[name, *once], color=colour, linewidth=1)
+        right.plot(steps, difference, label=[f"{name} − plain, same seed", *once], color=colour)
     left.set(xlabel="training steps", ylabel="train loss")
     right.set(xlabel="training steps", ylabel="difference of the train loss")
     for ax in (left, right):

@@ -59,7 +59,7 @@ ARMS = {
     "originals_only": (LOMIX, {"rule": "barrier", "operators": ()}),
     "K_2": (LOMIX, {"rule": "barrier", "mixed_scales": 2}),
     "K_3": (LOMIX, {"rule": "barrier", "mixed_scales": 3}),
-    **{f"backend_{b}": (LOMIX, {"rule": "barrier", "backend": b}) for b in ("plain", "lean")},
+    **{f"backend_{b}": (LOMIX, {"rule": "barrier", "backend": b}) for b in ("plain", "lean", "compiled")},
     # the paper's free weights sum to 13 where all others sum to 1: is it the larger step that helps?
     "nnUNetTrainer_x13": (nnUNetTrainer, {"factor": 13}),
     "barrier_x13": (LOMIX, {"rule": "barrier", "factor": 13}),
