@@ -46,7 +46,7 @@ class LoMixLoss(nn.Module):
         ddp: outputs are spread over the ranks of ``torch.distributed``: ``batch_dice`` is then that of all ranks.
             The parameters of this module belong to no DDP wrapper: average their gradients yourself.
         backend: name of the backend; None for the fastest that needs little memory.
-        compile: that may be one that uses ``torch.compile``.
+        compile: whether the fastest may use ``torch.compile``.
 
     Raises:
         ValueError: an unknown name; fewer than 2 outputs, or than 2 classes (1 region); K or share out of range.

@@ -51,9 +51,8 @@ class Truth:
 
     def part(self, sample: int, pixels: slice) -> "Truth":
         """What is true in some pixels of one sample; b = 1."""
-        # detached: torch.compile looks at what a tensor is a view of
         tensors = (self.labels, self.y, self.valid)
-        return Truth(*(None if t is None else t[sample : sample + 1, :, pixels].detach() for t in tensors))
+        return Truth(*(None if t is None else t[sample : sample + 1, :, pixels] for t in tensors))
 
 
 @dataclass
@@ -211,7 +210,7 @@ class ClassTerms(Terms):
         else:  # one exponential of each value, not two: log p − log max p = z − max z
             p = logits.softmax(-2)
             log_p_of_truth = at_truth(logits, truth) - logits.amax(-2) + p.amax(-2).log()
-        # sums, not a matrix product: these add pixel by pixel, and lose a percent of a large image
+        # sums over pixels, not a matrix product: that adds pixel by pixel, and loses a percent of a large image
         intersection = (p * truth.y).sum(-1)
         if truth.valid is not None:
             log_p_of_truth, p = log_p_of_truth * truth.valid[:, 0], p * truth.valid
@@ -219,11 +218,11 @@ class ClassTerms(Terms):
 
     def gradient(self, logits, truth, by):
         # With a = ∂/∂p of the Dice part, a_c = volume_c + [c is true] intersection_c, the derivative by the logits is
-        # p (a − Σ a p) for it, and p valid − y for the cross-entropy. What is the same in all channels is a vector
-        # of pixels, and what is in the true channel only, too: few passes over all values.
+        # p (a − Σ a p) for it, and p valid − y for the cross-entropy. What is the same in all channels is taken
+        # together as a vector of pixels, and what is in the true channel only, too.
         p = logits.softmax(-2)
-        of_truth = (by.intersection[..., None, :] @ (p * truth.y))[..., 0, :] - by.cross_entropy[..., None, None]
-        common = (by.volume[..., None, :] @ p)[..., 0, :] + of_truth
+        of_truth = weigh_classes(by.intersection, p * truth.y) - by.cross_entropy[..., None, None]
+        common = weigh_classes(by.volume, p) + of_truth
         gradient = p.mul_(by.volume[..., None] - common[..., None, :])
         if truth.valid is not None:
             gradient.mul_(truth.valid)
@@ -242,6 +241,13 @@ def check_labels(labels: Tensor, num_classes: int):
 def at_truth(values: Tensor, truth: Truth) -> Tensor:
     """Of values ``(…, b, C, n)`` that of each pixel's true class, ``(…, b, n)``; 0 in ignored pixels."""
     return (values * truth.y).sum(-2)
+
+
+def weigh_classes(weights: Tensor, values: Tensor) -> Tensor:
+    """Σ over classes of weights ``(…, b, C)`` times values ``(…, b, C, n)``: ``(…, b, n)``."""
+    if torch.compiler.is_compiling():  # one pass with what surrounds it, which a matrix product isn't
+        return (weights[..., None] * values).sum(-2)
+    return (weights[..., None, :] @ values)[..., 0, :]
 
 
 class RegionTerms(Terms):

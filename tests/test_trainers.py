@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+from logging import getLogger
 from pathlib import Path
 
 import pytest
@@ -352,6 +353,13 @@ def test_a_compiled_network_trains_and_is_saved_without_prefix(make, monkeypatch
     assert_same(dict(saved["network_weights"]), dict(eager.network.state_dict()))
     # the loss may be compiled, too, where it is large
     assert [t.loss.backend.keywords["compile"] for t in (trainer, eager)] == [True, False]
+
+
+def test_what_the_backends_say_is_in_the_log_of_the_training(make):
+    first, second = make(LoMixTiny), make(LoMixTiny)
+    getLogger("nnunet_lomix.backends").warning("LoMix: the backend 'lean' computes the loss")
+    assert "the backend 'lean' computes the loss" in Path(second.log_file).read_text()
+    assert first.log_file == second.log_file or "computes the loss" not in Path(first.log_file).read_text()
 
 
 def one_rank(rank, world_size, store, make_trainer, result):

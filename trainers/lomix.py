@@ -1,6 +1,7 @@
 """nnU-Net's trainer with the LoMix loss in place of fixed-weight deep supervision."""
 
 from functools import partial
+from logging import Handler, getLogger
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
@@ -19,6 +20,17 @@ from nnunet_lomix.sampling import SamplingLoMixLoss
 HISTORY = "lomix_weights"  # our key in nnU-Net's logger: for each epoch a dict from map to weight
 
 
+class TrainingLog(Handler):
+    """Writes what our modules log, such as the choice of a backend, into a trainer's log."""
+
+    def __init__(self, trainer: nnUNetTrainer):
+        super().__init__()
+        self.trainer = trainer
+
+    def emit(self, record):
+        self.trainer.print_to_log_file(record.getMessage())
+
+
 class nnUNetTrainerLoMix(nnUNetTrainer):
     """LoMix: all scales mixed by four operators, every map supervised, weights learned, half of the weight for z_0.
 
@@ -34,8 +46,8 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         rule: name of the weighting rule.
         share: guaranteed share of ``z_0`` in the weights.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
-        backend: how the loss is computed: "plain", "lean", "compiled" or "fused"; None for the fastest that needs little
-            memory, with ``torch.compile`` where nnU-Net uses it (docs/method.md).
+        backend: how the loss is computed: "plain", "lean", "compiled" or "fused"; None for the fastest that needs
+            little memory, with ``torch.compile`` where nnU-Net uses it (docs/method.md).
         distillation: factor of a further term, by which the best map teaches ``z_0``; 0 for none.
         sampled_mutants: how many mutants a step evaluates, drawn by weight; None for all. Not with distillation.
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
@@ -77,6 +89,8 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         self.loss_optimizer = None  # -> self.initialize
 
     def initialize(self):
+        logger = getLogger("nnunet_lomix")
+        logger.handlers = [TrainingLog(self)]
         super().initialize()
         self.loss_optimizer = self.configure_loss_optimizer()
         self.print_to_log_file(

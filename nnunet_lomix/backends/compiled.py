@@ -1,7 +1,7 @@
 """The lean backend with its work on the values of a piece compiled by ``torch.compile``: fewer passes over them.
 
 What takes most of the time, that is the statistics, their gradient and fusion, is compiled; products of matrices and
-sums are as fast without. Compiled once for all numbers of maps and pixels.
+sums are as fast without. Numbers of maps and pixels may change without compiling again, but for few special values.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,14 @@ from nnunet_lomix.backends.lean import LeanMaps, walk
 from nnunet_lomix.operators import Fusion
 from nnunet_lomix.terms import Statistics
 
+failed = set()  # functions that couldn't be compiled: after the first one nothing is
+
 
 @BACKENDS.register("compiled")
 def compiled(outputs, target, mixers, terms) -> Statistics:
-    """Memory: as lean. What can't be compiled runs as it is, and a line in the log says so once."""
-    return walk(outputs, target, CompiledMaps(mixers, terms, outputs[0]))
+    """Memory: as lean. Falls back to lean, and logs once why, if compiling fails."""
+    maps = LeanMaps if failed else CompiledMaps
+    return walk(outputs, target, maps(mixers, terms, outputs[0]))
 
 
 @cache
@@ -28,18 +31,19 @@ def compile_once(function: Callable) -> Callable:
     """``function``, compiled at its first call; itself, if that fails."""
     from torch._dynamo.exc import TorchDynamoException  # takes a second, which not everybody needs
 
-    best = torch.compile(function, dynamic=True)
+    fast = torch.compile(function, dynamic=True, fullgraph=True)
 
     def call(*args):
-        nonlocal best
+        if failed:
+            return function(*args)
         # no views, else each shape of what they are views of is compiled by itself
         args = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
         try:
-            return best(*args)
+            return fast(*args)
         except TorchDynamoException as error:
+            failed.add(function)
             reason = str(error).strip().partition("\n")[0]
-            log_once(f"LoMix: {function.__name__!r} runs without torch.compile: {type(error).__name__}: {reason}")
-            best = function
+            log_once(f"LoMix: the backend 'lean' takes the place of 'compiled': {type(error).__name__}: {reason}")
             return function(*args)
 
     return call
