@@ -171,8 +171,9 @@ def test_layout_in_memory_does_not_matter(backend, layout, sizes, regions):
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
 
-def test_the_plain_backend_is_one_graph_for_torch_compile():
-    loss = LoMixLoss(3, 3, backend="plain")
+@pytest.mark.parametrize("backend", ["plain", None])
+def test_a_small_loss_is_one_graph_for_torch_compile(backend):
+    loss = LoMixLoss(3, 3, backend=backend)
     outputs, target = tensors(*oracle.example([(8, 8), (4, 4), (2, 2)]), torch.float32)
     compiled = torch.compile(loss.losses, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(outputs, target), loss.losses(outputs, target))
