@@ -45,8 +45,9 @@ class LoMixLoss(nn.Module):
         smooth: smoothing of the Dice.
         ddp: outputs are spread over the ranks of ``torch.distributed``: ``batch_dice`` is then that of all ranks.
             The parameters of this module belong to no DDP wrapper: average their gradients yourself.
-        backend: name of the backend; None for the fastest that needs little memory.
-        compile: whether the fastest may use ``torch.compile``.
+        backend: "plain", "lean", "compiled" or "fused"; None for "plain" where all maps are small together, "lean"
+            where they are large, and on CUDA the fastest that fits (docs/method.md).
+        compile: if no backend is named, "compiled" may take the place of "lean".
 
     Raises:
         ValueError: an unknown name; fewer than 2 outputs, or than 2 classes (1 region); K or share out of range.

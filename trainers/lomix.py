@@ -46,8 +46,8 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         rule: name of the weighting rule.
         share: guaranteed share of ``z_0`` in the weights.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
-        backend: how the loss is computed: "plain", "lean", "compiled" or "fused"; None for the fastest that needs
-            little memory, with ``torch.compile`` where nnU-Net uses it (docs/method.md).
+        backend: how the loss is computed: "plain", "lean", "compiled" or "fused"; None for the fastest that fits,
+            with ``torch.compile`` where nnU-Net uses it (docs/method.md).
         distillation: factor of a further term, by which the best map teaches ``z_0``; 0 for none.
         sampled_mutants: how many mutants a step evaluates, drawn by weight; None for all. Not with distillation.
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
@@ -96,6 +96,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         self.print_to_log_file(
             f"LoMix: {len(self.loss.maps)} maps of {self.loss.num_scales} outputs; operators: "
             f"{', '.join(self.operators) or 'none'}; weighting rule: {self.rule}; guaranteed share of z_0: {self.share}"
+            f"; backend: {self.backend or 'the fastest that fits'}"
         )
         self.logger.local_logger.my_fantastic_logging[HISTORY] = []
         if self.is_ddp:

@@ -15,7 +15,7 @@ chosen = {}  # the name of the backend, for each case that was tried
 
 
 def fastest(outputs, target, mixers, terms, compile: bool = False) -> Statistics:
-    """By the fastest backend that needs little memory; ``compile`` says whether torch.compile is welcome."""
+    """By the fastest backend that fits; ``compile`` says whether torch.compile is welcome."""
     names = candidates(outputs, mixers, terms, compile)
     size = len(mixers).bit_length()  # about: a sample of mutants has another number of maps at every step
     case = (*names, *(z.shape for z in outputs), outputs[0].device, size, type(terms), terms.ignores)
