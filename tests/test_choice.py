@@ -1,5 +1,6 @@
 """Which backend is taken: the rule, and the trial that a GPU would hold, here with backends of the tests' own."""
 
+import weakref
 from time import sleep
 from types import SimpleNamespace
 
@@ -126,6 +127,12 @@ def test_a_case_is_tried_once_whatever_the_sample_of_mutants(loss):
     torch.testing.assert_close(again, losses[:-1])
 
 
+def test_one_map_does_not_decide_for_all(loss):
+    loss(["slow", "plain"], loss.module.maps[:1])  # as where a rule measures alignment
+    _, trials = loss(["slow", "plain"])
+    assert trials == ["slow", "plain"] * 2
+
+
 def test_a_trial_leaves_no_trace_in_the_training(loss):
     state = torch.get_rng_state()
     losses, _ = loss(["slow", "plain"])
@@ -136,6 +143,20 @@ def test_a_trial_leaves_no_trace_in_the_training(loss):
     expected, _ = loss(["plain"])
     torch.testing.assert_close(losses, expected)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected.sum(), list(loss.module.mixers.parameters())))
+
+
+def test_gradients_of_a_turn_are_gone_in_the_next(loss, monkeypatch):
+    earlier, original = [], torch.autograd.grad
+
+    def grad(*args, **kwargs):
+        assert all(of_output() is None for of_output in earlier)
+        gradients = original(*args, **kwargs)
+        earlier.extend(weakref.ref(g) for g in gradients if g.ndim == 4)
+        return gradients
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    loss(["plain", "slow"])
+    assert len(earlier) == 2 * choice.TURNS * 3 and len(choice.chosen) == 1
 
 
 def test_no_trial_in_evaluation(loss):

@@ -84,6 +84,30 @@ def test_several_parts(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+def test_a_training_goes_as_by_the_plain_backend(monkeypatch):
+    monkeypatch.setattr(fused, "VALUES_OF_BLOCK", 2**12)
+    torch.manual_seed(0)
+    images = torch.randn(2, 1, 8, 8)
+    target = (images > 0).long()
+    curves = []
+    for backend in ("fused", "plain"):
+        torch.manual_seed(0)
+        fine, coarse = (torch.nn.Conv2d(1, 2, 3, padding=1, stride=stride) for stride in (1, 2))
+        loss = LoMixLoss(2, 2, backend=backend)
+        parameters = [*fine.parameters(), *coarse.parameters(), *loss.parameters()]
+        optimizer = torch.optim.SGD(parameters, 0.3, momentum=0.9)
+        curve = []
+        for _ in range(15):
+            optimizer.zero_grad()
+            value = loss([fine(images), coarse(images)], target)
+            value.backward()
+            optimizer.step()
+            curve.append(value.detach())
+        curves.append(torch.stack(curve))
+    assert curves[1][-1] < curves[1][0] - 0.3
+    torch.testing.assert_close(*curves, rtol=1e-3, atol=1e-3)
+
+
 class Fenced:
     """A kernel whose tensors lie in the middle of larger ones, of numbers that would be seen."""
 

@@ -115,6 +115,23 @@ def test_losses_weights_and_total_equal_the_oracle(backend, case):
     np.testing.assert_allclose(total.item(), weights @ expected, rtol=1e-9, atol=1e-12)
 
 
+@settings(max_examples=30, deadline=None, derandomize=True)
+@example(case=FIVE_SCALES)
+@given(case=cases(DEFAULT_OPERATORS))
+def test_lean_in_single_precision(case):
+    results = []
+    for backend, dtype in (("lean", torch.float32), ("plain", torch.float64)):
+        loss, *arrays = build(case, backend)
+        outputs, target = tensors(*arrays, dtype)
+        losses = loss.to(dtype).losses(outputs, target)
+        factors = torch.linspace(0.5, 2, len(losses), dtype=dtype)
+        gradients = torch.autograd.grad((factors * losses).sum(), [*outputs, *loss.mixers.parameters()])
+        results.append([losses.double(), *(g.double() for g in gradients)])
+    for ours, exact in zip(*results, strict=True):
+        # 1e-6: a gradient that is zero but for rounding is a sum of terms of about 1
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6 + 1e-4 * exact.abs().max().item())
+
+
 # a row and a map at a time, some of both, and all at once
 @pytest.mark.parametrize(("values", "threads"), [(1, 1), (200, 1), (200, 3), (10**6, 1)])
 @settings(max_examples=15, deadline=None, derandomize=True)

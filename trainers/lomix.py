@@ -89,8 +89,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         self.loss_optimizer = None  # -> self.initialize
 
     def initialize(self):
-        logger = getLogger("nnunet_lomix")
-        logger.handlers = [TrainingLog(self)]
+        getLogger("nnunet_lomix").handlers = [TrainingLog(self)]
         super().initialize()
         self.loss_optimizer = self.configure_loss_optimizer()
         self.print_to_log_file(
