@@ -80,6 +80,10 @@ class Statistics:
             self.cross_entropy[maps], *(t[maps, sample][:, None] for t in (self.intersection, self.volume))
         )
 
+    def split(self, sizes: list[int]) -> "list[Statistics]":
+        """Those of the first maps, of the next ones, …"""
+        return [Statistics(*of_maps) for of_maps in zip(*(t.split(sizes) for t in vars(self).values()), strict=True)]
+
     @classmethod
     def stack(cls, of_maps: "Sequence[Statistics]") -> "Statistics":
         return cls(*(torch.stack([getattr(s, field) for s in of_maps]) for field in cls.__dataclass_fields__))

@@ -1,26 +1,30 @@
 """Triton: all maps of a block of pixels in registers. See :mod:`nnunet_lomix.backends.kernels`.
 
-The walk over parts and the resampling are those of the lean backend; only what is done with a part is different.
-Not deterministic: sums over blocks are added by atomic operations, in any order. No GPU has run the kernels yet, so
-before they are used for a kind of maps they are compared with the lean backend on a small example.
+The walk over parts, the resampling and the matrix products of concat are those of the lean backend; what else is done
+with a piece of a part is different. Not deterministic: sums over blocks are added by atomic operations, in any order.
+No GPU has run the kernels yet, so before they are used for a kind of maps they are compared with the lean backend on a
+small example.
 """
 
 import os
+from collections.abc import Iterable
 from contextlib import nullcontext
-from functools import cache
-from importlib.util import find_spec
+from functools import cache, cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from nnunet_lomix.backends.banks import Bank
 from nnunet_lomix.backends.base import BACKENDS, log_once
 from nnunet_lomix.backends.lean import LeanMaps, lean, walk
 from nnunet_lomix.operators import Add, Concat, Fusion, Multiply, Original
 from nnunet_lomix.terms import ClassTerms, RegionTerms, Statistics, Truth
 
-CODES = {Original: 0, Add: 0, Multiply: 1, Concat: 2, Fusion: 3}
-MOST_CLASSES = 64
-VALUES_OF_BLOCK = 2**12  # scales × classes × pixels, padded: what a program of 8 warps can hold in registers
+KINDS = Original, Add, Multiply, Concat, Fusion  # in the order of the operators in the kernels
+MOST_CLASSES = 128
+VALUES_OF_BLOCK = 2**9  # classes × pixels, padded: each lane of a warp has 16 of each scale, in as many registers
+VALUES_OF_PIECE = 2**26  # of the maps by concat: a quarter of a gigabyte
 TOLERANCE = 1e-2  # of the comparison with lean, relative to the largest value
 
 
@@ -39,13 +43,13 @@ def unsupported(outputs, mixers, terms) -> str | None:
     device = outputs[0].device
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"Triton has no device {device.type!r}"
-    if find_spec("triton") is None:
-        return "Triton is not installed"
+    if not has_triton():
+        return "Triton is not installed, or older than 3.3"
     if outputs[0].dtype != torch.float32:
         return f"the kernels compute in float32, not {outputs[0].dtype}"
     if outputs[0].shape[1] > MOST_CLASSES:
         return f"there are more than {MOST_CLASSES} classes"
-    others = {type(mix).__name__ for mix, _ in mixers if type(mix) not in CODES}
+    others = {type(mix).__name__ for mix, _ in mixers if type(mix) not in KINDS}
     if others:
         return f"there is no kernel for {', '.join(sorted(others))}"
     if torch.are_deterministic_algorithms_enabled():
@@ -54,6 +58,15 @@ def unsupported(outputs, mixers, terms) -> str | None:
     kinds = tuple(kind for kind in (Add, Multiply, Concat, Fusion) if any(type(mix) is kind for mix, _ in mixers))
     scales = len({j for _, subset in mixers for j in subset})
     return check(kinds, scales, outputs[0].shape[1], isinstance(terms, RegionTerms), terms.ignores, device)
+
+
+def has_triton() -> bool:
+    """Whether there is a Triton that knows tuples of tensors."""
+    try:
+        from triton import language
+    except ImportError:
+        return False
+    return hasattr(language, "tuple")
 
 
 @cache
@@ -70,10 +83,11 @@ def check(
             torch.nn.init.normal_(p, std=0.3, generator=generator)
         mix.to(device)
     terms = RegionTerms(ignore) if regions else ClassTerms(classes if ignore else None)
-    labels = torch.randint(classes + ignore, (2, 1, 9), generator=generator)
+    pixels = max(16, 3 * VALUES_OF_BLOCK // power_of_two(classes) // 2)  # two blocks, the second one not full
+    labels = torch.randint(classes + ignore, (2, 1, pixels), generator=generator)
     target = torch.nn.functional.one_hot(labels[:, 0], terms.channels(classes)).mT if regions else labels
     truth = terms.truth(terms.prepare(target.to(device), classes, torch.float32))
-    z = {j: torch.randn(2, classes, 9, generator=generator).to(device) for j in range(scales)}
+    z = {j: torch.randn(2, classes, pixels, generator=generator).to(device) for j in range(scales)}
     try:
         results = []
         for engine in (LeanMaps(mixers, terms, z[0]), FusedMaps(mixers, terms, z[0])):
@@ -92,79 +106,68 @@ def difference(trusted: list[Tensor], ours: list[Tensor]) -> float:
 
 
 class FusedMaps(LeanMaps):
-    """The statistics and gradients of a part in one kernel each.
+    """The statistics and gradients of a piece in one kernel each; maps by concat as in the lean backend.
 
-    What the kernels need to know of the maps is sent to the device of ``like`` once for all parts.
+    What the kernels need to know of the maps is sent to the device of ``like`` once for all pieces.
     """
 
     def __init__(self, mixers, terms, like: Tensor):
         super().__init__(mixers, terms, like)
+        ends = dict(zip(self.kinds, accumulate(map(len, self.kinds.values())), strict=True))
+        ranges = [(ends[kind] - len(self.kinds[kind]), ends[kind]) if kind in ends else (0, 0) for kind in KINDS]
         place = {j: i for i, j in enumerate(self.used)}
-        self.operators = [CODES[type(mix)] for mix, _ in mixers]
-        self.rows = [self.operators[:i].count(code) for i, code in enumerate(self.operators)]
-        self.places = [[place[j] for j in subset] for _, subset in mixers]
-        subsets = [sum(1 << p for p in places) for places in self.places]
-        self.table = torch.tensor([self.operators, subsets, self.rows], dtype=torch.int32, device=like.device)
-        self.packed = self._packed(like)
+        subsets = [sum(1 << place[j] for j in mixers[i][1]) for i in self.numbers.tolist()]
+        self.table = [torch.tensor(t, dtype=torch.int32, device=like.device) for t in (ranges, subsets)]
 
-    def statistics(self, scales, truth) -> Statistics:
-        from nnunet_lomix.backends import kernels  # imports Triton, which not everybody has
+    def values_of_piece(self):
+        return VALUES_OF_PIECE
 
-        z = torch.stack(list(scales.values()))
-        sums = Statistics.zeros(len(self.mixers), z[0])
-        self._launch(kernels.statistics_kernel, z, truth, list(vars(sums).values()))
+    def statistics_of_piece(self, z, truth):
+        sums = Statistics.zeros(len(self.mixers), z[:1])
+        self._launch("statistics_kernel", z, self._concats(z), truth, vars(sums).values())
         return sums
 
-    def pull(self, scales, truth, by) -> tuple[list[Tensor], list[Tensor]]:
-        from nnunet_lomix.backends import kernels
+    def pull_piece(self, z, truth, by):
+        concats, of_z = self._concats(z), torch.empty_like(z)
+        of_fusion = [torch.zeros_like(p) for p in self._fusion(z)]
+        self._launch("gradient_kernel", z, concats, truth, [*vars(by).values(), of_z, *of_fusion])
+        packed = dict.fromkeys(self.kinds, [])
+        if Concat in packed:
+            packed[Concat] = self.bank_of_kind[Concat].pull(z, None, concats, of_z)
+        if Fusion in packed:
+            packed[Fusion] = of_fusion
+        return of_z, [*packed.values()]
 
-        z = torch.stack(list(scales.values()))
-        of_z = torch.empty_like(z)
-        of_packed = [torch.zeros_like(p) for p in self.packed]
-        by = [b.contiguous() for b in vars(by).values()]
-        self._launch(kernels.gradient_kernel, z, truth, [*by, of_z, *of_packed])
-        return list(of_z), self._unpacked(of_packed)
+    @cached_property
+    def bank_of_kind(self) -> dict[type, Bank]:
+        return dict(zip(self.kinds, self.banks, strict=True))
 
-    def _launch(self, kernel, z: Tensor, truth: Truth, more: list[Tensor]):
-        scales, batch, classes, pixels = z.shape
-        padded_scales = power_of_two(scales)
-        padded_classes = max(16, power_of_two(classes))  # a matrix product has at least 16 rows
-        block = max(16, VALUES_OF_BLOCK // (padded_scales * padded_classes))
+    def _concats(self, z: Tensor) -> Tensor:
+        """The maps by concat, if any."""
+        return self.bank_of_kind[Concat].mix(z)[0] if Concat in self.kinds else z
+
+    def _fusion(self, z: Tensor) -> list[Tensor]:
+        """Weight ``(S, R, C)`` and bias ``(S, R)`` of the R maps by fusion, if any."""
+        if Fusion not in self.kinds:
+            return [z, z]
+        bank = self.bank_of_kind[Fusion]
+        return [bank.weight, bank.bias[..., 0]]
+
+    def _launch(self, kernel: str, z: Tensor, concats: Tensor, truth: Truth, more: Iterable[Tensor]):
+        from nnunet_lomix.backends import kernels  # imports Triton, which not everybody has
+
+        scales, classes, pixels = z.shape
+        padded = power_of_two(classes)
+        block = VALUES_OF_BLOCK // padded
         regions = isinstance(self.terms, RegionTerms)
         labels, y, valid = (
             z if t is None else t.contiguous() for t in (truth.labels, truth.y if regions else None, truth.valid)
         )
         with torch.cuda.device(z.device) if z.is_cuda else nullcontext():
-            kernel[(-(-pixels // block), batch)](
-                z, labels, y, valid, *self.table, *self.packed, *more, len(self.mixers), batch, classes, pixels, scales,
-                SP=padded_scales, BC=padded_classes, P=block, REGIONS=regions, VALID=truth.valid is not None,
-                num_warps=8,
+            getattr(kernels, kernel)[(-(-pixels // block),)](
+                z, concats, labels, y, valid, *self.table, *self._fusion(z), *more, classes, pixels,
+                S=scales, BC=padded, P=block, REGIONS=regions, VALID=truth.valid is not None, num_warps=1,
             )  # fmt: skip
-
-    def _packed(self, like: Tensor) -> list[Tensor]:
-        """Weights, biases of concat ``(R, C, S, C)``, ``(R, C)`` and fusion ``(R, S, C)``, ``(R, S)``, padded by 0."""
-        scales, classes = len(self.used), like.shape[1]
-        concat, fusion = (max(1, self.operators.count(CODES[o])) for o in (Concat, Fusion))
-        shapes = (concat, classes, scales, classes), (concat, classes), (fusion, scales, classes), (fusion, scales)
-        packed = [like.new_zeros(shape) for shape in shapes]
-        for (mix, _), row, places in zip(self.mixers, self.rows, self.places, strict=True):
-            if type(mix) is Concat:
-                packed[0][row][:, places] = mix.weight.detach().unflatten(1, (len(places), classes))
-                packed[1][row] = mix.bias.detach()[:, 0]
-            elif type(mix) is Fusion:
-                packed[2][row, places] = mix.weight.detach()[:, 0]
-                packed[3][row, places] = mix.bias.detach()
-        return packed
-
-    def _unpacked(self, packed: list[Tensor]) -> list[Tensor]:
-        """The same for each parameter."""
-        result = []
-        for (mix, _), row, places in zip(self.mixers, self.rows, self.places, strict=True):
-            if type(mix) is Concat:
-                result += [packed[0][row][:, places].flatten(1), packed[1][row][:, None]]
-            elif type(mix) is Fusion:
-                result += [packed[2][row, places][:, None], packed[3][row, places]]
-        return result
 
 
 def power_of_two(number: int) -> int:

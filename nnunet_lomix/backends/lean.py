@@ -46,6 +46,8 @@ class LeanMaps:
     Attributes:
         used: the outputs that the maps need.
         parameters: those of the operators.
+        kinds: the numbers of the maps of each kind of operator, and so of each bank.
+        numbers: the same in one row.
         bank_of: the bank of each kind of operator.
         statistics_of_maps, gradient_of_maps: the methods of ``terms``.
     """
@@ -65,39 +67,48 @@ class LeanMaps:
             self.kinds.setdefault(type(mix), []).append(i)
         for maps in self.kinds.values():
             maps.sort(key=lambda i: [*accumulate((j in mixers[i][1] for j in self.used), xor)])
-        self.index = [torch.tensor(maps, device=like.device) for maps in self.kinds.values()]
-        self.order = torch.cat(self.index).argsort()
+        self.numbers = torch.tensor([i for maps in self.kinds.values() for i in maps], device=like.device)
 
     def statistics(self, scales: dict[int, Tensor], truth: Truth) -> Statistics:
         """Sums over the pixels of the part, for each map."""
         z = torch.stack(list(scales.values()), 1)
         sums = Statistics.zeros(len(self.mixers), z[:, 0])
         for sample, pixels in self._pieces(z):
-            piece, true = z[sample, :, :, pixels].contiguous(), truth.part(sample, pixels)
-            by_bank = [self.statistics_of_maps(bank.mix(piece)[0][:, None], true) for bank in self.banks]
-            sums.cross_entropy += torch.cat([s.cross_entropy for s in by_bank])
-            sums.intersection[:, sample] += torch.cat([s.intersection[:, 0] for s in by_bank])
-            sums.volume[:, sample] += torch.cat([s.volume[:, 0] for s in by_bank])
-        return Statistics(*(of_maps[self.order] for of_maps in vars(sums).values()))
+            s = self.statistics_of_piece(z[sample, :, :, pixels].contiguous(), truth.part(sample, pixels))
+            sums.cross_entropy += s.cross_entropy
+            sums.intersection[:, sample] += s.intersection[:, 0]
+            sums.volume[:, sample] += s.volume[:, 0]
+        return Statistics(*(of_maps[self.numbers.argsort()] for of_maps in vars(sums).values()))
 
     def pull(self, scales: dict[int, Tensor], truth: Truth, by: Statistics) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients by the used scales and by the parameters, where ``by`` are the derivatives by the statistics."""
         z = torch.stack(list(scales.values()), 1)
-        by_bank = [[by.part(maps, sample) for sample in range(len(z))] for maps in self.index]
-        packed = [None] * len(self.kinds)
+        by_sample = [by.part(self.numbers, sample) for sample in range(len(z))]
+        packed = None
         for sample, pixels in self._pieces(z):
             piece, true = z[sample, :, :, pixels].contiguous(), truth.part(sample, pixels)
-            of_piece = torch.zeros_like(piece)
-            for k, bank in enumerate(self.banks):
-                maps, kept = bank.mix(piece)
-                gradient = self.gradient_of_maps(maps[:, None], true, by_bank[k][sample])[:, 0]
-                of_parameters = bank.pull(piece, kept, gradient, of_piece)
-                packed[k] = of_parameters if packed[k] is None else [*map(torch.add, packed[k], of_parameters)]
+            of_piece, of_banks = self.pull_piece(piece, true, by_sample[sample])
             z[sample, :, :, pixels] = of_piece  # no other piece needs what was there
+            both = zip(packed or of_banks, of_banks, strict=True)
+            packed = [[*map(torch.add, *gradients)] for gradients in both] if packed else of_banks
         of_maps = {}
         for bank, maps, gradients in zip(self.banks, self.kinds.values(), packed, strict=True):
             of_maps |= zip(maps, bank.unpack(gradients), strict=True)
         return list(z.unbind(1)), [g for i in range(len(self.mixers)) for g in of_maps[i]]
+
+    def statistics_of_piece(self, z: Tensor, truth: Truth) -> Statistics:
+        """Those of the maps of all banks, one after the other, for ``z (S, C, n)`` of one sample."""
+        by_bank = [self.statistics_of_maps(bank.mix(z)[0][:, None], truth) for bank in self.banks]
+        return Statistics(*map(torch.cat, zip(*(vars(s).values() for s in by_bank), strict=True)))
+
+    def pull_piece(self, z: Tensor, truth: Truth, by: Statistics) -> tuple[Tensor, list[list[Tensor]]]:
+        """Gradients by ``z``, and for each bank those by the parameters, packed; maps as in statistics_of_piece."""
+        of_z, packed = torch.zeros_like(z), []
+        for bank, by_maps in zip(self.banks, by.split([*map(len, self.kinds.values())]), strict=True):
+            maps, kept = bank.mix(z)
+            gradient = self.gradient_of_maps(maps[:, None], truth, by_maps)[:, 0]
+            packed.append(bank.pull(z, kept, gradient, of_z))
+        return of_z, packed
 
     @cached_property
     def banks(self) -> list[Bank]:
@@ -114,12 +125,16 @@ class LeanMaps:
         ]
 
     def _pieces(self, z: Tensor) -> Iterator[tuple[int, slice]]:
-        """Samples and pixels, few enough that the maps of any bank have about VALUES values for each thread."""
+        """Samples and pixels, few enough that no bank has more than the values of a piece."""
         batch, _, classes, pixels = z.shape
-        threads = torch.get_num_threads() if z.device.type == "cpu" else 1
-        most = threads * VALUES.get(z.device.type, VALUES_ELSEWHERE)
-        step = max(1, most // (classes * max(map(len, self.kinds.values()))))
+        step = max(1, self.values_of_piece() // (classes * max(map(len, self.kinds.values()))))
+        step -= step % min(step, 16)  # addresses that vectors of values can be loaded from
         return ((sample, slice(i, i + step)) for sample in range(batch) for i in range(0, pixels, step))
+
+    def values_of_piece(self) -> int:
+        """The most values of the maps of a bank in a piece."""
+        kind = self.like.device.type
+        return VALUES.get(kind, VALUES_ELSEWHERE) * (torch.get_num_threads() if kind == "cpu" else 1)
 
 
 class Walk(torch.autograd.Function):
