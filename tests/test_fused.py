@@ -1,7 +1,10 @@
 """The Triton kernels, by Triton's interpreter (conftest.py switches it on): equal to the plain backend."""
 
 import logging
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,6 +151,20 @@ def test_kernels_write_to_their_own_memory_only_and_use_no_other(regions, number
     assert not caplog.records  # no fall-back
     for a, b in zip(got, results("plain", sizes, **arguments), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+
+
+# the interpreter takes what the compiler refuses; an A100 and an H100 are compiled for without one
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("case", [(5, 14, False, False), (3, 1, True, True), (7, 70, False, True)])
+def test_kernels_compile_for_gpus(capability, case):
+    code = f"""
+from kernels import compile_for
+from nnunet_lomix.backends import kernels
+for kernel in (kernels.statistics_kernel, kernels.gradient_kernel):
+    assert compile_for({capability}, kernel, *{case}).asm["cubin"]
+"""
+    benchmarks = Path(__file__).parents[1] / "benchmarks"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=benchmarks)
 
 
 def test_another_sample_of_mutants_is_not_another_check():

@@ -351,8 +351,16 @@ def test_a_compiled_network_trains_and_is_saved_without_prefix(make, monkeypatch
     trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
     saved = torch.load(tmp_path / "checkpoint.pth", weights_only=False)
     assert_same(dict(saved["network_weights"]), dict(eager.network.state_dict()))
-    # the loss may be compiled, too, where it is large
-    assert [t.loss.backend.keywords["compile"] for t in (trainer, eager)] == [True, False]
+
+
+@pytest.mark.parametrize("variable, compiled", [(None, True), ("true", True), ("f", False)])
+def test_a_large_loss_is_compiled_on_a_cpu_unless_the_environment_says_no(variable, compiled, make, monkeypatch):
+    monkeypatch.delenv("nnUNet_compile", raising=False)
+    if variable:
+        monkeypatch.setenv("nnUNet_compile", variable)
+    trainer = make(LoMixTiny)
+    assert not trainer._do_i_compile()
+    assert trainer.loss.backend.keywords["compile"] == compiled
 
 
 def test_what_the_backends_say_is_in_the_log_of_the_training(make):

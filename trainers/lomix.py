@@ -1,5 +1,6 @@
 """nnU-Net's trainer with the LoMix loss in place of fixed-weight deep supervision."""
 
+import os
 from functools import partial
 from logging import Handler, getLogger
 
@@ -47,7 +48,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         share: guaranteed share of ``z_0`` in the weights.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
         backend: how the loss is computed: "plain", "lean", "compiled" or "fused"; None for the fastest that fits,
-            with ``torch.compile`` where nnU-Net uses it (docs/method.md).
+            with ``torch.compile`` unless the environment has ``nnUNet_compile=f`` (docs/method.md).
         distillation: factor of a further term, by which the best map teaches ``z_0``; 0 for none.
         sampled_mutants: how many mutants a step evaluates, drawn by weight; None for all. Not with distillation.
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
@@ -137,11 +138,16 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
                 weight_dice=self.weight_dice,
                 ddp=self.is_ddp,
                 backend=self.backend,
-                compile=self._do_i_compile(),
+                compile=self._do_i_compile_the_loss(),
             )
         except ValueError as error:
             raise SystemExit(f"{type(self).__name__}: {error}.") from None
         return loss.to(self.device)
+
+    def _do_i_compile_the_loss(self) -> bool:
+        """Where nnU-Net compiles; and on a CPU, where compiling a network is what it advises against, not a loss."""
+        wanted = os.environ.get("nnUNet_compile", "true").lower() in ("true", "1", "t")
+        return self._do_i_compile() or (self.device.type == "cpu" and wanted)
 
     def configure_loss_optimizer(self) -> torch.optim.Optimizer | None:
         """The optimiser of the loss's own parameters, or None if it has none.

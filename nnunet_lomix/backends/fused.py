@@ -25,6 +25,7 @@ KINDS = Original, Add, Multiply, Concat, Fusion  # in the order of the operators
 MOST_CLASSES = 128
 VALUES_OF_BLOCK = 2**9  # classes × pixels, padded: each lane of a warp has 16 of each scale, in as many registers
 VALUES_OF_PIECE = 2**26  # of the maps by concat: a quarter of a gigabyte
+WARPS = 1  # of a block: sums over classes and scales need no other warp
 TOLERANCE = 1e-2  # of the comparison with lean, relative to the largest value
 
 
@@ -166,7 +167,7 @@ class FusedMaps(LeanMaps):
         with torch.cuda.device(z.device) if z.is_cuda else nullcontext():
             getattr(kernels, kernel)[(-(-pixels // block),)](
                 z, concats, labels, y, valid, *self.table, *self._fusion(z), *more, classes, pixels,
-                S=scales, BC=padded, P=block, REGIONS=regions, VALID=truth.valid is not None, num_warps=1,
+                S=scales, BC=padded, P=block, REGIONS=regions, VALID=truth.valid is not None, num_warps=WARPS,
             )  # fmt: skip
 
 
