@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
@@ -39,19 +39,27 @@ class Case:
     size: tuple[int, ...]
     scales: int
     mixed: int
+    regions: bool = False
 
     def __str__(self):
-        return f"({self.batch}, {self.classes}, {' × '.join(map(str, self.size))}), S = {self.scales}, K = {self.mixed}"
+        shape = f"({self.batch}, {self.classes}{' regions' * self.regions}, {' × '.join(map(str, self.size))})"
+        return f"{shape}, S = {self.scales}, K = {self.mixed}"
 
 
 CASES = {
     "cpu": [
         Case(2, 14, (48, 48, 48), 5, 5),
         Case(8, 9, (256, 256), 4, 4),
+        Case(2, 3, (48, 48, 48), 5, 5, regions=True),
         Case(2, 3, (40, 56, 40), 3, 3),
         Case(16, 3, (56, 40), 3, 3),
     ],
-    "cuda": [Case(2, 14, (128, 128, 128), 5, 5), Case(2, 3, (128, 128, 128), 5, 4), Case(12, 4, (512, 512), 7, 4)],
+    "cuda": [
+        Case(2, 14, (128, 128, 128), 5, 5),
+        Case(2, 3, (128, 128, 128), 5, 4),
+        Case(2, 3, (128, 128, 128), 5, 4, regions=True),
+        Case(12, 4, (512, 512), 7, 4),
+    ],
 }
 GROWTH = [Case(2, 4, (128, 128), 7, k) for k in range(2, 8)]
 
@@ -64,7 +72,9 @@ def main():
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--case", type=int, help="only this one, by its number from 0")
     which.add_argument("--growth", action="store_true", help="cost against K, and the picture")
-    parser.add_argument("--memory", help='megabytes of one backend and case: ["lean", [batch, classes, [size], S, K]]')
+    parser.add_argument(
+        "--memory", help='megabytes of one backend and case: ["lean", [batch, classes, [size], S, K, regions]]'
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.memory:
@@ -90,9 +100,11 @@ def describe(device: str) -> str:
 
 def make_loss(backend: str, case: Case, device: str) -> nn.Module:
     if backend != NNUNET:
-        return LoMixLoss(case.classes, case.scales, mixed_scales=case.mixed, backend=backend).to(device)
-    dice = {"batch_dice": False, "do_bg": False, "smooth": 1e-5, "ddp": False}
-    loss = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
+        kinds = {"mixed_scales": case.mixed, "regions": case.regions, "backend": backend}
+        return LoMixLoss(case.classes, case.scales, **kinds).to(device)
+    dice = {"batch_dice": False, "do_bg": case.regions, "smooth": 1e-5, "ddp": False}
+    kind, entropy = (DC_and_BCE_loss, "bce_kwargs") if case.regions else (DC_and_CE_loss, "ce_kwargs")
+    loss = kind(soft_dice_kwargs=dice, dice_class=MemoryEfficientSoftDiceLoss, **{entropy: {}})
     weights = np.array([1 / 2**i for i in range(case.scales)])
     weights[-1] = 0
     return DeepSupervisionWrapper(loss, weights / weights.sum())
@@ -103,7 +115,8 @@ def example(case: Case, device: str) -> tuple[list[torch.Tensor], list[torch.Ten
     torch.manual_seed(0)
     sizes = [[max(1, s // 2**j) for s in case.size] for j in range(case.scales)]
     outputs = [torch.randn(case.batch, case.classes, *s, device=device, requires_grad=True) for s in sizes]
-    target = torch.randint(case.classes, (case.batch, 1, *case.size), device=device).float()
+    values, channels = (2, case.classes) if case.regions else (case.classes, 1)
+    target = torch.randint(values, (case.batch, channels, *case.size), device=device).float()
     return outputs, [F.interpolate(target, s) for s in sizes]
 
 
