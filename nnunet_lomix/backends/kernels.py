@@ -195,6 +195,8 @@ def gradient_kernel(z, concats, labels, y, valid, ranges, subsets, fusion_w, fus
 
             if operator == CONCAT:
                 tl.store(concats + row * C * N + at, gradient, mask=inside)
+            elif operator == PRODUCT:
+                totals = _pull_product(totals, gradient, scales, subset)
             else:
                 totals = _pull(operator, totals, gradient, mixed, scales, subset, attention, row, rows, fusion_w,
                                of_fusion_w, of_fusion_b, channel, C)  # fmt: skip
@@ -212,9 +214,7 @@ def _pull(operator: tl.constexpr, totals, gradient, mixed, scales, subset, atten
     for j in tl.static_range(len(scales)):
         total = totals[j]
         if _has(subset, j):
-            if operator == PRODUCT:
-                total += gradient * _product(scales, subset ^ (1 << j))
-            elif operator == FUSION:
+            if operator == FUSION:
                 by_scores = attention[j] * (tl.sum(gradient * scales[j], axis=0) - mean)
                 total += attention[j][None, :] * gradient
                 total += _weight(fusion_w, row, rows, j, channel, C) * by_scores[None, :]
@@ -224,4 +224,22 @@ def _pull(operator: tl.constexpr, totals, gradient, mixed, scales, subset, atten
             else:
                 total += gradient
         carried = carried + (total,)
+    return carried
+
+
+@triton.jit
+def _pull_product(totals, gradient, scales, subset):
+    """The same for a product: each scale gets the product of those before it and of those after it."""
+    before, product = (), tl.zeros_like(gradient) + 1
+    for j in tl.static_range(len(scales)):
+        before = before + (product,)
+        if _has(subset, j):
+            product *= scales[j]
+    carried, after = (), gradient
+    for j in tl.static_range(len(scales) - 1, -1, -1):
+        total = totals[j]
+        if _has(subset, j):
+            total += after * before[j]
+            after *= scales[j]
+        carried = (total,) + carried
     return carried
