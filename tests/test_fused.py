@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from nnunet_lomix import LoMixLoss
 from nnunet_lomix.backends import fused, lean
 from nnunet_lomix.backends.base import log_once
 from nnunet_lomix.loss import DEFAULT_OPERATORS
+from nnunet_lomix.operators import Original
+from nnunet_lomix.terms import ClassTerms
 
 from . import oracle
 from .test_loss import build, cases, tensors
@@ -80,8 +83,10 @@ def test_equals_the_plain_backend_in_any_case(case, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
 
 
-def test_several_parts(monkeypatch):
-    monkeypatch.setattr(lean, "VALUES", {"cpu": 40})
+@pytest.mark.parametrize("of_part, of_piece", [(40, 2**26), (2**19, 40)])
+def test_several_parts_and_pieces(of_part, of_piece, monkeypatch):
+    monkeypatch.setattr(lean, "VALUES", {"cpu": of_part})
+    monkeypatch.setattr(fused, "VALUES_OF_PIECE", of_piece)
     sizes = [(5, 6), (3, 3)]
     for a, b in zip(results("fused", sizes, 2), results("plain", sizes, 2), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
@@ -151,6 +156,16 @@ def test_kernels_write_to_their_own_memory_only_and_use_no_other(regions, number
     assert not caplog.records  # no fall-back
     for a, b in zip(got, results("plain", sizes, **arguments), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("values", [10, 1000, 5295 * 6])
+def test_pieces_are_all_pixels_and_begin_where_vectors_can(values, monkeypatch):
+    monkeypatch.setattr(lean, "VALUES", {"cpu": values})
+    mixers = [(Original(), (0,)), (Original(), (1,))]
+    maps = lean.LeanMaps(mixers, ClassTerms(), torch.empty(1, 3, 1))
+    pieces = [range(9000)[pixels] for _, pixels in maps._pieces(torch.empty(1, 2, 3, 9000))]
+    assert [*chain(*pieces)] == [*range(9000)]
+    assert len(pieces[0]) <= values / 6 and (len(pieces[0]) < 16 or len(pieces[0]) % 16 == 0)
 
 
 # the interpreter takes what the compiler refuses; an A100 and an H100 are compiled for without one
