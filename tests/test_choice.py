@@ -185,7 +185,7 @@ def test_all_backends_agree_in_a_trial(loss, monkeypatch, caplog):
     monkeypatch.setattr(compiled, "compile_once", lambda function: function)
     monkeypatch.setattr(choice, "TURNS", 2)  # the interpreter is slow
     loss(["plain", "lean", "compiled", "fused"])
-    assert len(choice.chosen) == len(caplog.messages) == 1  # none was refused
+    assert len(choice.chosen) == 1 and not any("isn't used" in message for message in caplog.messages)
 
 
 def test_where_all_fail_the_error_is_seen(loss):

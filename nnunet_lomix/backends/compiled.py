@@ -22,6 +22,8 @@ failed = set()  # functions that couldn't be compiled: after the first one nothi
 @BACKENDS.register("compiled")
 def compiled(outputs, target, mixers, terms) -> Statistics:
     """Memory: as lean. Falls back to lean, and logs once why, if compiling fails."""
+    if not failed:
+        log_once("LoMix: the loss is compiled; its first step takes longer")
     maps = LeanMaps if failed else CompiledMaps
     return walk(outputs, target, maps(mixers, terms, outputs[0]))
 
