@@ -1,17 +1,17 @@
-"""What the Triton kernels are compiled to, for GPUs that needn't be at hand, and what a GPU can't be faster than.
+"""What the Triton kernels are compiled to, for GPUs that needn't be at hand, and what the loss costs an H100 at least.
 
     python benchmarks/kernels.py
 
-Two tables. The first one: registers and spilled bytes of a lane, and the instructions for each value of a map of
-all scales, by operator, counted in the machine code of a warp's way through the loop over maps. The second one: how
-long the loss takes at least on an H100, if nothing but instructions, exponentials, memory or matrix products took time.
+Two tables. The first one: registers and stack of a lane, and the instructions for each value of a map of all scales, by
+operator, counted in the machine code of a warp's way through the loop over its maps. The second one: how long the loss
+takes an H100 if each kind of work ran alone and at the full rate of its unit.
 """
 
 import os
 import re
 import subprocess
 import tempfile
-from importlib.util import module_from_spec, spec_from_file_location
+from collections import Counter
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -23,53 +23,43 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nnunet_lomix.backends import fused
+from nnunet_lomix.backends import fused, kernels
 
-SOURCE = Path(fused.__file__).with_name("kernels.py")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 OPERATORS = [kind.__name__.lower() for kind in fused.KINDS]
+KERNELS = ("statistics", "gradient")
+VALUES = 32 / fused.VALUES_OF_BLOCK  # lanes that execute an instruction, for each value of a block, padded ones, too
 GPUS = {"A100": 80, "RTX 3090": 86, "H100": 90}
-# lanes, of them for exponentials, in a clock; clocks and bytes in a second; fp32 and TF32 operations in a second
-H100 = {"lanes": 132 * 128, "exponentials": 132 * 16, "clock": 1.755e9, "bytes": 3.35e12, "fp32": 67e12, "tf32": 494e12}
-CASES = [(5, 14), (5, 3), (7, 4), (5, 64)]  # scales and classes
+CASES = [(5, 14), (4, 14), (5, 3), (7, 4), (5, 64)]  # scales and classes
+# of the SXM module. In a clock: instructions, exponentials and shuffles of single lanes; in a second: the rest
+CLOCK, PROCESSORS = 1.98e9, 132
+LANES, EXPONENTIALS, SHUFFLES = 128 * PROCESSORS * CLOCK, 16 * PROCESSORS * CLOCK, 32 * PROCESSORS * CLOCK
+BYTES, FP32, TF32 = 3.35e12, 67e12, 494e12
 
 
 def main():
     print(f"triton {triton.__version__}\n")
-    table = pd.DataFrame([describe(*case) for case in product(GPUS, CASES, ("statistics", "gradient"))])
-    print(table.to_markdown(index=False), "\n")
-    print(bounds(table).to_markdown(index=False))
+    code = {case: assemble(*case) for case in product(GPUS, CASES, KERNELS)}
+    print(pd.DataFrame([describe(*case, *code[case]) for case in code]).to_markdown(index=False, floatfmt=".0f"), "\n")
+    loops = {(scales, kernel): code["H100", (scales, 14), kernel][2] for scales in (4, 5) for kernel in KERNELS}
+    print(bounds(loops).to_markdown(floatfmt=".1f"))
 
 
-def describe(gpu: str, case: tuple[int, int], kernel: str) -> dict:
-    """A row of the first table."""
-    scales, classes = case
-    code, registers, spilled = assemble(GPUS[gpu], f"{kernel}_kernel", scales, classes)
-    row = {"GPU": gpu, "S, C": f"{scales}, {classes}", "kernel": kernel, "registers": registers, "spilled": spilled}
-    for number, operator in enumerate(OPERATORS):
-        code, *_ = assemble(GPUS[gpu], f"{kernel}_kernel", scales, classes, number)
-        # each of 32 lanes executes the instruction; a block has as many values of a map, padded ones, too
-        row[operator] = round(len(loop(code)) * 32 / fused.VALUES_OF_BLOCK)
-    return row
-
-
-def assemble(capability: int, kernel: str, scales: int, classes: int, operator: int | None = None):
-    """Instructions, registers and spilled bytes; with the loop of one operator only, if it is given."""
-    text = SOURCE.read_text()
-    if operator is not None:
-        text = text.replace("tl.static_range(OPERATORS)", f"tl.static_range({operator}, {operator + 1})")
+def assemble(gpu: str, case: tuple[int, int], kernel: str) -> tuple[int, int, list[list[str]]]:
+    """Registers, bytes of stack, and the instructions of the loop of each operator."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernels.py"  # Triton reads the source of a function from its file
-        path.write_text(text)
-        spec = spec_from_file_location("kernels", path)
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
         binary = Path(folder) / "kernel.cubin"
-        binary.write_bytes(compile_for(capability, getattr(module, kernel), scales, classes).asm["cubin"])
+        binary.write_bytes(compile_for(GPUS[gpu], getattr(kernels, f"{kernel}_kernel"), *case).asm["cubin"])
         usage = run("cuobjdump", "-res-usage", binary)
         lines = run("nvdisasm", "-c", binary).splitlines()
-    registers, spilled = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    return lines, registers, spilled
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    return registers, stack, find_loops(lines)
+
+
+def describe(gpu: str, case: tuple[int, int], kernel: str, registers: int, stack: int, loops: list[list[str]]) -> dict:
+    """A row of the first table."""
+    row = {"GPU": gpu, "S, C": "{}, {}".format(*case), "kernel": kernel, "registers": registers, "stack": stack}
+    return row | {operator: len(loop) * VALUES for operator, loop in zip(OPERATORS, loops, strict=True)}
 
 
 def run(tool: str, *args) -> str:
@@ -83,7 +73,7 @@ def compile_for(capability: int, kernel, scales: int, classes: int, regions: boo
     constants = {"S": scales, "BC": padded, "P": block, "REGIONS": regions, "VALID": valid}
     if classes == 1:  # a number 1 is a constant to Triton
         constants["C"] = 1
-    types = {"C": "i32", "N": "i32", "labels": "*i64", "ranges": "*i32", "subsets": "*i32"}
+    types = {"C": "i32", "N": "i32", "labels": "*fp32" if regions else "*i64", "ranges": "*i32", "subsets": "*i32"}
     signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
     aligned = {
         (i,): [["tt.divisibility", 16]]
@@ -94,8 +84,8 @@ def compile_for(capability: int, kernel, scales: int, classes: int, regions: boo
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": fused.WARPS})
 
 
-def loop(lines: list[str]) -> list[str]:
-    """The instructions of the longest loop."""
+def find_loops(lines: list[str]) -> list[list[str]]:
+    """The instructions of each loop that lies in no other one; there is one for each operator, in their order."""
     places, instructions, loops = {}, [], []
     for line in map(str.strip, lines):
         if label := re.match(r"(\.L\w+):", line):
@@ -105,41 +95,44 @@ def loop(lines: list[str]) -> list[str]:
     for end, instruction in enumerate(instructions):
         target = re.search(r"BRA.*`\((\.L\w+)\)", instruction)
         if target and places[target[1]] < end:
-            loops.append(instructions[places[target[1]] : end + 1])
-    return max(loops, key=len)
+            loops.append((places[target[1]], end))
+    outer = sorted(a for a in loops if not any(b != a and b[0] <= a[0] and a[1] <= b[1] for b in loops))
+    assert len(outer) == len(OPERATORS), outer
+    return [instructions[start : end + 1] for start, end in outer]
 
 
-def bounds(table: pd.DataFrame, scales=5, classes=14, batch=2, size=(128, 128, 128)) -> pd.DataFrame:
-    """The second table: milliseconds of nnU-Net's 3D size with all mutants of all scales."""
-    pixels = batch * prod(size)
-    mutants = 2**scales - 1 - scales
-    maps = dict(zip(OPERATORS, [scales] + [mutants] * 4, strict=True))
-    padded = fused.power_of_two(classes)
-    rows = []
-    for kernel, products in (("statistics", 1), ("gradient", 3)):
-        (row,) = table[
-            (table.GPU == "H100") & (table["S, C"] == f"{scales}, {classes}") & (table.kernel == kernel)
-        ].to_dict("records")
-        instructions = pixels * padded * sum(row[operator] * number for operator, number in maps.items())
-        exponentials = pixels * (padded * sum(maps.values()) + scales * mutants)
-        concats, z = mutants * classes, scales * classes  # values of a pixel
-        # z three times (stacked, into the product, into the kernel), labels, concats written and read; their gradients
-        # written, and read by two products, and the gradient of z written, and read and written
+def bounds(loops: dict, classes=14, batch=2, size=(128, 128, 128)) -> pd.DataFrame:
+    """The second table: milliseconds of nnU-Net's 3D size with all mutants of five scales.
+
+    Scales that a map by fusion doesn't have are jumped over; how much that saves is seen in the loop for four scales.
+    Memory: z written, read by the product of concat and by the kernel, maps by concat written and read, labels; and
+    backward their gradients written and read by two products, the gradient of z written, and read and written again.
+    """
+    pixels, scales, mutants = batch * prod(size), 5, 26
+    missing = scales - 75 / mutants  # 75 is the sum of the sizes of the subsets
+    concats, z, padded = mutants * classes, scales * classes, fused.power_of_two(classes)  # values of a pixel
+    rows = {}
+    for kernel, products in zip(KERNELS, (1, 3), strict=True):
+        count = [Counter(all=len(loop), shuffles=sum("SHFL" in i for i in loop)) for loop in loops[5, kernel]]
+        fewer = Counter(all=len(loops[4, kernel][-1]), shuffles=sum("SHFL" in i for i in loops[4, kernel][-1]))
+        work = {}
+        for what in ("all", "shuffles"):
+            of_fusion = count[-1][what] - missing * (count[-1][what] - fewer[what])
+            of_maps = scales * count[0][what] + mutants * (sum(c[what] for c in count[1:-1]) + of_fusion)
+            work[what] = pixels * padded * VALUES * of_maps
         moved = 3 * z + 2 + 2 * concats + (kernel == "gradient") * (3 * concats + 4 * z)
-        operations = products * 2 * pixels * concats * z
-        rows.append(
-            {
-                "kernel": kernel,
-                "instructions": instructions / H100["lanes"] / H100["clock"],
-                "exponentials": exponentials / H100["exponentials"] / H100["clock"],
-                "memory": 4 * pixels * moved / H100["bytes"],
-                "concat, fp32": operations / H100["fp32"],
-                "concat, TF32": operations / H100["tf32"],
-            }
-        )
-    result = pd.DataFrame(rows).set_index("kernel") * 1000
-    result.loc["both"] = result.sum()
-    return result.round(1).reset_index()
+        multiplications = products * pixels * concats * z
+        rows[kernel] = {
+            "instructions": work["all"] / LANES,
+            "shuffles": work["shuffles"] / SHUFFLES,
+            "exponentials": pixels * (padded * (scales + 4 * mutants) + 75) / EXPONENTIALS,
+            "memory": 4 * pixels * moved / BYTES,
+            "concat, fp32": 2 * multiplications / FP32,
+            "concat, TF32": 2 * multiplications / TF32,
+        }
+    table = 1000 * pd.DataFrame(rows).T
+    table.loc["both"] = table.sum()
+    return table
 
 
 if __name__ == "__main__":

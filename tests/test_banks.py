@@ -1,12 +1,13 @@
 """Banks: all maps of an operator at once are what autograd makes of its forward pass, map by map."""
 
-from itertools import combinations
+from itertools import chain, combinations
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnunet_lomix.backends import lean
 from nnunet_lomix.backends.banks import BANKS, OneByOne
 from nnunet_lomix.backends.lean import LeanMaps
 from nnunet_lomix.operators import OPERATORS, Add, Concat, Original
@@ -93,3 +94,13 @@ def test_a_subclass_of_an_operator_is_not_computed_as_its_base():
     theirs = terms.statistics((scales[0] + scales[1]) / 2, truth)
     torch.testing.assert_close(ours.cross_entropy[0], theirs.cross_entropy)
     torch.testing.assert_close(ours.volume[0], theirs.volume)
+
+
+@pytest.mark.parametrize("values", [10, 1000, 5295 * 6])
+def test_pieces_are_all_pixels_and_begin_where_vectors_can(values, monkeypatch):
+    monkeypatch.setattr(lean, "VALUES", {"cpu": values})
+    mixers = [(Original(), (0,)), (Original(), (1,))]
+    maps = LeanMaps(mixers, ClassTerms(), torch.empty(1, 3, 1))
+    pieces = [range(9000)[pixels] for _, pixels in maps._pieces(torch.empty(1, 2, 3, 9000))]
+    assert [*chain(*pieces)] == [*range(9000)]
+    assert len(pieces[0]) <= values / 6 and (len(pieces[0]) < 16 or len(pieces[0]) % 16 == 0)

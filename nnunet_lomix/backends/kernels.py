@@ -3,7 +3,7 @@
 All scales of the block lie in registers: a tuple of S tensors ``(BC, P)``, classes padded to a power of two by pixels.
 Every map is formed from them and is gone before the next one is formed. The maps of an operator follow each other, as
 in the banks of the lean backend, so each operator has a loop of its own without the code of the others. Maps by concat
-are the exception: they come from a matrix product, and their gradients go into one.
+are the exception: they come from a matrix product, here without the bias, and their gradients go into one.
 
 No GPU has run these kernels yet. The tests run them by Triton's interpreter, and compile them for GPUs.
 """
@@ -98,13 +98,15 @@ def _weighted_sum(scales, subset, attention):
 
 
 @triton.jit
-def _mix(operator: tl.constexpr, scales, subset, concats, row, rows, fusion_w, fusion_b, channel, at, inside, C, N):
+def _mix(operator: tl.constexpr, scales, subset, concats, concat_b, row, rows, fusion_w, fusion_b,
+         channel, at, inside, C, N):  # fmt: skip
     """A map (BC, P), and the attention that fusion pays to the scales, S times (P,)."""
     attention = ()
     if operator == PRODUCT:
         mixed = _product(scales, subset)
     elif operator == CONCAT:
         mixed = tl.load(concats + row * C * N + at, mask=inside, other=0.0)
+        mixed += tl.load(concat_b + row * C + channel, mask=channel < C, other=0.0)
     elif operator == FUSION:
         attention = _attention(scales, subset, fusion_w, fusion_b, row, rows, channel, C)
         mixed = _weighted_sum(scales, subset, attention)
@@ -129,12 +131,13 @@ def _sum_of_all(values):
 
 
 @triton.jit
-def statistics_kernel(z, concats, labels, y, valid, ranges, subsets, fusion_w, fusion_b,
+def statistics_kernel(z, concats, concat_b, labels, y, valid, ranges, subsets, fusion_w, fusion_b,
                       cross_entropy, intersection, volume,
                       C, N, S: tl.constexpr, BC: tl.constexpr, P: tl.constexpr,
                       REGIONS: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
     """Adds the sums over the block to cross_entropy (M,), intersection and volume (M, C).
 
+    The order in which blocks add doesn't matter, so additions are relaxed: else each one would empty the cache.
     ``ranges (5, 2)`` says where the maps of each operator begin and end, ``subsets (M,)`` has a bit for each scale.
     """
     pixels, channel = tl.program_id(0) * P + tl.arange(0, P), tl.arange(0, BC)[:, None]
@@ -146,8 +149,8 @@ def statistics_kernel(z, concats, labels, y, valid, ranges, subsets, fusion_w, f
         first, end = tl.load(ranges + 2 * operator), tl.load(ranges + 2 * operator + 1)
         for i in range(first, end):
             subset = tl.load(subsets + i)
-            mixed, attention = _mix(operator, scales, subset, concats, i - first, end - first, fusion_w, fusion_b,
-                            channel, at, inside, C, N)  # fmt: skip
+            mixed, attention = _mix(operator, scales, subset, concats, concat_b, i - first, end - first,
+                                    fusion_w, fusion_b, channel, at, inside, C, N)  # fmt: skip
             if REGIONS:
                 e = tl.exp(-tl.abs(mixed))
                 p = tl.where(mixed < 0, e, 1.0) / (1 + e) * counts[None, :]
@@ -155,14 +158,14 @@ def statistics_kernel(z, concats, labels, y, valid, ranges, subsets, fusion_w, f
                 entropy = _sum_of_all(tl.where(channel < C, entropy, 0.0))
             else:
                 p, log_sum = _softmax(mixed, counts, channel, C)
-                entropy = tl.sum(log_sum * counts, axis=0) - _sum_of_all(mixed * truth)
-            tl.atomic_add(cross_entropy + i, entropy)
-            tl.atomic_add(intersection + i * C + classes, tl.sum(p * truth, axis=1), mask=classes < C)
-            tl.atomic_add(volume + i * C + classes, tl.sum(p, axis=1), mask=classes < C)
+                entropy = _sum_of_all((log_sum[None, :] - mixed) * truth)
+            tl.atomic_add(cross_entropy + i, entropy, sem="relaxed")
+            tl.atomic_add(intersection + i * C + classes, tl.sum(p * truth, axis=1), mask=classes < C, sem="relaxed")
+            tl.atomic_add(volume + i * C + classes, tl.sum(p, axis=1), mask=classes < C, sem="relaxed")
 
 
 @triton.jit
-def gradient_kernel(z, concats, labels, y, valid, ranges, subsets, fusion_w, fusion_b,
+def gradient_kernel(z, concats, concat_b, labels, y, valid, ranges, subsets, fusion_w, fusion_b,
                     by_cross_entropy, by_intersection, by_volume, of_z, of_fusion_w, of_fusion_b,
                     C, N, S: tl.constexpr, BC: tl.constexpr, P: tl.constexpr,
                     REGIONS: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
@@ -178,7 +181,7 @@ def gradient_kernel(z, concats, labels, y, valid, ranges, subsets, fusion_w, fus
         first, end = tl.load(ranges + 2 * operator), tl.load(ranges + 2 * operator + 1)
         for i in range(first, end):
             subset, row, rows = tl.load(subsets + i), i - first, end - first
-            mixed, attention = _mix(operator, scales, subset, concats, row, rows, fusion_w, fusion_b,
+            mixed, attention = _mix(operator, scales, subset, concats, concat_b, row, rows, fusion_w, fusion_b,
                                     channel, at, inside, C, N)  # fmt: skip
 
             # the gradient by the map, (BC, P): as ClassTerms.gradient and RegionTerms.gradient
@@ -219,8 +222,8 @@ def _pull(operator: tl.constexpr, totals, gradient, mixed, scales, subset, atten
                 total += attention[j][None, :] * gradient
                 total += _weight(fusion_w, row, rows, j, channel, C) * by_scores[None, :]
                 of_weight = tl.sum(by_scores[None, :] * scales[j], axis=1, keep_dims=True)
-                tl.atomic_add(of_fusion_w + (j * rows + row) * C + channel, of_weight, mask=channel < C)
-                tl.atomic_add(of_fusion_b + j * rows + row, tl.sum(by_scores, axis=0))
+                tl.atomic_add(of_fusion_w + (j * rows + row) * C + channel, of_weight, mask=channel < C, sem="relaxed")
+                tl.atomic_add(of_fusion_b + j * rows + row, tl.sum(by_scores, axis=0), sem="relaxed")
             else:
                 total += gradient
         carried = carried + (total,)

@@ -78,7 +78,8 @@ class LeanMaps:
             sums.cross_entropy += s.cross_entropy
             sums.intersection[:, sample] += s.intersection[:, 0]
             sums.volume[:, sample] += s.volume[:, 0]
-        return Statistics(*(of_maps[self.numbers.argsort()] for of_maps in vars(sums).values()))
+        order = self.numbers.argsort()
+        return Statistics(*(of_maps[order] for of_maps in vars(sums).values()))
 
     def pull(self, scales: dict[int, Tensor], truth: Truth, by: Statistics) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients by the used scales and by the parameters, where ``by`` are the derivatives by the statistics."""
