@@ -48,7 +48,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         share: guaranteed share of ``z_0`` in the weights.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
         backend: how the loss is computed: "plain", "lean", "compiled" or "fused"; None for the fastest that fits,
-            with ``torch.compile`` unless the environment has ``nnUNet_compile=f`` (docs/method.md).
+            with ``torch.compile`` where nnU-Net uses it and on CPUs; not if ``nnUNet_compile=f`` (docs/method.md).
         distillation: factor of a further term, by which the best map teaches ``z_0``; 0 for none.
         sampled_mutants: how many mutants a step evaluates, drawn by weight; None for all. Not with distillation.
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
