@@ -1,5 +1,6 @@
 """Time, memory and error of the LoMix loss: backend × shape × K, beside nnU-Net's deep supervision.
 
+    pip install -e ".[benchmarks]"
     python benchmarks/loss.py                 # the cases of the device
     python benchmarks/loss.py --growth        # cost against K, and the picture loss_growth.png
 

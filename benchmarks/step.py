@@ -1,5 +1,6 @@
 """A whole training step of nnU-Net, nnUNetTrainer against nnUNetTrainerLoMix: time and peak memory.
 
+    pip install -e ".[benchmarks]"
     python benchmarks/step.py
 
 nnU-Net's own networks as its planner configures them, random images. A step is that of nnUNetTrainer.train_step:

@@ -161,7 +161,8 @@ class LoMixLoss(nn.Module):
             raise ValueError(f"expected a list of {self.num_scales} outputs, got {given}; is deep supervision on?")
         channels = self.terms.channels(self.num_classes)
         if target.ndim not in (4, 5) or target.shape[1] != channels:
-            raise ValueError(f"the target must be (B, {channels}, *spatial), 2D or 3D, got {tuple(target.shape)}")
+            last = ", the last one for ignored pixels" if channels > self.num_classes else ""
+            raise ValueError(f"the target must be (B, {channels}, *spatial), 2D or 3D{last}; got {tuple(target.shape)}")
         of_operators = {p.dtype for p in self.mixers.parameters()}
         if any(z.dtype == torch.float64 for z in outputs) and of_operators - {torch.float64}:
             raise ValueError("the outputs are float64, the loss isn't; convert it: loss.double()")

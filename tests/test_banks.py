@@ -99,6 +99,7 @@ def test_a_subclass_of_an_operator_is_not_computed_as_its_base():
 @pytest.mark.parametrize("values", [10, 1000, 5295 * 6])
 def test_pieces_are_all_pixels_and_begin_where_vectors_can(values, monkeypatch):
     monkeypatch.setattr(lean, "VALUES", {"cpu": values})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     mixers = [(Original(), (0,)), (Original(), (1,))]
     maps = LeanMaps(mixers, ClassTerms(), torch.empty(1, 3, 1))
     pieces = [range(9000)[pixels] for _, pixels in maps._pieces(torch.empty(1, 2, 3, 9000))]

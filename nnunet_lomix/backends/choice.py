@@ -33,8 +33,10 @@ def candidates(outputs, mixers, terms, compile: bool) -> list[str]:
     small = outputs[0].numel() * len(mixers) <= MOST_VALUES_FOR_PLAIN
     if not outputs[0].is_cuda:
         return ["plain" if small else "compiled" if compile else "lean"]
-    fused = not unsupported(outputs, mixers, terms)
-    return ["plain"] * small + ["lean"] + ["compiled"] * compile + ["fused"] * fused
+    why_not_fused = unsupported(outputs, mixers, terms)
+    if why_not_fused:
+        log_once(f"LoMix: the backend 'fused' isn't used: {why_not_fused}")
+    return ["plain"] * small + ["lean"] + ["compiled"] * compile + ["fused"] * (not why_not_fused)
 
 
 def compare(names: list[str], outputs, target, mixers, terms) -> dict[str, float]:

@@ -23,7 +23,7 @@ failed = set()  # functions that couldn't be compiled: after the first one nothi
 def compiled(outputs, target, mixers, terms) -> Statistics:
     """Memory: as lean. Falls back to lean, and logs once why, if compiling fails."""
     if not failed:
-        log_once("LoMix: the loss is compiled; its first step takes longer")
+        log_once("LoMix: the loss is compiled; its first step takes longer, 20 s or so (nnUNet_compile=f avoids it)")
     maps = LeanMaps if failed else CompiledMaps
     return walk(outputs, target, maps(mixers, terms, outputs[0]))
 
@@ -31,8 +31,6 @@ def compiled(outputs, target, mixers, terms) -> Statistics:
 @cache
 def compile_once(function: Callable) -> Callable:
     """``function``, compiled at its first call; itself, if that fails."""
-    from torch._dynamo.exc import TorchDynamoException  # takes a second, which not everybody needs
-
     fast = torch.compile(function, dynamic=True, fullgraph=True)
 
     def call(*args):
@@ -42,7 +40,7 @@ def compile_once(function: Callable) -> Callable:
         args = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
         try:
             return fast(*args)
-        except TorchDynamoException as error:
+        except Exception as error:  # of the compiler, or one that is raised again below
             failed.add(function)
             reason = str(error).strip().partition("\n")[0]
             log_once(f"LoMix: the backend 'lean' takes the place of 'compiled': {type(error).__name__}: {reason}")

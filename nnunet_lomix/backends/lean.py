@@ -90,8 +90,9 @@ class LeanMaps:
             piece, true = z[sample, :, :, pixels].contiguous(), truth.part(sample, pixels)
             of_piece, of_banks = self.pull_piece(piece, true, by_sample[sample])
             z[sample, :, :, pixels] = of_piece  # no other piece needs what was there
-            both = zip(packed or of_banks, of_banks, strict=True)
-            packed = [[*map(torch.add, *gradients)] for gradients in both] if packed else of_banks
+            if packed is not None:
+                of_banks = [[*map(torch.add, *both)] for both in zip(packed, of_banks, strict=True)]
+            packed = of_banks
         of_maps = {}
         for bank, maps, gradients in zip(self.banks, self.kinds.values(), packed, strict=True):
             of_maps |= zip(maps, bank.unpack(gradients), strict=True)
