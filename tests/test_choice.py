@@ -34,11 +34,12 @@ def nothing_chosen_yet(monkeypatch):
         (10**9, False, True, None, ["plain", "lean", "fused"]),
     ],
 )
-def test_candidates(most, compile, cuda, why_not_fused, names, monkeypatch):
+def test_candidates(most, compile, cuda, why_not_fused, names, monkeypatch, caplog):
     monkeypatch.setattr(choice, "MOST_VALUES_FOR_PLAIN", most)
     monkeypatch.setattr(choice, "unsupported", lambda *args: why_not_fused)
     output = SimpleNamespace(numel=lambda: 100, is_cuda=cuda)
     assert choice.candidates([output], [None], None, compile) == names
+    assert caplog.messages == [f"LoMix: the backend 'fused' isn't used: {why}" for why in (why_not_fused,) if why]
 
 
 def slow(*args):

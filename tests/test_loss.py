@@ -326,6 +326,12 @@ def test_wrong_inputs(outputs, target, message):
         LoMixLoss(3, 2)(outputs, torch.zeros(target))
 
 
+def test_a_target_of_regions_has_a_channel_for_ignored_pixels():
+    loss = LoMixLoss(3, 2, regions=True, ignore_label=3)
+    with pytest.raises(ValueError, match=r"\(B, 4, .* the last one for ignored pixels; got \(2, 3, 8, 8\)"):
+        loss(images((3, 8, 8), (3, 4, 4)), torch.zeros(2, 3, 8, 8))
+
+
 @pytest.mark.parametrize("ignore_label", [None, 4])
 @pytest.mark.parametrize("label", [-1, 3, 255])
 def test_a_label_that_is_no_class(label, ignore_label):
