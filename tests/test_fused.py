@@ -191,6 +191,12 @@ def test_another_sample_of_mutants_is_not_another_check():
     assert fused.check.cache_info().misses == 1
 
 
+@pytest.mark.parametrize("errors", [(0.0, torch.nan), (torch.nan, 0.0), (0.0, 0.1)])
+def test_one_wrong_example_is_enough(errors, monkeypatch):
+    monkeypatch.setattr(fused, "compare", lambda *args: errors[args[-1]])
+    assert "wrong by" in fused.check((), 2, 3, False, False, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("reason", ["Subtract", "deterministic", "float64", "the kernels failed", "wrong by", "device"])
 def test_falls_back_to_lean_and_says_why_once(reason, monkeypatch, caplog):
     operators, dtype = ("add",), torch.float32
