@@ -289,7 +289,7 @@ class RegionTerms(Terms):
         if logits.requires_grad:
             cross_entropy = F.binary_cross_entropy_with_logits(logits, truth.y.expand_as(logits), reduction="none")
         else:  # log(1 + exp z) = max(z, 0) − log p(|z|), without the logarithm of 1 + x, which takes nine times as long
-            cross_entropy = logits.clamp_min(0) - torch.maximum(p, 1 - p).log() - logits * truth.y
+            cross_entropy = logits.clamp_min(0) - logits * truth.y - torch.maximum(p, 1 - p).log()
         if truth.valid is not None:
             cross_entropy, p = cross_entropy * truth.valid, p * truth.valid
         return Statistics(cross_entropy.sum((-3, -2, -1)), (p * truth.y).sum(-1), p.sum(-1))

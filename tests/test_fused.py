@@ -168,6 +168,15 @@ def test_large_products_keep_their_precision():
     assert (loss.observed(loss.losses(z, labels)) >= 0).all()
 
 
+def test_sure_regions_keep_their_precision():
+    z = [10 + torch.rand(1, 2, 8, 8), 10 + torch.rand(1, 2, 4, 4)]
+    losses = []
+    for backend, dtype in (("fused", torch.float32), ("plain", torch.float64)):
+        loss = LoMixLoss(2, 2, (), regions=True, weight_dice=0, backend=backend).to(dtype)
+        losses.append(loss.losses([x.to(dtype) for x in z], torch.ones(1, 2, 8, 8)).double())
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
+
+
 # the interpreter takes what the compiler refuses; an A100 and an H100 are compiled for without one
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("case", [(5, 14, False, False), (3, 1, True, True), (7, 70, False, True)])

@@ -9,7 +9,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch.nn import functional as F
 
 from nnunet_lomix import LoMixLoss
-from nnunet_lomix.terms import Statistics
+from nnunet_lomix.terms import RegionTerms, Statistics, Truth
 
 from . import oracle
 
@@ -173,7 +173,7 @@ def maps_and_truth(kind, dtype, maps, pixels, seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ["classes", "classes_ignore"])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 9), st.sampled_from([0.0, 1.0, 30.0, 1e4]), st.integers(0, 10**6))
 def test_statistics_without_a_graph_are_the_same(kind, dtype, maps, pixels, magnitude, seed):
@@ -208,3 +208,10 @@ def test_sums_over_many_pixels_keep_their_precision(kind):
     loss = LoMixLoss(2, 2, operators=(), weight_ce=0, backend="plain", **KINDS[kind])
     expected = loss.losses([x.double() for x in outputs], target)
     torch.testing.assert_close(loss.losses(outputs, target).double(), expected, rtol=1e-5, atol=0)
+
+
+def test_the_cross_entropy_of_sure_regions_is_not_lost_in_their_logits():
+    z = torch.linspace(9, 11, 1000)[None, None]
+    truth = Truth(None, torch.ones_like(z), None)
+    got = RegionTerms().statistics(z, truth).cross_entropy
+    torch.testing.assert_close(got.double(), F.softplus(-z.double()).sum(), rtol=3e-4, atol=0)

@@ -154,7 +154,7 @@ def statistics_kernel(z, concats, concat_b, labels, y, valid, ranges, subsets, f
             if REGIONS:
                 e = tl.exp(-tl.abs(mixed))
                 p = tl.where(mixed < 0, e, 1.0) / (1 + e) * counts[None, :]
-                entropy = (tl.maximum(mixed, 0.0) + tl.log(1 + e)) * counts[None, :] - mixed * truth
+                entropy = tl.maximum(mixed, 0.0) * counts[None, :] - mixed * truth + tl.log(1 + e) * counts[None, :]
                 entropy = _sum_of_all(tl.where(channel < C, entropy, 0.0))
             else:
                 p, log_sum = _softmax(mixed, counts, channel, C)
