@@ -228,6 +228,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
             checkpoint = torch.load(stock, map_location="cpu", mmap=True, weights_only=False)
             checkpoint[STATE] = {
                 "rule": self.rule,
+                "maps": [m.name for m in self.loss.maps],
                 "loss": self.loss.state_dict(),
                 "optimizer": self.loss_optimizer and self.loss_optimizer.state_dict(),
                 # not left in nnU-Net's own dictionary: the progress plot of another trainer would stop where it ends
@@ -245,7 +246,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         if state is None:
             self.print_to_log_file("The checkpoint has no LoMix state: the weights of the maps start anew.")
             state = {"history": [{}] * self.current_epoch}
-        elif (state["rule"], state["loss"].keys()) != (self.rule, self.loss.state_dict().keys()):
+        elif (state["rule"], state.get("maps")) != (self.rule, [m.name for m in self.loss.maps]):
             raise SystemExit(
                 f"The checkpoint was written by {checkpoint['trainer_name']} with other LoMix maps or another rule "
                 f"than {type(self).__name__}'s: continue it as it was written, or start a new training."
