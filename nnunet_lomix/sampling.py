@@ -44,7 +44,9 @@ class SamplingLoMixLoss(LoMixLoss):
             self.remember(slice(None), losses)
             return self.weigh(losses)
         factors = self.draw(self.rule.steps)
-        chosen = factors.nonzero()[:, 0]
+        evaluated = factors != 0
+        evaluated[: self.num_scales] = True  # also without weight: DDP waits for gradients of all heads
+        chosen = evaluated.nonzero()[:, 0]
         losses = self.losses(outputs, target, [self.maps[i] for i in chosen.tolist()])
         self.remember(chosen, losses)
         known = self.last_losses.clone()
