@@ -1,6 +1,7 @@
 """Which backend is taken: the rule, and the trial that a GPU would hold, here with backends of the tests' own."""
 
 import weakref
+from functools import cache
 from time import sleep
 from types import SimpleNamespace
 
@@ -119,6 +120,22 @@ def test_the_fastest_that_works_is_chosen(names, best, reason, loss, caplog):
     *others, choice_made = caplog.messages
     assert [reason in message for message in others] == [True] * bool(reason)
     assert f"the backend {best!r} computes the loss of 19 maps" in choice_made
+
+
+def test_what_cannot_be_compiled_is_not_chosen(loss, monkeypatch, caplog):
+    def fails(function, **kwargs):
+        def call(*args):
+            raise RuntimeError("no compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", fails)
+    monkeypatch.setattr(compiled, "failed", set())
+    monkeypatch.setattr(compiled, "compile_once", cache(compiled.compile_once.__wrapped__))
+    loss(["slow", "compiled"])
+    assert list(choice.chosen.values()) == ["slow"]
+    _, why, choice_made = caplog.messages
+    assert why.endswith("RuntimeError: no compiler") and "compiled" not in choice_made
 
 
 def test_a_case_is_tried_once_whatever_the_sample_of_mutants(loss):

@@ -5,6 +5,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from nnunet_lomix.backends import compiled
 from nnunet_lomix.backends.base import BACKENDS, log_once
 from nnunet_lomix.backends.fused import TOLERANCE, difference, unsupported
 from nnunet_lomix.terms import Statistics
@@ -52,6 +53,8 @@ def compare(names: list[str], outputs, target, mixers, terms) -> dict[str, float
         except Exception as error:  # whatever a driver or compiler says: another backend does the work
             log_once(f"LoMix: the backend {name!r} isn't used, it failed ({type(error).__name__}: {error})")
             continue
+        if name == "compiled" and compiled.failed:
+            continue  # that was lean, and the log says why
         if trusted is None:
             if not all(s.isfinite().all() for s in sums):
                 return {}
