@@ -82,18 +82,27 @@ def find_dataset(dataset: str) -> Path:
         raise click.ClickException(
             f"The environment variable {variable} is not set: export {variable}=/your/folder first."
         )
-    try:
-        name = maybe_convert_to_dataset_name(dataset)
-    except ValueError:
-        raise click.ClickException(f"{dataset!r} is neither the number nor the name of a dataset.") from None
-    except RuntimeError as error:  # none or several; the first sentence says which
-        raise click.ClickException(f"{str(error).split('. ')[0]}: check -d and {variable}.") from None
+    name = name_dataset(dataset, f"-d and {variable}")
     folder = Path(nnUNet_preprocessed, name)
     if not folder.is_dir():
         raise click.ClickException(
             f"{name} is not in {variable} ({nnUNet_preprocessed}): run nnUNetv2_plan_and_preprocess for it first."
         )
     return folder
+
+
+def name_dataset(dataset: str, check: str) -> str:
+    """The name of a dataset, by id or name.
+
+    Raises:
+        click.ClickException: there is none, or there are several; ``check`` says where to look.
+    """
+    try:
+        return maybe_convert_to_dataset_name(dataset)
+    except ValueError:
+        raise click.ClickException(f"{dataset!r} is neither the number nor the name of a dataset.") from None
+    except RuntimeError as error:  # its first sentence says which
+        raise click.ClickException(f"{str(error).split('. ')[0]}: check {check}.") from None
 
 
 def read_splits(file: Path) -> list[dict]:

@@ -302,6 +302,23 @@ def test_labels_of_a_dataset_json_beside(folders, place):
     assert source.label_source == str(folders / place / "dataset.json") and source.trainers == ["old", "new"]
 
 
+@pytest.mark.parametrize(
+    "labels, reason",
+    [
+        ({"background": 0, "all": [1, 2]}, "regions_class_order"),
+        ({"liver": 1}, "Background"),
+        ({"0": "background", "1": "liver"}, "Background"),  # nnU-Net v1's
+        (["background", "liver"], "keys"),
+        ({"background": 0, "liver": None}, "int"),
+    ],
+)
+def test_wrong_labels_of_a_dataset_json_are_named(labels, reason, folders):
+    file = folders / "data" / "dataset.json"
+    file.write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+    with pytest.raises(click.ClickException, match=f"{file} aren't as nnU-Net v2 wants them: .*{reason}"):
+        read_plain(folders)
+
+
 def test_without_dataset_json_labels_are_the_values_of_the_references(folders):
     write(folders / "new" / "a.nii.gz", 7)
     source = read_plain(folders)

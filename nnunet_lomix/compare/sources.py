@@ -19,12 +19,12 @@ import pandas as pd
 from joblib import Parallel, delayed
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_lomix.compare.curves import COLUMNS, read_curves
 from nnunet_lomix.compare.statistics import MEAN
+from nnunet_lomix.splits import name_dataset
 
 SHOWN = 5  # names in a message
 # what all trainers must have alike
@@ -105,7 +105,7 @@ def read_results(
     Raises:
         click.ClickException: if something is missing, or folds, splits, cases, labels or spacing differ.
     """
-    dataset = _find_dataset(dataset)
+    dataset = name_dataset(dataset, "-d, nnUNet_preprocessed, nnUNet_raw and nnUNet_results")
     roots = [Path(folder) for folder in results or [_folder(nnUNet_results, "nnUNet_results")]]
     folders = [root / dataset / f"{trainer}__{plans}__{configuration}" for root in roots for trainer in trainers]
     _require_models(folders)
@@ -115,7 +115,7 @@ def read_results(
     first, *_ = models.values()
     json_files = {folder: _read_dataset_json(folder) for folder in models.values()}
     managers = {folder: _read_plans(folder) for folder in models.values()}
-    labels, ignore = _require_equal({folder: _list_labels(content) for folder, content in json_files.items()}, "labels")
+    labels, ignore = _require_equal({f: _list_labels(f, content) for f, content in json_files.items()}, "labels")
     planned = {folder: m.get_configuration(configuration).configuration for folder, m in managers.items()}
     for part in PLANNED:
         _require_equal({folder: own.get(part) for folder, own in planned.items()}, f"planned {part}")
@@ -189,7 +189,7 @@ def read_folders(
     example, *_ = files.values()
     reader = _find_reader(next(iter(described.values()), {"file_ending": ending}), example)
     if described:
-        labels, ignore = _require_equal({f: _list_labels(content) for f, content in described.items()}, "labels")
+        labels, ignore = _require_equal({f: _list_labels(f, content) for f, content in described.items()}, "labels")
         label_source = _join([folder / "dataset.json" for folder in described])
     else:
         found = Parallel(jobs)(delayed(_list_values)(file, reader) for file in files.values())
@@ -259,17 +259,6 @@ def _list_placement(properties: dict) -> tuple[float, ...]:
     return tuple(float(v) for part in parts for v in np.ravel(part))
 
 
-def _find_dataset(dataset: str) -> str:
-    try:
-        return str(maybe_convert_to_dataset_name(dataset))
-    except ValueError:
-        raise click.ClickException(f"{dataset!r} is neither the number nor the name of a dataset.") from None
-    except RuntimeError as error:  # none or several; the first sentence says which
-        raise click.ClickException(
-            f"{str(error).split('. ')[0]}: check -d, nnUNet_preprocessed, nnUNet_raw and nnUNet_results."
-        ) from None
-
-
 def _folder(variable, name: str) -> Path:
     if not variable.is_set():
         raise click.ClickException(f"The environment variable {name} is not set: set it to nnU-Net's folder.")
@@ -330,9 +319,13 @@ def _read(file: Path, read: Callable):
         raise click.ClickException(f"{file} can't be read: nnU-Net writes it beside what it trains.") from error
 
 
-def _list_labels(dataset_json: dict) -> tuple[dict[str, tuple[int, ...]], int | None]:
+def _list_labels(folder: Path, dataset_json: dict) -> tuple[dict[str, tuple[int, ...]], int | None]:
     """The labels or regions that nnU-Net scores, by name, and the label to ignore."""
-    manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
+    try:
+        manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        file = folder / "dataset.json"
+        raise click.ClickException(f"The labels of {file} aren't as nnU-Net v2 wants them: {error}") from error
     scored = manager.foreground_regions if manager.has_regions else manager.foreground_labels
     if MEAN in manager.label_dict:
         raise click.ClickException(f"No class can be called {MEAN}, as the mean over classes is: rename that label.")
