@@ -75,7 +75,8 @@ def test_is_compiled_once_for_all_numbers_of_maps_and_pixels(arguments, monkeypa
             loss = LoMixLoss(**arguments, backend=backend)
             for p in loss.mixers.parameters():
                 torch.nn.init.normal_(p)
-            some = [m for m in loss.maps if m.name not in ("add_01", "fusion_012", "z_2")]
+            some = [m for m in loss.maps if m.name not in ("add_0_1", "fusion_0_1_2", "z_2")]
+            assert len(some) == len(loss.maps) - 3
             outputs, target = tensors(*arrays, torch.float32)
             results.append(sum((losses_and_gradients(loss, outputs, target, maps) for maps in (None, some)), []))
     assert messages(caplog) == [COMPILED]  # no fall-back
