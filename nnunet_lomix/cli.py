@@ -37,8 +37,8 @@ def info():
 def demo(dim: str, out: str, epochs: int | None):
     """Train nnUNetTrainer and nnUNetTrainerLoMix on generated images and compare them.
 
-    Needs neither data nor a GPU nor environment variables, and less than 10 minutes on two cores. If it was
-    interrupted, the same command goes on where it stopped.
+    Needs neither data nor a GPU nor environment variables, and about 5 minutes on two cores that have nothing else
+    to do. If it was interrupted, the same command goes on where it stopped.
     """
     from nnunet_lomix.demo import default_settings, run_demo  # slow to import
 

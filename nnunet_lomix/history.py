@@ -31,20 +31,23 @@ def write_history(history: Sequence[dict[str, float]], folder: str | Path):
 def plot_history(history: Sequence[dict[str, float]], maps: Sequence[Map], folder: str | Path):
     """Draw ``lomix_weights.png``: the last weights as a heat map of operator × subset, and all weights over epochs.
 
+    They are drawn relative to the sum of the first epoch that has weights.
+
     Args:
         history: as for :func:`write_history`; the last epoch must not be empty.
         maps: the maps, in any order.
         folder: an existing folder.
     """
+    total = sum(next(filter(None, history)).values())  # 1, but for the paper's weights; that they fade stays visible
+    history = [{name: w / total for name, w in epoch.items()} for epoch in history]
     # nnU-Net's own plots change matplotlib's global settings
     with matplotlib.rc_context(matplotlib.rcParamsDefault):
         subsets = list(dict.fromkeys(m.subset for m in maps))
         figure = Figure(figsize=(max(8, 3 + 0.62 * len(subsets)), 8), layout="constrained")
         now, over_time = figure.subplots(2, 1)
         _draw_heat_map(now, history[-1], maps, subsets)
-        now.set_title(
-            f"Weight of each map after epoch {len(history) - 1}, in % (z_0 is beyond the colour scale)", loc="left"
-        )
+        beyond = " (z_0 is beyond the colour scale)" if history[-1]["z_0"] == max(history[-1].values()) else ""
+        now.set_title(f"Weight of each map after epoch {len(history) - 1}, in %{beyond}", loc="left")
         draw_evolution(over_time, history, maps)
         over_time.set_title("Weight of each map over the training, in %", loc="left")
         with replacing(Path(folder, PICTURE)) as temporary:

@@ -40,9 +40,10 @@ def test_table_has_a_row_an_epoch(tmp_path):
     np.testing.assert_allclose(table.loc[2], list(history[2].values()), rtol=1e-5)
 
 
-def test_lines_are_the_weights(drawn):
+@pytest.mark.parametrize("total", [1.0, 13.0])
+def test_lines_are_the_weights_relative_to_their_first_sum(total, drawn):
     history = [weights(seed) for seed in range(3)]
-    lines = drawn(history).lines
+    lines = drawn([{name: total * w for name, w in epoch.items()} for epoch in history]).lines
     assert len(lines) == len(MAPS)
     for line, m in zip(lines, MAPS, strict=True):
         np.testing.assert_allclose(line.get_ydata(), [100 * epoch[m.name] for epoch in history])

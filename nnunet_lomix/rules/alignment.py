@@ -17,7 +17,8 @@ class Alignment(WeightingRule):
     positive, which can only be noise, every map with a positive a_i counts fully.
     a is measured at every 10th step and averaged over about 100 steps; until then all maps are equal.
 
-    Limits: it looks one step ahead only, and every measurement costs a backward and three forward passes.
+    Limits: it looks one step ahead only. Every measurement costs a backward and three forward passes, all in full
+    precision: a network that only fits into memory by mixed precision may not fit.
     """
 
     alignment_every = 10
