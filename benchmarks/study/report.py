@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 REFERENCE = "nnUNetTrainer"
 GROUP = ["dataset", "size", "steps", "optimiser"]
 COLUMNS = 4  # of panels
-BACKENDS = ("backend_plain", "backend_lean", "backend_compiled")  # the reference first
+BACKENDS = ("backend_plain", "backend_lean", "backend_compiled", "backend_fused")  # the reference first
 
 
 def write_report(folder: Path):
@@ -112,7 +112,7 @@ def draw_backends(curves: pd.DataFrame) -> Figure:
     between_seeds = losses[reference].max(axis=1) - losses[reference].min(axis=1)
     right.fill_between(steps, -between_seeds, between_seeds, color="0.9", label="between seeds of plain")
     left.plot(steps, losses[reference], label=["plain", *once], color="0.75", linewidth=4)
-    for arm, colour in zip(others, ("C1", "C0"), strict=True):
+    for arm, colour in zip(others, ("C1", "C0", "C2"), strict=True):
         name, difference = arm.removeprefix("backend_"), losses[arm] - losses[reference]
         left.plot(steps, losses[arm], label=[name, *once], color=colour, linewidth=1)
         right.plot(steps, difference, label=[f"{name} − plain, same seed", *once], color=colour)

@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
     nnUNetTrainerNoDeepSupervision,
@@ -13,9 +14,14 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 
 from nnunet_lomix import trainers
+from nnunet_lomix.backends import fused
 from nnunet_lomix.loss import DEFAULT_OPERATORS
 
 LOMIX = trainers.nnUNetTrainerLoMix
+FIXED = trainers.nnUNetTrainerLoMixFixedWeights
+EQUAL = trainers.nnUNetTrainerEqualDeepSupervision
+if os.environ.get("TRITON_INTERPRET") == "1":  # takes as long for a block of any size
+    fused.VALUES_OF_BLOCK = 2**14
 
 
 def adamw(trainer):
@@ -37,13 +43,15 @@ def sgd(trainer):
     return optimizer, schedule
 
 
+PAPER_TERMS = {"weight_ce": 0.3, "weight_dice": 0.7}
+
 # name: nnU-Net's or our trainer, and what is different from it
 ARMS = {
     "nnUNetTrainer": (nnUNetTrainer, {}),
     "SingleOutput": (nnUNetTrainerNoDeepSupervision, {}),
-    "EqualDeepSupervision": (trainers.nnUNetTrainerEqualDeepSupervision, {}),
+    "EqualDeepSupervision": (EQUAL, {}),
     "AdditiveMix": (trainers.nnUNetTrainerAdditiveMix, {}),
-    "FixedWeights": (trainers.nnUNetTrainerLoMixFixedWeights, {}),
+    "FixedWeights": (FIXED, {}),
     "Paper": (trainers.nnUNetTrainerLoMixPaper, {}),
     **{rule: (LOMIX, {"rule": rule}) for rule in ("equal", "normalised", "barrier", "inverse")},
     **{rule: (LOMIX, {"rule": rule}) for rule in ("alignment", "alignment_held_out", "fade_in", "fade_out")},
@@ -59,11 +67,18 @@ ARMS = {
     "originals_only": (LOMIX, {"rule": "barrier", "operators": ()}),
     "K_2": (LOMIX, {"rule": "barrier", "mixed_scales": 2}),
     "K_3": (LOMIX, {"rule": "barrier", "mixed_scales": 3}),
-    **{f"backend_{b}": (LOMIX, {"rule": "barrier", "backend": b}) for b in ("plain", "lean", "compiled")},
+    **{f"backend_{b}": (LOMIX, {"rule": "barrier", "backend": b}) for b in ("plain", "lean", "compiled", "fused")},
     # the paper's free weights sum to 13 where all others sum to 1: is it the larger step that helps?
     "nnUNetTrainer_x13": (nnUNetTrainer, {"factor": 13}),
     "barrier_x13": (LOMIX, {"rule": "barrier", "factor": 13}),
-    "FixedWeights_x13": (trainers.nnUNetTrainerLoMixFixedWeights, {"factor": 13}),
+    "FixedWeights_x13": (FIXED, {"factor": 13}),
+    # or that they learn, or that each map costs 0.3 CE + 0.7 Dice, which halves the sum of the two?
+    "Paper_fixed": (trainers.nnUNetTrainerLoMixPaper, {"rule": "equal", "factor": 13}),
+    "nnUNetTrainer_paper_terms_x13": (nnUNetTrainer, PAPER_TERMS | {"factor": 13}),
+    "EqualDeepSupervision_paper_terms_x13": (EQUAL, PAPER_TERMS | {"factor": 13}),
+    "barrier_more_dice": (LOMIX, {"rule": "barrier", "weight_ce": 0.6, "weight_dice": 1.4}),
+    "FixedWeights_x6.5": (FIXED, {"factor": 6.5}),
+    "barrier_x6.5": (LOMIX, {"rule": "barrier", "factor": 6.5}),
 }
 
 # name: how the network's optimiser is set up
@@ -106,6 +121,8 @@ class Short:
 
     def _build_loss(self):
         loss = super()._build_loss()
+        if isinstance(loss, DeepSupervisionWrapper):  # nnU-Net's own
+            loss.loss.weight_ce, loss.loss.weight_dice = (getattr(self, f"weight_{t}", 1) for t in ("ce", "dice"))
         loss.register_forward_hook(lambda module, inputs, value: self.factor * value)
         return loss
 
