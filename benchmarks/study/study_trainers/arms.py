@@ -77,8 +77,9 @@ ARMS = {
     "nnUNetTrainer_paper_terms_x13": (nnUNetTrainer, PAPER_TERMS | {"factor": 13}),
     "EqualDeepSupervision_paper_terms_x13": (EQUAL, PAPER_TERMS | {"factor": 13}),
     "barrier_more_dice": (LOMIX, {"rule": "barrier", "weight_ce": 0.6, "weight_dice": 1.4}),
-    "FixedWeights_x6.5": (FIXED, {"factor": 6.5}),
+    "nnUNetTrainer_x6.5": (nnUNetTrainer, {"factor": 6.5}),
     "barrier_x6.5": (LOMIX, {"rule": "barrier", "factor": 6.5}),
+    "FixedWeights_x6.5": (FIXED, {"factor": 6.5}),
 }
 
 # name: how the network's optimiser is set up
