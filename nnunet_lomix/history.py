@@ -45,8 +45,8 @@ def plot_history(history: Sequence[dict[str, float]], maps: Sequence[Map], folde
         subsets = list(dict.fromkeys(m.subset for m in maps))
         figure = Figure(figsize=(max(8, 3 + 0.62 * len(subsets)), 8), layout="constrained")
         now, over_time = figure.subplots(2, 1)
-        _draw_heat_map(now, history[-1], maps, subsets)
-        beyond = " (z_0 is beyond the colour scale)" if history[-1]["z_0"] == max(history[-1].values()) else ""
+        top = _draw_heat_map(now, history[-1], maps, subsets)
+        beyond = " (z_0 is beyond the colour scale)" if 100 * history[-1]["z_0"] > top else ""
         now.set_title(f"Weight of each map after epoch {len(history) - 1}, in %{beyond}", loc="left")
         draw_evolution(over_time, history, maps)
         over_time.set_title("Weight of each map over the training, in %", loc="left")
@@ -54,7 +54,8 @@ def plot_history(history: Sequence[dict[str, float]], maps: Sequence[Map], folde
             figure.savefig(temporary, format="png", dpi=110)
 
 
-def _draw_heat_map(ax: Axes, weights: dict[str, float], maps: Sequence[Map], subsets: Sequence[str]):
+def _draw_heat_map(ax: Axes, weights: dict[str, float], maps: Sequence[Map], subsets: Sequence[str]) -> float:
+    """Gives the end of the colour scale, in %."""
     operators = list(dict.fromkeys(m.operator for m in maps))
     table = np.full((len(operators), len(subsets)), np.nan)
     for m in maps:
@@ -69,6 +70,7 @@ def _draw_heat_map(ax: Axes, weights: dict[str, float], maps: Sequence[Map], sub
     ax.set_yticks(range(len(operators)), operators)
     ax.set_xticks(range(len(subsets)), subsets, rotation=0 if len(subsets) < 12 else 45)
     ax.set_xlabel("scales, 0 is the finest")
+    return top
 
 
 def draw_evolution(ax: Axes, history: Sequence[dict[str, float]], maps: Sequence[Map]):

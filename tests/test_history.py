@@ -18,7 +18,7 @@ def weights(seed):
 
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
-    """Draws a history; gives the axes of the evolution."""
+    """Draws a history; gives the axes of the heat map and of the evolution."""
     figures = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
@@ -26,7 +26,7 @@ def drawn(tmp_path, monkeypatch):
     def draw(history):
         plot_history(history, MAPS, tmp_path)
         assert (tmp_path / "lomix_weights.png").stat().st_size > 0
-        return figures[-1].axes[1]
+        return figures[-1].axes
 
     return draw
 
@@ -43,7 +43,7 @@ def test_table_has_a_row_an_epoch(tmp_path):
 @pytest.mark.parametrize("total", [1.0, 13.0])
 def test_lines_are_the_weights_relative_to_their_first_sum(total, drawn):
     history = [weights(seed) for seed in range(3)]
-    lines = drawn([{name: total * w for name, w in epoch.items()} for epoch in history]).lines
+    lines = drawn([{name: total * w for name, w in epoch.items()} for epoch in history])[1].lines
     assert len(lines) == len(MAPS)
     for line, m in zip(lines, MAPS, strict=True):
         np.testing.assert_allclose(line.get_ydata(), [100 * epoch[m.name] for epoch in history])
@@ -52,4 +52,11 @@ def test_lines_are_the_weights_relative_to_their_first_sum(total, drawn):
 @pytest.mark.parametrize("history", [[weights(0)], [{}, {}, weights(0)]])
 def test_a_single_epoch_is_visible(drawn, history):
     """After a checkpoint of nnUNetTrainer had been continued, the picture of the first epoch was empty."""
-    assert all(line.get_marker() == "o" for line in drawn(history).lines)
+    assert all(line.get_marker() == "o" for line in drawn(history)[1].lines)
+
+
+@pytest.mark.parametrize("share, beyond", [(0.5, True), (1 / len(MAPS), False)])
+def test_the_title_says_whether_z_0_is_beyond_the_colours(share, beyond, drawn):
+    others = (1 - share) / (len(MAPS) - 1)
+    heat_map, _ = drawn([{m.name: share if m.name == "z_0" else others for m in MAPS}])
+    assert ("z_0 is beyond" in heat_map.get_title(loc="left")) == beyond

@@ -8,6 +8,9 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
 
@@ -74,6 +77,27 @@ def test_the_whole_loss_has_the_factor_of_the_arm(factor):
     output = torch.tensor([3.0], requires_grad=True)
     loss(output, torch.tensor([1.0])).backward()
     assert loss(output, torch.tensor([1.0])) == 2 * factor and output.grad == factor
+
+
+def test_terms_of_nnunets_own_loss_have_the_weights_of_the_arm(monkeypatch):
+    import arms
+
+    z, target = [torch.randn(2, 3, n, n) for n in (8, 4)], [torch.randint(3, (2, 1, n, n)) for n in (8, 4)]
+
+    def build(trainer):
+        dice = {"batch_dice": False, "do_bg": False, "smooth": 1e-5, "ddp": False}
+        return DeepSupervisionWrapper(DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss), (0.7, 0.3))
+
+    monkeypatch.setattr(arms.nnUNetTrainer, "_build_loss", build)
+    wrapper = build(None)
+    expected = 0
+    for weight, *inputs in zip(wrapper.weight_factors, z, target, strict=True):
+        wrapper.loss.weight_ce, wrapper.loss.weight_dice = 1, 0
+        expected += weight * 13 * 0.3 * wrapper.loss(*inputs)
+        wrapper.loss.weight_ce, wrapper.loss.weight_dice = 0, 1
+        expected += weight * 13 * 0.7 * wrapper.loss(*inputs)
+    trainer = arms.StudynnUNetTrainer_paper_terms_x13
+    torch.testing.assert_close(trainer._build_loss(object.__new__(trainer))(z, target), expected)
 
 
 @pytest.mark.parametrize("option", ["--arms", "--sizes", "--datasets"])

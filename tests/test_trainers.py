@@ -212,8 +212,11 @@ def test_a_checkpoint_with_other_maps_is_refused(make, tmp_path):
     class FreeWeights(Written):
         rule, share = "softplus", 0.0
 
+    class Sampled(Written):
+        sampled_mutants = 2
+
     make(Written).save_checkpoint(str(tmp_path / "checkpoint.pth"))
-    for cls in (LoMixTiny, Other, More, FreeWeights):
+    for cls in (LoMixTiny, Other, More, FreeWeights, Sampled):
         with pytest.raises(SystemExit, match="written by Written with other LoMix maps or another rule"):
             make(cls).load_checkpoint(str(tmp_path / "checkpoint.pth"))
 

@@ -246,7 +246,11 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         if state is None:
             self.print_to_log_file("The checkpoint has no LoMix state: the weights of the maps start anew.")
             state = {"history": [{}] * self.current_epoch}
-        elif (state["rule"], state.get("maps")) != (self.rule, [m.name for m in self.loss.maps]):
+        elif (state["rule"], state.get("maps"), state["loss"].keys()) != (
+            self.rule,
+            [m.name for m in self.loss.maps],
+            self.loss.state_dict().keys(),
+        ):
             raise SystemExit(
                 f"The checkpoint was written by {checkpoint['trainer_name']} with other LoMix maps or another rule "
                 f"than {type(self).__name__}'s: continue it as it was written, or start a new training."

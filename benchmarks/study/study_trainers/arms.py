@@ -6,7 +6,6 @@ import random
 
 import numpy as np
 import torch
-from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
     nnUNetTrainerNoDeepSupervision,
@@ -43,11 +42,23 @@ def sgd(trainer):
     return optimizer, schedule
 
 
+class WeightedTerms(nnUNetTrainer):
+    """nnUNetTrainer, whose loss is weight_ce · CE + weight_dice · Dice."""
+
+    weight_ce = weight_dice = 1
+
+    def _build_loss(self):
+        loss = super()._build_loss()
+        loss.loss.weight_ce, loss.loss.weight_dice = self.weight_ce, self.weight_dice  # within the deep supervision
+        return loss
+
+
 PAPER_TERMS = {"weight_ce": 0.3, "weight_dice": 0.7}
 
 # name: nnU-Net's or our trainer, and what is different from it
 ARMS = {
     "nnUNetTrainer": (nnUNetTrainer, {}),
+    "nnUNetTrainer_again": (nnUNetTrainer, {}),  # how much is chance
     "SingleOutput": (nnUNetTrainerNoDeepSupervision, {}),
     "EqualDeepSupervision": (EQUAL, {}),
     "AdditiveMix": (trainers.nnUNetTrainerAdditiveMix, {}),
@@ -74,7 +85,7 @@ ARMS = {
     "FixedWeights_x13": (FIXED, {"factor": 13}),
     # or that they learn, or that each map costs 0.3 CE + 0.7 Dice, which halves the sum of the two?
     "Paper_fixed": (trainers.nnUNetTrainerLoMixPaper, {"rule": "equal", "factor": 13}),
-    "nnUNetTrainer_paper_terms_x13": (nnUNetTrainer, PAPER_TERMS | {"factor": 13}),
+    "nnUNetTrainer_paper_terms_x13": (WeightedTerms, PAPER_TERMS | {"factor": 13}),
     "EqualDeepSupervision_paper_terms_x13": (EQUAL, PAPER_TERMS | {"factor": 13}),
     "barrier_more_dice": (LOMIX, {"rule": "barrier", "weight_ce": 0.6, "weight_dice": 1.4}),
     "nnUNetTrainer_x6.5": (nnUNetTrainer, {"factor": 6.5}),
@@ -122,8 +133,6 @@ class Short:
 
     def _build_loss(self):
         loss = super()._build_loss()
-        if isinstance(loss, DeepSupervisionWrapper):  # nnU-Net's own
-            loss.loss.weight_ce, loss.loss.weight_dice = (getattr(self, f"weight_{t}", 1) for t in ("ce", "dice"))
         loss.register_forward_hook(lambda module, inputs, value: self.factor * value)
         return loss
 
