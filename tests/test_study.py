@@ -48,6 +48,10 @@ def test_differences_are_paired_by_case_and_seed():
     low, high = map(float, table["95 % interval"].split(" to "))
     assert by_seed.min() - 0.5 < low < np.mean(truth) - 0.5 and np.mean(truth) + 0.5 < high < by_seed.max() + 0.5
 
+    (turned,) = report.summarise(dice, "better").values()
+    turned = turned.set_index("arm").loc["nnUNetTrainer"]
+    assert float(turned["difference"]) == -float(table["difference"])
+
     alone = report.summarise(dice[dice["seed"] == 0])
     assert next(iter(alone.values())).set_index("arm").loc["better", "95 % interval"] == ""
 

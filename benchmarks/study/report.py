@@ -1,6 +1,7 @@
 """The study's table and pictures, from its CSV files.
 
-python benchmarks/study/report.py benchmarks/study/results
+python benchmarks/study/report.py benchmarks/study/results        # writes them
+python benchmarks/study/report.py benchmarks/study/results ARM    # prints the table with this arm as reference
 """
 
 import sys
@@ -19,10 +20,7 @@ BACKENDS = ("backend_plain", "backend_lean", "backend_compiled", "backend_fused"
 def write_report(folder: Path):
     """Write the table and the pictures beside the CSV files, and print the table."""
     dice, curves, weights = (pd.read_csv(folder / f"{name}.csv") for name in ("dice", "curves", "weights"))
-    tables = summarise(dice)
-    text = "\n".join(
-        f"### {title}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n" for title, table in tables.items()
-    )
+    text = as_text(summarise(dice))
     (folder / "table.md").write_text(text)
     draw_curves(curves).savefig(folder / "curves.png", dpi=90)
     if set(BACKENDS) <= set(curves["arm"]):
@@ -32,8 +30,14 @@ def write_report(folder: Path):
     print(text)
 
 
-def summarise(dice: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """A table for each dataset, size, number of steps and optimiser: every arm against nnUNetTrainer.
+def as_text(tables: dict[str, pd.DataFrame]) -> str:
+    return "\n".join(
+        f"### {title}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n" for title, table in tables.items()
+    )
+
+
+def summarise(dice: pd.DataFrame, reference: str = REFERENCE) -> dict[str, pd.DataFrame]:
+    """A table for each dataset, size, number of steps and optimiser: every arm against the reference.
 
     Seeds count that both have. A case counts with the mean over its classes. The interval is a bootstrap over patients
     and seeds, both drawn anew; with fewer than three seeds there is none.
@@ -41,24 +45,24 @@ def summarise(dice: pd.DataFrame) -> dict[str, pd.DataFrame]:
     tables = {}
     for key, group in dice.groupby(GROUP, sort=False):
         cases = group.groupby(["arm", "seed", "case"], sort=False)["dice"].mean().unstack("case")
-        if REFERENCE in cases.index:
-            rows = [row(cases, arm) for arm in dict.fromkeys(cases.index.get_level_values("arm"))]
+        if reference in cases.index:
+            rows = [row(cases, arm, reference) for arm in dict.fromkeys(cases.index.get_level_values("arm"))]
             dataset, size, steps, optimiser = key
             tables[f"{dataset}, {size}, {steps} steps of {optimiser}"] = pd.DataFrame(rows)
     return tables
 
 
-def row(cases: pd.DataFrame, arm: str) -> dict:
+def row(cases: pd.DataFrame, arm: str, reference: str) -> dict:
     """An arm of a table; ``cases`` has a row for each arm and seed and a column for each case."""
-    theirs = cases.loc[REFERENCE]
+    theirs = cases.loc[reference]
     ours = cases.loc[arm].reindex(theirs.index).dropna().sort_index()
     theirs = theirs.loc[ours.index]
     result = {"arm": arm, "seeds": len(ours), "Dice": f"{100 * ours.to_numpy().mean():.2f}"}
-    if arm == REFERENCE:
-        return result | dict.fromkeys((REFERENCE, "difference", "95 % interval", "by seed"), "")
+    if arm == reference:
+        return result | dict.fromkeys((reference, "difference", "95 % interval", "by seed"), "")
     differences = 100 * (ours - theirs)
     return result | {
-        REFERENCE: f"{100 * theirs.to_numpy().mean():.2f}",
+        reference: f"{100 * theirs.to_numpy().mean():.2f}",
         "difference": f"{differences.to_numpy().mean():+.2f}",
         "95 % interval": interval(differences) if len(differences) >= 3 else "",
         "by seed": ", ".join(f"{d:+.1f}" for d in differences.mean(axis=1)),
@@ -142,4 +146,8 @@ def draw_weights(weights: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    write_report(Path(sys.argv[1]))
+    folder, *reference = sys.argv[1:]
+    if reference:
+        print(as_text(summarise(pd.read_csv(Path(folder, "dice.csv")), *reference)))
+    else:
+        write_report(Path(folder))
