@@ -14,6 +14,7 @@ from nnunet_lomix.backends.base import log_once
 from nnunet_lomix.terms import Statistics
 
 from . import oracle
+from .test_compiled import compiler_that
 from .test_loss import tensors
 
 
@@ -123,13 +124,7 @@ def test_the_fastest_that_works_is_chosen(names, best, reason, loss, caplog):
 
 
 def test_what_cannot_be_compiled_is_not_chosen(loss, monkeypatch, caplog):
-    def fails(function, **kwargs):
-        def call(*args):
-            raise RuntimeError("no compiler")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", fails)
+    monkeypatch.setattr(torch, "compile", compiler_that(RuntimeError("no compiler")))
     monkeypatch.setattr(compiled, "failed", set())
     monkeypatch.setattr(compiled, "compile_once", cache(compiled.compile_once.__wrapped__))
     loss(["slow", "compiled"])

@@ -31,6 +31,18 @@ def compile_anew(monkeypatch):
     log_once.cache_clear()
 
 
+def compiler_that(error):
+    """In the place of torch.compile: its functions raise the error when they are called."""
+
+    def compile(function, **kwargs):
+        def call(*args):
+            raise error
+
+        return call
+
+    return compile
+
+
 def messages(caplog):
     """Our warnings; torch.compile has much to say, too."""
     return [text for name, level, text in caplog.record_tuples if name.startswith("nnunet_lomix") and level == WARNING]
@@ -87,13 +99,7 @@ def test_is_compiled_once_for_all_numbers_of_maps_and_pixels(arguments, monkeypa
 
 @pytest.mark.parametrize("error", [TorchDynamoException, RuntimeError])  # the latter with TORCH_COMPILE_DISABLE=1
 def test_lean_takes_over_where_compiling_fails_and_the_log_says_so_once(error, monkeypatch, caplog):
-    def fails(function, **kwargs):
-        def call(*args):
-            raise error("no compiler\nand so on")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", fails)
+    monkeypatch.setattr(torch, "compile", compiler_that(error("no compiler\nand so on")))
     results = []
     for backend in ("compiled", "compiled", "lean"):
         loss = LoMixLoss(3, 3, backend=backend)
