@@ -1,52 +1,44 @@
-"""Time and memory of `nnunet_lomix compare` by number of cases.
-
-    python benchmarks/compare.py --cases 20 200
+"""Time and memory of ``nnunet_lomix compare`` by number of cases.
 
 Two folders of predictions and one of references, of 128³ voxels with 8 organs. The voxels of all cases are those of a
 few files, but no case has the bytes of another one, so that the cache finds none; then a second call finds all of them.
 """
 
-import argparse
 import gzip
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import SimpleITK as sitk
 from joblib.externals.loky import get_reusable_executor
+from measuring import in_its_own_process, peak_of_process
+from results import Rows
 from scipy.ndimage import gaussian_filter
 
+KEY = ("cases",)
 SHAPE, DISTINCT = (128, 128, 128), 4
-COLUMNS = ("s", "CPU s", "MiB parent", "MiB largest worker")
 NOISE = {"references": 0, "old": 0.5, "new": 0.3}  # how far each folder is from the references
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, nargs="+", default=[20, 200])
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # a process of its own for each peak
-    args = parser.parse_args()
-    if args.measure:
-        print(*measure(args.measure, args.jobs))
-        return
+def measure(numbers_of_cases: Sequence[int], jobs: int) -> Rows:
+    """A row for each number of cases.
+
+    Seconds of the first call, those of a second one, and the seconds of all processors in the first; megabytes of the
+    calling process and of the largest worker.
+    """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         files = {name: [make_segmentation(i, noise) for i in range(DISTINCT)] for name, noise in NOISE.items()}
-        for cases in args.cases:
+        for cases in numbers_of_cases:
             root = Path(folder, str(cases))
             write_cases(root, files, cases)
-            command = [sys.executable, __file__, "--jobs", str(args.jobs), "--measure", root]
-            first, again = (list(map(float, subprocess.check_output(command).split()[-4:])) for _ in range(2))
-            rows.append({"cases": cases, **dict(zip(COLUMNS, first, strict=True)), "s again": again[0]})
-    print(f"Two trainers, {args.jobs} processes, with the start of Python; peaks of memory.\n")
-    print(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".0f"))
+            first, again = (in_its_own_process(call, root, jobs) for _ in range(2))
+            rows.append({"cases": cases, **first, "again_s": again["first_s"]})
+    return rows
 
 
 def make_segmentation(number: int, noise: float) -> bytes:
@@ -65,7 +57,8 @@ def make_segmentation(number: int, noise: float) -> bytes:
         return file.read_bytes()
 
 
-def write_cases(root: Path, files: dict[str, list[bytes]], cases: int):
+def write_cases(root: Path, files: dict[str, list[bytes]], cases: int) -> None:
+    """Folders of predictions and references below ``root``, and the dataset.json."""
     for name, contents in files.items():
         (root / name).mkdir(parents=True)
         for case in range(cases):
@@ -76,18 +69,19 @@ def write_cases(root: Path, files: dict[str, list[bytes]], cases: int):
     (root / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
 
 
-def measure(root: Path, jobs: int) -> list[float]:
-    """What ``COLUMNS`` says."""
+def call(root: Path, jobs: int) -> dict[str, float]:
+    """What one call takes, in a process that has made none before."""
     start = time.perf_counter()
     from nnunet_lomix.compare import compare, read_folders  # users wait for it, too
 
     source = read_folders(root / "references", [root / "old", root / "new"], jobs=jobs)
     compare(source, jobs=jobs, cache_file=root / "cache.json")
     seconds = time.perf_counter() - start
-    get_reusable_executor().shutdown()  # the system counts children that have ended
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return [seconds, sum(u.ru_utime + u.ru_stime for u in usage), *(u.ru_maxrss / 1024 for u in usage)]
-
-
-if __name__ == "__main__":
-    main()
+    get_reusable_executor().shutdown()  # the system counts the workers once they have ended
+    own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {
+        "first_s": seconds,
+        "processors_s": sum(usage.ru_utime + usage.ru_stime for usage in (own, workers)),
+        "memory_mb": peak_of_process() / 1024,
+        "worker_memory_mb": workers.ru_maxrss / 1024,
+    }

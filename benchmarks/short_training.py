@@ -8,65 +8,86 @@ classes of the last of 10 evaluations. The validation Dice is that of nnU-Net's 
 """
 
 import argparse
-import json
-import os
-import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import nan
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
-import torch
-from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+import pandas as pd
+
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.nnunet.commands import run_command, trainers_first
+from nnunet_lomix.nnunet.datasets import name_dataset, require_root
+from nnunet_lomix.nnunet.results import SUMMARY, FoldFolder, ModelFolder
 
 TRAINERS_FOLDER = Path(__file__).parent / "short_trainers"
+PLANS = "nnUNetPlans"
 
 
-def main():
+class Dice(NamedTuple):
+    """0 to 1, means over classes; ``validation`` is NaN where nothing was validated."""
+
+    pseudo: float
+    validation: float
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-d", type=int, default=4, help="dataset")
+    parser.add_argument("-d", default="4", help="dataset")
     parser.add_argument("-c", default="2d", help="configuration")
     parser.add_argument("--trainers", nargs="+", default=["nnUNetTrainer", "nnUNetTrainerLoMix"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one core each")
     args = parser.parse_args()
-    runs = [(f"{t}_short_seed{s}", args.d, args.c) for s in args.seeds for t in args.trainers]
+    results, dataset = require_root("nnUNet_results"), name_dataset(args.d)
+    runs = [(trainer, seed) for seed in args.seeds for trainer in args.trainers]
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = dict(zip(runs, pool.map(lambda run: train(*run), runs), strict=True))
-
-    print(f"\nDataset {args.d}, {args.c}, fold 0\n")
-    print("| trainer | pseudo Dice by seed | mean | validation Dice by seed | mean |")
-    print("|---|---|---|---|---|")
-    for t in args.trainers:
-        pseudo, validation = zip(*(results[f"{t}_short_seed{s}", args.d, args.c] for s in args.seeds), strict=True)
-        columns = [text for values in (pseudo, validation) for text in (listed(values), f"**{mean(values):.3f}**")]
-        print("|", " | ".join([t, *columns]), "|")
+        folds = dict(zip(runs, pool.map(lambda run: train(results, dataset, args.c, *run), runs), strict=True))
+    table = pd.DataFrame([row(t, [read_dice(folds[t, seed]) for seed in args.seeds]) for t in args.trainers])
+    print(f"\n{dataset}, {args.c}, fold 0\n")
+    print(table.to_markdown(index=False, disable_numparse=True))
 
 
-def train(trainer: str, dataset: int, configuration: str) -> tuple[float, float]:
-    """Last pseudo Dice and validation Dice of a training, which is run if it isn't there."""
-    name = maybe_convert_to_dataset_name(dataset)
-    fold = Path(nnUNet_results) / name / f"{trainer}__nnUNetPlans__{configuration}" / "fold_0"
-    if not (fold / "checkpoint_final.pth").is_file():
-        folders = [str(TRAINERS_FOLDER), os.environ.get("nnUNet_extTrainer", "")]
-        environment = os.environ | {
-            "nnUNet_extTrainer": os.pathsep.join(folders),
-            "nnUNet_n_proc_DA": "0",
-            "nnUNet_def_n_proc": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        command = ["nnUNetv2_train", str(dataset), configuration, "0", "-tr", trainer, "-device", "cpu"]
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    log = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)["logging"]
-    summary = fold / "validation" / "summary.json"
-    validation = json.loads(summary.read_text())["foreground_mean"]["Dice"] if summary.is_file() else nan
-    return float(log["mean_fg_dice"][-1]), validation
+def row(trainer: str, by_seed: Sequence[Dice]) -> dict[str, str]:
+    """A row of the table."""
+    columns = {"pseudo Dice": [d.pseudo for d in by_seed], "validation Dice": [d.validation for d in by_seed]}
+    result = {"trainer": trainer}
+    for name, values in columns.items():
+        result[f"{name} by seed"] = ", ".join(f"{v:.3f}" for v in values)
+        result[f"mean {name}"] = f"**{mean(values):.3f}**"
+    return result
 
 
-def listed(values) -> str:
-    return ", ".join(f"{v:.3f}" for v in values)
+def train(results: Path, dataset: str, configuration: str, trainer: str, seed: int) -> FoldFolder:
+    """The folder of a training, which is run if it isn't there."""
+    name = f"{trainer}_short_seed{seed}"
+    fold = ModelFolder.of(results, dataset, name, PLANS, configuration).fold(0)
+    if not fold.is_finished():
+        fold.path.mkdir(parents=True, exist_ok=True)
+        run_command(
+            ["nnUNetv2_train", dataset, configuration, fold.fold, "-tr", name, "-p", PLANS, "-device", "cpu"],
+            fold.path / "stdout.log",
+            {
+                **trainers_first(TRAINERS_FOLDER),
+                "nnUNet_n_proc_DA": "0",
+                "nnUNet_def_n_proc": "1",
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+    return fold
+
+
+def read_dice(fold: FoldFolder) -> Dice:
+    """The last pseudo Dice of a finished training, and its validation Dice."""
+    validated = (fold.path / SUMMARY).is_file()
+    validation = fold.read_summary()["foreground_mean"]["Dice"] if validated else nan
+    return Dice(fold.read_curves()["pseudo_dice"].iloc[-1], validation)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except LoMixError as error:
+        raise SystemExit(str(error)) from None

@@ -1,139 +1,172 @@
-"""A whole training step of nnU-Net, nnUNetTrainer against nnUNetTrainerLoMix: time and peak memory.
+"""Time of a whole training step: nnUNetTrainerLoMix beside nnUNetTrainer, and on CUDA the peak of memory.
 
-    pip install -e ".[benchmarks]"
-    python benchmarks/step.py
-
-nnU-Net's own networks as its planner configures them, random images. A step is that of nnUNetTrainer.train_step:
-forward (under autocast on CUDA, network compiled), loss, backward, clipping, SGD; then the step of the loss's own
-optimiser. Every loss takes its turns in one process; the figures are medians, with the 20th and 80th percentile. On a
-CPU: one thread, small patches, no memory.
+The trainers themselves make their steps, on random images, with the network that nnU-Net's planner configures. Both
+train the same network in turns.
 """
 
-import argparse
-from dataclasses import dataclass
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
 
-import pandas as pd
 import torch
-from loss import NNUNET, Case, describe, make_loss, now, spread
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from torch.nn import functional as F
+from cases import NNUNET, Case
+from examples import backends_for, count_maps, default_backend, make_targets
+from measuring import milliseconds, now, spread, take_turns
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from results import Rows
+
+from nnunet_lomix.trainers import nnUNetTrainerLoMix
+
+KEY = ("case", "backend")
+REPEATS = 11
+DEFAULT = "default"  # the backend that nnUNetTrainerLoMix takes by itself
+DATASET, CONFIGURATION = "Dataset000_Random", "random"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What nnU-Net's planner decides: PlainConvUNet, stages halve all axes."""
+def measure(cases: Sequence[Case], device: str, repeats: int, backends: Sequence[str] = ()) -> Rows:
+    """A row for nnU-Net, for LoMix by the trainer's own choice of a backend, and by each of ``backends``.
 
-    name: str
-    classes: int
-    batch: int
-    patch: tuple[int, ...]
-    stages: int
-    mixed: int
-
-    @property
-    def case(self) -> Case:
-        return Case(self.batch, self.classes, self.patch, self.stages - 1, self.mixed)
-
-
-PLANS = {
-    "cpu": [Plan("2d, as Hippocampus", 3, 16, (56, 40), 4, 3), Plan("3d, as Hippocampus", 3, 2, (40, 56, 40), 4, 3)],
-    "cuda": [
-        Plan("3d_fullres", 14, 2, (128, 128, 128), 6, 5),
-        Plan("3d_fullres", 14, 2, (128, 128, 128), 6, 4),
-        Plan("3d_fullres", 3, 2, (128, 128, 128), 6, 4),
-        Plan("2d", 4, 12, (512, 512), 8, 4),
-    ],
-}
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=11)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{describe(args.device)}, torch {torch.__version__}\n")
-    rows = [row for plan in PLANS[args.device] for row in measure(plan, args.device, args.repeats)]
-    print(pd.DataFrame(rows).to_markdown(index=False))
+    Times are milliseconds; the ratio is that to nnU-Net's step of the same turn; memory is the peak of the process in
+    megabytes, None on a CPU.
+    """
+    rows = []
+    for case in cases:
+        named = backends_for(case, device, backends) if backends else []
+        names = [NNUNET, DEFAULT, *(name for name in named if name != NNUNET)]
+        with nnunet_folders(), redirect_stdout(StringIO()):  # a trainer tells more than is wanted here
+            trainers = {name: make_trainer(name, case, device) for name in names}
+            for trainer in trainers.values():
+                trainer.network, trainer.optimizer = trainers[NNUNET].network, trainers[NNUNET].optimizer
+            trainers[NNUNET].network.train()
+            batch = make_batch(case, device)
+            steps = {name: Step(trainer, batch, device) for name, trainer in trainers.items()}
+            seconds = {name: times[:, 0] for name, times in take_turns(steps, repeats, warm_up=2).items()}
+        for name in names:
+            rows.append(
+                {
+                    "case": str(case),
+                    "backend": name,
+                    "computed_by": default_backend(case, device) if name == DEFAULT else name,
+                    "maps": count_maps(name, case),
+                    "step_ms": milliseconds(seconds[name]),
+                    "ratio": spread(seconds[name] / seconds[NNUNET]),
+                    "memory_mb": steps[name].megabytes,
+                }
+            )
+    return rows
 
 
-def build(plan: Plan) -> torch.nn.Module:
-    dim = len(plan.patch)
-    kwargs = {
-        "n_stages": plan.stages,
-        "features_per_stage": [min(512 if dim == 2 else 320, 32 * 2**i) for i in range(plan.stages)],
-        "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
-        "kernel_sizes": [[3] * dim] * plan.stages,
-        "strides": [[1] * dim] + [[2] * dim] * (plan.stages - 1),
-        "n_conv_per_stage": [2] * plan.stages,
-        "n_conv_per_stage_decoder": [2] * (plan.stages - 1),
-        "conv_bias": True,
-        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-    needed = ["conv_op", "norm_op", "dropout_op", "nonlin"]
-    return get_network_from_plans(name, kwargs, needed, 1, plan.classes, True, True)
+class Step:
+    """A training step of a trainer, on the same batch each time.
+
+    Attributes:
+        megabytes: the peak of the last step; None on a CPU.
+    """
+
+    def __init__(self, trainer: nnUNetTrainer, batch: dict, device: str):
+        self.trainer = trainer
+        self.batch = batch
+        self.device = device
+        self.megabytes: int | None = None
+
+    def __call__(self) -> tuple[float]:
+        """Its seconds."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        start = now(self.device)
+        self.trainer.train_step(self.batch)
+        seconds = now(self.device) - start
+        if self.device == "cuda":
+            self.megabytes = torch.cuda.max_memory_allocated() // 2**20
+        return (seconds,)
 
 
-def measure(plan: Plan, device: str, repeats: int) -> list[dict]:
-    names = [NNUNET, "plain", "lean"] if device == "cpu" else [NNUNET, "lean", "compiled", "fused"]
+@contextmanager
+def nnunet_folders() -> Iterator[None]:
+    """nnU-Net's folders, empty, for as long as the block lasts."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"nnUNet_preprocessed": folder, "nnUNet_results": folder}
+        # by the ending of the files there nnU-Net decides how it would read them
+        cases = Path(folder, DATASET, CONFIGURATION)
+        cases.mkdir(parents=True)
+        (cases / "case.b2nd").touch()
+        try:
+            yield
+        finally:
+            for name in ("nnUNet_preprocessed", "nnUNet_results"):
+                os.environ.pop(name)
+            os.environ |= before
+
+
+def make_trainer(name: str, case: Case, device: str) -> nnUNetTrainer:
+    """nnU-Net's trainer, or LoMix's by the backend of that name, ready for its first step."""
+
+    class LoMix(nnUNetTrainerLoMix):
+        mixed_scales = case.mixed_scales
+        backend = None if name == DEFAULT else name
+
+    trainer_class = nnUNetTrainer if name == NNUNET else LoMix
     torch.manual_seed(0)
-    network = build(plan).to(device)
-    if device == "cuda":  # as nnU-Net does
-        network = torch.compile(network)
-    optimizer = torch.optim.SGD(network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
-    scaler = torch.amp.GradScaler(device, enabled=device == "cuda")
-    losses = {name: make_loss(name, plan.case, device) for name in names}
-    own = {name: torch.optim.AdamW(p, 1e-2) for name, loss in losses.items() if (p := list(loss.parameters()))}
-    data = torch.randn(plan.batch, 1, *plan.patch, device=device)
-    target = torch.randint(plan.classes, (plan.batch, 1, *plan.patch), device=device).float()
-    targets = [F.interpolate(target, [s // 2**j for s in plan.patch]) for j in range(plan.stages - 1)]
-    times, memory = {name: [] for name in names}, dict.fromkeys(names, 0)
-    for turn in range(repeats + 2):  # the first two warm up
-        for name, loss in losses.items():
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            start = now(device)
-            step(network, loss, optimizer, own.get(name), scaler, data, targets, device)
-            if turn > 1:
-                times[name].append(now(device) - start)
-            if device == "cuda":
-                memory[name] = torch.cuda.max_memory_allocated() / 2**20
-    reference = pd.Series(times[NNUNET])
-    return [
-        {
-            "network": plan.name,
-            "case": str(plan.case),
-            "loss": name,
-            "maps": len(losses[name].maps) if name != NNUNET else plan.stages - 2,
-            "step": spread(pd.Series(times[name]).to_numpy()),
-            "relative": f"{(pd.Series(times[name]) / reference).median():.2f}",
-            "peak memory, MB": f"{memory[name]:.0f}" if device == "cuda" else "",
-        }
-        for name in names
-    ]
+    torch.backends.cudnn.benchmark = device == "cuda"  # as nnUNetv2_train
+    trainer = trainer_class(make_plans(case), CONFIGURATION, 0, make_dataset_json(case), torch.device(device))
+    trainer.initialize()
+    return trainer
 
 
-def step(network, loss, optimizer, own, scaler, data, targets, device: str):
-    """As nnUNetTrainer.train_step of nnU-Net 2.8.1; with an ``own`` optimiser as nnUNetTrainerLoMix.train_step."""
-    if own:
-        own.zero_grad(set_to_none=True)
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(device, enabled=device == "cuda"):
-        value = loss(network(data), targets)
-    scaler.scale(value).backward()
-    scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
-    scaler.step(optimizer)
-    scaler.update()
-    if own and all(p.grad.isfinite().all() for group in own.param_groups for p in group["params"]):
-        own.step()
+def make_plans(case: Case) -> dict:
+    """What nnU-Net's planner decides: a PlainConvUNet of one stage more than outputs, each with half of the voxels."""
+    dim, stages = len(case.size), case.scales + 1
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": stages,
+            "features_per_stage": [min(512 if dim == 2 else 320, 32 * 2**i) for i in range(stages)],
+            "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
+            "kernel_sizes": [[3] * dim] * stages,
+            "strides": [[1] * dim] + [[2] * dim] * (stages - 1),
+            "n_conv_per_stage": [2] * stages,
+            "n_conv_per_stage_decoder": [2] * (stages - 1),
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    configuration = {
+        "data_identifier": CONFIGURATION,
+        "batch_size": case.batch,
+        "patch_size": list(case.size),
+        "batch_dice": dim == 2,
+        "architecture": architecture,
+    }
+    return {
+        "dataset_name": DATASET,
+        "plans_name": "nnUNetPlans",
+        "configurations": {CONFIGURATION: configuration},
+        "continue_training": False,  # nnUNetv2_train passes it on with the plans
+    }
 
 
-if __name__ == "__main__":
-    main()
+def make_dataset_json(case: Case) -> dict:
+    """One channel, and the labels of a case; region i is made of the labels from i on, so each lies within the last."""
+    labels: dict[str, int | list[int]] = {"background": 0}
+    numbers = range(1, case.classes + case.regions)
+    for i in numbers:
+        labels[f"label {i}"] = list(range(i, numbers.stop)) if case.regions else i
+    regions = {"regions_class_order": list(numbers)} if case.regions else {}
+    return {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"} | regions
+
+
+def make_batch(case: Case, device: str) -> dict:
+    """A batch as nnU-Net's data loader gives it, but on the device already."""
+    torch.manual_seed(0)
+    data = torch.randn(case.batch, 1, *case.size, device=device)
+    return {"data": data, "target": make_targets(case, device)}

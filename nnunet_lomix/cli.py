@@ -3,20 +3,41 @@
 import os
 import signal
 import warnings
+from typing import Any
 
 import click
 
+from nnunet_lomix.errors import LoMixError, UsageError
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class Command(click.Command):
+    """A command that shows what the library raises as click shows its own errors: one sentence, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            raise click.UsageError(str(error), ctx) from None
+        except LoMixError as error:
+            raise click.ClickException(str(error)) from None
+
+
+class Commands(click.Group):
+    """All commands of the package are of the class :class:`Command`."""
+
+    command_class = Command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="nnunet_lomix")
-def main():
+def main() -> None:
     """LoMix for nnU-Net v2."""
     # of torch to libraries that nnU-Net imports: no business of whoever runs a command
     warnings.simplefilter("ignore", FutureWarning)
 
 
 @main.command()
-def info():
+def info() -> None:
     """Print versions and trainers, and whether nnU-Net finds them or why not."""
     from nnunet_lomix.info import print_info  # slow to import
 
@@ -34,7 +55,7 @@ def info():
     help="Folder for everything that the demo writes.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Length of both trainings; by default some minutes.")
-def demo(dim: str, out: str, epochs: int | None):
+def demo(dim: str, out: str, epochs: int | None) -> None:
     """Train nnUNetTrainer and nnUNetTrainerLoMix on generated images and compare them.
 
     Needs neither data nor a GPU nor environment variables, and about 5 minutes on two cores that have nothing else
@@ -53,7 +74,7 @@ def demo(dim: str, out: str, epochs: int | None):
 @click.option("--train-fraction", type=float, metavar="F", help="Fraction of the fold's training cases, 0.05 for 5 %.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Number of random subsets.")
 @click.option("--fold", type=int, default=0, show_default=True, help="The fold that is drawn from.")
-def splits(dataset: str, train_cases: int | None, train_fraction: float | None, seeds: int, fold: int):
+def splits(dataset: str, train_cases: int | None, train_fraction: float | None, seeds: int, fold: int) -> None:
     """Add folds with few training cases to nnU-Net's splits_final.json, behind those that are there.
 
     They have the validation cases of the fold that is drawn from. The file is backed up first. Train them by their
@@ -74,7 +95,7 @@ def splits(dataset: str, train_cases: int | None, train_fraction: float | None, 
     multiple=True,
     help="An image of a case that both models must predict alike; may be repeated.",
 )
-def export(results_folder: str, out: str, images: tuple[str, ...]):
+def export(results_folder: str, out: str, images: tuple[str, ...]) -> None:
     """Write a trained model as one of nnUNetTrainer, for people who have only nnU-Net.
 
     RESULTS_FOLDER is a trainer's: nnUNetTrainerLoMix__nnUNetPlans__2d.
@@ -93,7 +114,7 @@ def export(results_folder: str, out: str, images: tuple[str, ...]):
     show_default=True,
     help="Folder for the picture and the table.",
 )
-def weights(results_folders: tuple[str, ...], out: str):
+def weights(results_folders: tuple[str, ...], out: str) -> None:
     """Show what LoMix has learned: which scales and operators mattered, and whether the folds agree.
 
     RESULTS_FOLDERS are a trainer's, of which all folds are taken, or those of single folds.
@@ -103,12 +124,13 @@ def weights(results_folders: tuple[str, ...], out: str):
     show_weights(results_folders, out)
 
 
-class Lists(click.Command):
+class Lists(Command):
     """A command whose repeatable options take several values, too: ``--names A B`` is ``--names A --names B``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        spread, option = [], None
+        spread: list[str] = []
+        option = None
         for arg in args:
             if arg.startswith("-"):
                 option = arg if arg in lists else None
@@ -184,28 +206,31 @@ def compare(
     tolerance: float,
     jobs: int,
     out: str,
-):
+) -> None:
     """Compare trainers on the same cases: Dice, normalised surface Dice and HD95, with intervals and tests.
 
     \b
     nnunet_lomix compare -d 4 -c 2d --trainers nnUNetTrainer nnUNetTrainerLoMix
     nnunet_lomix compare --references labels --predictions before after
     """
-    trained, plain = (dataset, configuration, trainers), (references, predictions)
-    if not (all(trained) and not any(plain)) and not (all(plain) and not any(trained)):
-        raise click.UsageError("Give -d, -c and --trainers, or --references and --predictions.")
-    if plain[0] and (folds or results):
-        raise click.UsageError("-f and --results belong to -d: leave them out with --references.")
-    if dataset and images:
-        raise click.UsageError("--images belongs to --references: those of a dataset are found in nnUNet_raw.")
-    from rich.console import Console
-
-    from nnunet_lomix import compare as engine  # slow to import
-
     # a plain kill, or the end of a job's time, keeps what is scored, as Ctrl-C does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if dataset:
-        source = engine.read_results(dataset, configuration, trainers, plans, folds, results, names, intersection)
+    if dataset and configuration and trainers and not (references or predictions):
+        if images:
+            raise click.UsageError("--images belongs to --references: those of a dataset are found in nnUNet_raw.")
+        from nnunet_lomix.compare import read_results  # slow to import
+
+        source = read_results(dataset, configuration, trainers, plans, folds, results, names, intersection)
+    elif references and predictions and not (dataset or configuration or trainers):
+        if folds or results:
+            raise click.UsageError("-f and --results belong to -d: leave them out with --references.")
+        from nnunet_lomix.compare import read_folders  # slow to import
+
+        source = read_folders(references, predictions, names, intersection, jobs, images)
     else:
-        source = engine.read_folders(references, predictions, names, intersection, jobs, images)
-    engine.compare_into(out, source, Console(), tolerance, jobs)
+        raise click.UsageError("Give -d, -c and --trainers, or --references and --predictions.")
+    from rich.console import Console
+
+    from nnunet_lomix.compare import compare_into
+
+    compare_into(out, source, Console(), tolerance, jobs)

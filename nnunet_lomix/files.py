@@ -1,12 +1,13 @@
 """Files that are either whole or not there."""
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def replacing(path: str | Path):
+def replacing(path: str | Path) -> Iterator[Path]:
     """Gives a path beside ``path``; a file written there replaces ``path`` if the block ends without an exception."""
     with scratch(path) as temporary:
         yield temporary
@@ -15,7 +16,7 @@ def replacing(path: str | Path):
 
 
 @contextmanager
-def scratch(path: str | Path):
+def scratch(path: str | Path) -> Iterator[Path]:
     """Gives a path beside ``path``; a file written there is removed at the end of the block.
 
     Always the same path: what a killed process left there is overwritten by the next one, so that nothing piles up.

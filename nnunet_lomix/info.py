@@ -1,8 +1,6 @@
 """What is installed, and what nnU-Net finds."""
 
-import contextlib
 import importlib.metadata
-import io
 import os
 import platform
 
@@ -10,7 +8,8 @@ import torch  # its import registers our folder with nnU-Net
 from rich.console import Console
 from rich.table import Column, Table
 
-from nnunet_lomix.registration import FOLDER, VARIABLE
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.nnunet.registration import FOLDER, VARIABLE
 
 PACKAGES = ("nnunet_lomix", "nnunetv2", "torch", "torchvision", "dynamic_network_architectures")
 
@@ -58,21 +57,20 @@ def lookup() -> dict[str, str | None]:
     Raises:
         ImportError: nnU-Net or one of our trainers can't be imported.
     """
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
+    from nnunet_lomix.nnunet.trainers import find_trainer
     from nnunet_lomix.trainers import TRAINERS
 
-    problems = dict.fromkeys(t.__name__ for t in TRAINERS)
+    problems: dict[str, str | None] = {}
     for trainer in TRAINERS:
+        name = trainer.__name__
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                found = recursive_find_trainer_class_by_name(trainer.__name__)
-        # whatever a module of nnU-Net or in a folder of the user raises when it is imported is the answer
-        except (Exception, SystemExit) as error:
-            problems[trainer.__name__] = why_not_registered() or f"nnU-Net's look-up failed: {error}"
+            found = find_trainer(name)
+        except LoMixError as error:
+            problems[name] = why_not_registered() or str(error)
         else:
+            problems[name] = None
             if found is not trainer:
-                problems[trainer.__name__] = f"A class of the same name in {found.__module__} comes first; rename it."
+                problems[name] = f"A class of the same name in {found.__module__} comes first; rename it."
     return problems
 
 
@@ -90,4 +88,4 @@ def summaries() -> dict[str, str]:
     """For each of our trainers the first paragraph of its docstring."""
     from nnunet_lomix.trainers import TRAINERS
 
-    return {t.__name__: t.__doc__.split("\n\n")[0] for t in TRAINERS}
+    return {t.__name__: (t.__doc__ or "").split("\n\n")[0] for t in TRAINERS}

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +11,16 @@ import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter
 
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.nnunet.commands import folders_below, run_command
+
 CASES = [f"case_{i}" for i in range(6)]  # the last one is held out
 SHAPE = (20, 32, 32)
-os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: they run on the CPU
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: then Triton's interpreter runs them
 
-EXTERNAL_TRAINERS = Path(__file__).parent / "external_trainers"
+EXTERNAL_TRAINERS = Path(__file__).parent / "trainers" / "external_trainers"
 LABELS = {
     "classes": {"background": 0, "large": 1, "small": 2},
     "ignore": {"background": 0, "large": 1, "small": 2, "ignore": 3},
@@ -48,10 +51,9 @@ class NnUNet:
     variables: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        names = ("raw", "preprocessed", "results")
-        self.raw, self.preprocessed, self.results = (self.folder / name for name in names)
+        self.raw, self.preprocessed, self.results = (self.folder / name for name in ("raw", "preprocessed", "results"))
         self.variables = {
-            **{f"nnUNet_{name}": str(self.folder / name) for name in names},
+            **folders_below(self.folder),
             "nnUNet_extTrainer": str(EXTERNAL_TRAINERS),
             "nnUNet_n_proc_DA": "0",
             "nnUNet_def_n_proc": "1",
@@ -60,18 +62,15 @@ class NnUNet:
 
     def run(self, command: str, *args, fails=False, **variables) -> str:
         """Run a command of this environment in an unrelated working directory; returns all that it printed."""
-        environment = {**os.environ, **self.variables, **variables}
-        environment = {name: value for name, value in environment.items() if value is not None}
-        result = subprocess.run(
-            [Path(sys.executable).parent / command, *map(str, args)],
-            env=environment,
-            cwd=self.folder,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        assert (result.returncode != 0) == fails, f"{command} {args}\n{result.stdout[-5000:]}"
-        return result.stdout
+        log = self.folder / "output.log"
+        failed = False
+        try:
+            run_command([command, *args], log, {**self.variables, **variables}, self.folder)
+        except LoMixError:
+            failed = True
+        output = log.read_text(errors="replace")
+        assert failed == fails, f"{command} {args}\n{output[-5000:]}"
+        return output
 
     def train(self, dataset: int, configuration: str, *args, **kwargs) -> str:
         trainer = [] if "-tr" in args else ["-tr", "nnUNetTrainerLoMixTiny"]
@@ -151,9 +150,16 @@ def own_results(prepared, tmp_path):
     return prepare
 
 
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The device at hand, CUDA or the CPU: what can be told apart by a device is tested on it."""
+    return DEVICE
+
+
 @pytest.fixture
 def poisoned_memory():
     """Memory that PyTorch hands out is NaN, so a sum into a buffer that was never zeroed is found."""
-    torch.use_deterministic_algorithms(True)  # fills uninitialised memory, too
+    # fills uninitialised memory, too; on a GPU it would refuse the resampling
+    torch.use_deterministic_algorithms(DEVICE.type == "cpu")
     yield
     torch.use_deterministic_algorithms(False)

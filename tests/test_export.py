@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from nnunet_lomix import export
 from nnunet_lomix.cli import main
 
 from .conftest import CASES, EXTERNAL_TRAINERS, NnUNet
-from .test_checkpoints import Malicious
+from .nnunet.test_checkpoints import Malicious
 
 pytestmark = pytest.mark.end_to_end
 
@@ -161,6 +163,42 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(copied, tmp_path):
     assert not (tmp_path / "written").exists()
 
 
+def test_how_the_network_was_checked_is_told(copied, tmp_path, monkeypatch):
+    """A trainer that isn't installed is not the same as one that can't be looked up."""
+
+    def told(out):
+        result = CliRunner().invoke(main, ["export", str(copied), "--out", str(out)])
+        assert result.exit_code == 0, result.output
+        said, provenance = result.output, (out / MODEL / "provenance.txt").read_text()
+        (by,) = re.findall(r"Its network was compared with nnUNetTrainer's by (.*)\.$", said, re.MULTILINE)
+        # 3 outputs, and 4 operators for each of the 4 subsets of two or three of them
+        assert f"barrier, 19 supervised maps; network compared with nnUNetTrainer's by {by}\n" in provenance
+        return by
+
+    assert told(tmp_path / "found") == "its class and its weights"
+    monkeypatch.delenv("nnUNet_extTrainer")
+    only = "its weights only, since "
+    assert told(tmp_path / "unknown") == f"{only}nnUNetTrainerLoMixTiny isn't installed here"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.py").write_text("import no_such_package")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
+    reason = "nnU-Net's look-up of trainers failed: ModuleNotFoundError: No module named 'no_such_package'"
+    assert told(tmp_path / "broken") == only + reason
+
+
+def test_an_original_that_cannot_predict_says_why(copied, tmp_path, trained, monkeypatch):
+    image = trained.raw / "Dataset701_classes" / "imagesTs" / f"{CASES[-1]}_0000.nii.gz"
+    monkeypatch.delenv("nnUNet_extTrainer")
+    missing = "RuntimeError: Could not find requested nnunet trainer nnUNetTrainerLoMixTiny"
+    assert missing in refuse(copied, tmp_path / "out", "--case", image)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.py").write_text("import no_such_package")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
+    output = refuse(copied, tmp_path / "out", "--case", image)
+    assert f"nnU-Net can't load {copied}: ModuleNotFoundError: No module named 'no_such_package'" in output
+
+
 def test_names_lead_to_no_other_folder(copied, tmp_path):
     edit_plans(copied, dataset_name="Dataset001_/../../elsewhere")
     assert "can't be names of folders" in refuse(copied, tmp_path / "deep" / ".." / "out")
@@ -205,7 +243,7 @@ def refuse_without_fold(copied, out):
 
 
 def test_a_model_that_differs_is_not_exported(copied, tmp_path, trained, monkeypatch):
-    write = export._write_model
+    write = export.write_model
 
     def write_wrongly(*args):
         relative = write(*args)
@@ -215,6 +253,6 @@ def test_a_model_that_differs_is_not_exported(copied, tmp_path, trained, monkeyp
         edit_checkpoint(folder, network_weights=weights | {name: weights[name] * (1 + 1e-5)})
         return relative
 
-    monkeypatch.setattr(export, "_write_model", write_wrongly)
+    monkeypatch.setattr(export, "write_model", write_wrongly)
     image = trained.raw / "Dataset701_classes" / "imagesTs" / f"{CASES[-1]}_0000.nii.gz"
     assert "differ: nothing was exported" in refuse(copied, tmp_path / "out", "--case", image)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_lomix import trainers
-from nnunet_lomix.registration import FOLDER
+from nnunet_lomix.nnunet.registration import FOLDER
 
 pytestmark = pytest.mark.end_to_end
 

@@ -8,14 +8,15 @@ import os
 import re
 from difflib import get_close_matches
 
-from nnunet_lomix.registration import FOLDER, VARIABLE
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.nnunet.registration import FOLDER, VARIABLE
 from nnunet_lomix.trainers.baselines import (
     nnUNetTrainerAdditiveMix,
     nnUNetTrainerEqualDeepSupervision,
     nnUNetTrainerLoMixFixedWeights,
     nnUNetTrainerLoMixPaper,
 )
-from nnunet_lomix.trainers.lomix import nnUNetTrainerLoMix
+from nnunet_lomix.trainers.lomix import ends_with_a_sentence, nnUNetTrainerLoMix
 
 TRAINERS = (
     nnUNetTrainerLoMix,
@@ -40,6 +41,7 @@ def __getattr__(name: str) -> type:
     )
 
 
+@ends_with_a_sentence
 def find_trainer(name: str) -> type:
     """The trainer of that name, for nnU-Net's look-up.
 
@@ -57,8 +59,8 @@ def find_trainer(name: str) -> type:
         last = os.environ.get(VARIABLE, "").split(os.pathsep)[-1] == FOLDER
         if not alike or not last:
             raise
-        raise SystemExit(
+        raise LoMixError(
             f"nnunet_lomix has no trainer {name!r}. Did you mean {alike[0]!r}? For a training length, append "
-            f"_<number>epochs; for a class of your own, add its folder to {VARIABLE}. 'nnunet_lomix info' lists the "
-            "trainers."
+            f"_<number>epochs to one of these; for a class of your own, add its folder to {VARIABLE} and set epochs in "
+            "it. 'nnunet_lomix info' lists the trainers."
         ) from None

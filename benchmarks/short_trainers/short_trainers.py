@@ -8,8 +8,11 @@ import re
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor
 
-from nnunet_lomix import rules, trainers
+from nnunet_lomix import trainers
+from nnunet_lomix.loss import RULES
+from nnunet_lomix.loss.rules import Softplus
 
 BATCH_SIZE = {2: 16, 3: 2}
 PATCH_SIZE = {2: [56, 40], 3: [32, 40, 32]}  # in 2D that of the plans for the Hippocampus
@@ -34,20 +37,18 @@ class Short:
         np.random.seed(self.seed)
         torch.manual_seed(self.seed)
 
-    def perform_actual_validation(self, save_probabilities: bool = False):
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """On whole volumes only in 2D: in 3D it would take as long as the training."""
         if len(self.configuration_manager.patch_size) == 2:
             super().perform_actual_validation(save_probabilities)
 
 
-class NaiveSoftplus(rules.Softplus):
+@RULES.register("naive softplus")
+class NaiveSoftplus(Softplus):
     """The paper's rule on nnU-Net's signed loss: the naive port, which explodes."""
 
-    def objective(self, losses):
+    def objective(self, losses: Tensor) -> Tensor:
         return super().objective(losses - 1)
-
-
-rules.RULES["naive softplus"] = NaiveSoftplus
 
 
 class nnUNetTrainerLoMixNaive(trainers.nnUNetTrainerLoMix):
@@ -56,7 +57,7 @@ class nnUNetTrainerLoMixNaive(trainers.nnUNetTrainerLoMix):
     rule = "naive softplus"
     share = 0.0
 
-    def configure_loss_optimizer(self):
+    def configure_loss_optimizer(self) -> torch.optim.Optimizer:
         parameters = self.loss.parameters()
         return torch.optim.SGD(parameters, 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)
 
@@ -64,7 +65,7 @@ class nnUNetTrainerLoMixNaive(trainers.nnUNetTrainerLoMix):
 BASES = {t.__name__: t for t in (nnUNetTrainer, nnUNetTrainerLoMixNaive, *trainers.TRAINERS)}
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> type[nnUNetTrainer]:
     match = re.fullmatch(r"(\w+)_short_seed(\d+)", name)
     if not match or match[1] not in BASES:
         raise AttributeError(name)

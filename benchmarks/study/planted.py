@@ -12,12 +12,14 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
+from nnunet_lomix.nnunet.results import DATASET_JSON
+
 CASES = 48
 SHAPE = (4, 64, 64)
 LINES = 4
 
 
-def write_planted(folder: Path):
+def write_planted(folder: Path) -> None:
     """Write the data set in nnU-Net's raw format."""
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True)
@@ -31,7 +33,7 @@ def write_planted(folder: Path):
         "numTraining": CASES,
         "file_ending": ".nii.gz",
     }
-    (folder / "dataset.json").write_text(json.dumps(description))
+    (folder / DATASET_JSON).write_text(json.dumps(description))
 
 
 def make_case(seed: int) -> tuple[np.ndarray, np.ndarray]:

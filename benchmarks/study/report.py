@@ -4,8 +4,10 @@ python benchmarks/study/report.py benchmarks/study/results        # writes them
 python benchmarks/study/report.py benchmarks/study/results ARM    # prints the table with this arm as reference
 """
 
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +16,11 @@ from matplotlib.figure import Figure
 REFERENCE = "nnUNetTrainer"
 GROUP = ["dataset", "size", "steps", "optimiser"]
 COLUMNS = 4  # of panels
-BACKENDS = ("backend_plain", "backend_lean", "backend_compiled", "backend_fused")  # the reference first
+# those that the study compared, the reference first; compiled was removed afterwards, its rows stay
+BACKENDS = ("backend_plain", "backend_lean", "backend_compiled", "backend_fused")
 
 
-def write_report(folder: Path):
+def write_report(folder: Path) -> None:
     """Write the table and the pictures beside the CSV files, and print the table."""
     dice, curves, weights = (pd.read_csv(folder / f"{name}.csv") for name in ("dice", "curves", "weights"))
     text = as_text(summarise(dice))
@@ -52,7 +55,7 @@ def summarise(dice: pd.DataFrame, reference: str = REFERENCE) -> dict[str, pd.Da
     return tables
 
 
-def row(cases: pd.DataFrame, arm: str, reference: str) -> dict:
+def row(cases: pd.DataFrame, arm: str, reference: str) -> dict[str, Any]:
     """An arm of a table; ``cases`` has a row for each arm and seed and a column for each case."""
     theirs = cases.loc[reference]
     ours = cases.loc[arm].reindex(theirs.index).dropna().sort_index()
@@ -88,7 +91,7 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
     The arms that every panel has are in colour, the others in grey.
     """
     panels = list(curves.groupby(GROUP, sort=False))
-    rows = -(-len(panels) // COLUMNS)
+    rows = math.ceil(len(panels) / COLUMNS)
     figure = Figure(figsize=(5 * COLUMNS, 4 * rows), layout="constrained")
     common = set.intersection(*(set(panel["arm"]) for _, panel in panels))
     for i, ((dataset, size, steps, optimiser), panel) in enumerate(panels):

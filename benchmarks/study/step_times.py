@@ -15,25 +15,32 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import click
 import pandas as pd
 import torch
-from study import ARMS, EPOCHS  # lets Python find the arms, too
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from study import EPOCHS, PLANS, TRAINED  # lets Python find the arms, too
+
+from nnunet_lomix.cli import Command
+from nnunet_lomix.nnunet.commands import folders_below
+from nnunet_lomix.nnunet.results import read_dataset_json, read_json
 
 
-@click.command(help=__doc__.replace("\n\n", "\n\n\b\n"))
+@click.command(cls=Command, help=__doc__.replace("\n\n", "\n\n\b\n"))
 @click.option("--out", type=click.Path(exists=True, file_okay=False, path_type=Path), default="study")
 @click.option("--dataset", default="Dataset004_Hippocampus", show_default=True)
 @click.option("--arms", default="", help="separated by commas; default all")
 @click.option("--optimiser", default="sgd", show_default=True)
 @click.option("--turns", default=40, show_default=True, help="steps of every arm; two more warm up")
-def main(out: Path, dataset: str, arms: str, optimiser: str, turns: int):
+def main(out: Path, dataset: str, arms: str, optimiser: str, turns: int) -> None:
+    from arms import ARMS
+
     names = ["nnUNetTrainer", *(arm for arm in arms.split(",") if arm)] if arms else list(ARMS)
     with tempfile.TemporaryDirectory() as results:
         os.environ |= {
-            "nnUNet_raw": str(out / "raw"),
-            "nnUNet_preprocessed": str(out / "preprocessed"),
+            **folders_below(out),
             "nnUNet_results": results,
             "nnUNet_n_proc_DA": "0",
             "NNUNET_LOMIX_STUDY": json.dumps(dict(seed=0, epochs=EPOCHS, iterations=turns, optimiser=optimiser)),
@@ -54,21 +61,20 @@ def main(out: Path, dataset: str, arms: str, optimiser: str, turns: int):
     print(table.to_markdown(disable_numparse=True))
 
 
-def make_trainer(arm: str, folder: Path):
+def make_trainer(arm: str, folder: Path) -> nnUNetTrainer:
+    """A trainer of the study, ready to train on the preprocessed dataset in ``folder``."""
     import arms
 
-    plans, description = (json.loads((folder / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
-    trainer = getattr(arms, f"Study{arm}")(
-        plans | {"continue_training": False}, "2d_study", 0, description, torch.device("cpu")
-    )
+    plans = read_json(folder / f"{PLANS}.json", "configurations") | {"continue_training": False}
+    trainer = getattr(arms, f"Study{arm}")(plans, TRAINED, 0, read_dataset_json(folder), torch.device("cpu"))
     trainer.print_to_log_file = lambda *text, **options: None
     trainer.initialize()
     return trainer
 
 
-def measure(trainers: dict, turns: int) -> pd.DataFrame:
+def measure(trainers: dict[str, nnUNetTrainer], turns: int) -> pd.DataFrame:
     """Seconds of each turn (row) and arm (column)."""
-    batches = {}
+    batches: dict[bool, Any] = {}
     for trainer in trainers.values():
         trainer.network.train()
         # a single output gets its target at one resolution only
@@ -82,7 +88,7 @@ def measure(trainers: dict, turns: int) -> pd.DataFrame:
     return pd.DataFrame(rows[2:])
 
 
-def time_step(trainer, batch: dict) -> float:
+def time_step(trainer: nnUNetTrainer, batch: dict) -> float:
     start = perf_counter()
     trainer.train_step(batch)
     return perf_counter() - start

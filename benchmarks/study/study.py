@@ -13,22 +13,30 @@ fold 0; ``scarce`` is the same fold with 5 % of its training cases, others for e
 """
 
 import json
-import os
 import shutil
-import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import click
 import numpy as np
 import pandas as pd
-import torch
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from planted import write_planted
 from report import write_report
 from rich.progress import track
+
+from nnunet_lomix.cli import Command
+from nnunet_lomix.errors import UsageError
+from nnunet_lomix.nnunet.commands import folders_below, run_command, trainers_first
+from nnunet_lomix.nnunet.datasets import SPLITS, Split, read_splits, write_splits
+from nnunet_lomix.nnunet.results import FoldFolder, ModelFolder, read_dataset_json, read_json
+from nnunet_lomix.weights.history import TABLE
 
 TRAINERS_FOLDER = Path(__file__).parent / "study_trainers"
 sys.path.append(str(TRAINERS_FOLDER))
@@ -43,12 +51,14 @@ SLIMMING = 2
 PIXELS = 16 * 56 * 40  # of a batch
 MAX_PATCH = 96
 COARSE_ABOVE = 128  # pixels of a planned patch; a larger one gets twice the spacing
-TABLES = ("curves", "weights", "dice")  # dice last: a run that is in it is finished
+PLANS, PLANNED, TRAINED = "nnUNetPlans", "2d", "2d_study"  # names of nnU-Net's plans and configuration, and of ours
 KEY = ["dataset", "size", "arm", "seed", "steps", "optimiser"]
 
 
 @dataclass(frozen=True)
 class Run:
+    """A training of the study; its fields are the columns KEY of the tables."""
+
     dataset: str
     size: str
     arm: str
@@ -57,28 +67,40 @@ class Run:
     optimiser: str
 
 
-@click.command(help=__doc__.replace("\n\n", "\n\n\b\n"))
+@click.command(cls=Command, help=__doc__.replace("\n\n", "\n\n\b\n"))
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="raw nnU-Net datasets")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="study", show_default=True)
 @click.option("--datasets", default="", help="their names, separated by commas; default all")
 @click.option("--arms", default="nnUNetTrainer,barrier", show_default=True, help="separated by commas")
 @click.option("--sizes", default="full,scarce", show_default=True, help="separated by commas")
 @click.option("--seeds", default="0,1,2", show_default=True, help="separated by commas")
-@click.option("--steps", default=600, show_default=True, help="training steps of a run")
+@click.option("--steps", default=600, show_default=True, help=f"training steps of a run, a multiple of {EPOCHS}")
 @click.option("--optimiser", type=click.Choice(list(OPTIMISERS)), default="adamw", show_default=True)
 @click.option("--jobs", default=2, show_default=True, help="runs side by side, one core each on a CPU")
 @click.option("--device", default="cpu", show_default=True)
-def main(data, out, datasets, arms, sizes, seeds, steps, optimiser, jobs, device):
+def main(
+    data: Path | None,
+    out: Path,
+    datasets: str,
+    arms: str,
+    sizes: str,
+    seeds: str,
+    steps: int,
+    optimiser: str,
+    jobs: int,
+    device: str,
+) -> None:
     if not all(seed.isdecimal() and int(seed) < MOST_SEEDS for seed in seeds.split(",")):
-        raise click.UsageError(f"--seeds takes numbers below {MOST_SEEDS}, separated by commas, got {seeds!r}.")
+        raise UsageError(f"--seeds takes numbers below {MOST_SEEDS}, separated by commas, got {seeds!r}.")
+    if steps < EPOCHS or steps % EPOCHS:
+        raise UsageError(f"--steps takes a multiple of the {EPOCHS} epochs of a run, got {steps}.")
     study = Study(out.absolute(), device)
     folders = raw_datasets(data, study.raw)
     check_names("--datasets", datasets, folders)
     check_names("--sizes", sizes, SIZES)
     check_names("--arms", arms, ARMS)
-    prepared = [
-        study.prepare(f) for name, f in folders.items() if name in (datasets.split(",") if datasets else folders)
-    ]
+    wanted = datasets.split(",") if datasets else folders
+    prepared = [study.prepare(folder) for name, folder in folders.items() if name in wanted]
     runs = [
         Run(dataset, size, arm, int(seed), steps, optimiser)
         for seed in seeds.split(",")
@@ -93,10 +115,10 @@ def main(data, out, datasets, arms, sizes, seeds, steps, optimiser, jobs, device
     write_report(out)
 
 
-def check_names(option: str, given: str, known):
+def check_names(option: str, given: str, known: Iterable[str]) -> None:
     unknown = set(given.split(",")) - set(known) - {""}
     if unknown:
-        raise click.UsageError(f"{option}: unknown {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
+        raise UsageError(f"{option}: unknown {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
 
 
 def raw_datasets(data: Path | None, raw: Path) -> dict[str, Path]:
@@ -119,95 +141,81 @@ class Study:
             folder.mkdir(parents=True, exist_ok=True)
         self.writing = Lock()
 
-    def run(self, command: list, log: Path, **variables: str):
-        folders = [str(TRAINERS_FOLDER), os.environ.get("nnUNet_extTrainer", "")]
-        environment = os.environ | {
-            "nnUNet_raw": str(self.raw),
-            "nnUNet_preprocessed": str(self.preprocessed),
-            "nnUNet_extTrainer": os.pathsep.join(f for f in folders if f),
-            "nnUNet_def_n_proc": "1",
-            "OMP_NUM_THREADS": "1",
-            **variables,
-        }
-        with log.open("w") as file:
-            failed = subprocess.run(list(map(str, command)), env=environment, stdout=file, stderr=file).returncode
-        if failed:
-            raise click.ClickException(f"{command[0]} failed; see {log}")
+    def run(self, command: list[object], log: Path, **variables: str) -> None:
+        """Run a command of nnU-Net on the folders of the study."""
+        own = {"nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
+        run_command(command, log, {**folders_below(self.out), **trainers_first(TRAINERS_FOLDER), **own, **variables})
 
     def prepare(self, folder: Path) -> str:
         """Plan and preprocess a dataset, add the configuration and the scarce folds of the study; gives its name."""
         name = folder.name
+        number = convert_dataset_name_to_id(name)
         target = self.preprocessed / name
-        plans_file, splits_file = target / "nnUNetPlans.json", target / "splits_final.json"
-        if splits_file.is_file():
+        if (target / SPLITS).is_file():  # it is written last
             return name
         if not (self.raw / name).exists():
             (self.raw / name).symlink_to(folder.absolute())
-        options = ["-d", name[7:10], "-npfp", "2", "--clean", "--no_pp"]
-        log, results = self.out / f"plan_{name}.log", str(self.results)
-        self.run(["nnUNetv2_plan_and_preprocess", *options], log, nnUNet_results=results)
-        plans = json.loads(plans_file.read_text())
-        plans["configurations"]["2d_study"] = study_configuration(plans["configurations"]["2d"])
+        plan = ["nnUNetv2_plan_and_preprocess", "-d", number, "-npfp", 2, "--clean", "--no_pp"]
+        self.run(plan, self.out / f"plan_{name}.log")
+        plans_file = target / f"{PLANS}.json"
+        plans = read_json(plans_file, "configurations")
+        plans["configurations"][TRAINED] = study_configuration(plans["configurations"][PLANNED])
         plans_file.write_text(json.dumps(plans, indent=4))
-        options = ["-d", name[7:10], "-c", "2d_study", "-np", "2"]
-        self.run(["nnUNetv2_preprocess", *options], log.with_stem(f"preprocess_{name}"), nnUNet_results=results)
-        if (folder / "splits_final.json").is_file():
-            splits = json.loads((folder / "splits_final.json").read_text())
-        else:
-            cases = sorted(f.name.split(".")[0] for f in (folder / "labelsTr").iterdir())
-            order = np.random.default_rng(0).permutation(cases).tolist()
-            splits = [{"train": sorted(order[len(order) // 5 :]), "val": sorted(order[: len(order) // 5])}]
-        splits_file.write_text(json.dumps([*splits, *scarce_folds(splits[0])], indent=4))
+        preprocess = ["nnUNetv2_preprocess", "-d", number, "-c", TRAINED, "-np", 2]
+        self.run(preprocess, self.out / f"preprocess_{name}.log")
+        splits = read_splits(folder) if (folder / SPLITS).is_file() else [random_split(folder)]
+        write_splits(target, [*splits, *scarce_folds(splits[0])])
         return name
 
-    def fold(self, run: Run) -> int:
-        folds = len(json.loads((self.preprocessed / run.dataset / "splits_final.json").read_text()))
-        return 0 if run.size == "full" else folds - MOST_SEEDS + run.seed
+    def fold_folder(self, run: Run) -> FoldFolder:
+        """Where nnU-Net writes a run; each seed, number of steps and optimiser has a results folder of its own."""
+        folds = len(read_splits(self.preprocessed / run.dataset))
+        fold = 0 if run.size == "full" else folds - MOST_SEEDS + run.seed
+        return ModelFolder.of(self.results_of(run), run.dataset, f"Study{run.arm}", PLANS, TRAINED).fold(fold)
 
-    def folder(self, run: Run) -> Path:
-        results = self.results / f"seed_{run.seed}_{run.steps}_steps_{run.optimiser}"
-        return results / run.dataset / f"Study{run.arm}__nnUNetPlans__2d_study" / f"fold_{self.fold(run)}"
+    def results_of(self, run: Run) -> Path:
+        return self.results / f"seed_{run.seed}_{run.steps}_steps_{run.optimiser}"
 
     def is_finished(self, run: Run) -> bool:
         file = self.out / "dice.csv"
-        return file.is_file() and (pd.read_csv(file)[KEY] == pd.Series(vars(run))[KEY]).all(axis=1).any()
+        return file.is_file() and bool((pd.read_csv(file)[KEY] == pd.Series(asdict(run))[KEY]).all(axis=1).any())
 
-    def train(self, run: Run):
+    def train(self, run: Run) -> None:
         """Train and validate; then the run's rows are added to the tables, and what nobody needs is deleted."""
-        folder = self.folder(run)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder = self.fold_folder(run)
+        shutil.rmtree(folder.path, ignore_errors=True)
+        folder.path.mkdir(parents=True)
         budget = {
             "seed": run.seed,
             "epochs": EPOCHS,
             "iterations": run.steps // EPOCHS,
             "optimiser": run.optimiser,
         }
-        command = ["nnUNetv2_train", run.dataset[7:10], "2d_study", self.fold(run), "-tr", f"Study{run.arm}"]
+        options = ["-tr", f"Study{run.arm}", "-p", PLANS, "-device", self.device]
         self.run(
-            [*command, "-device", self.device],
-            folder / "stdout.log",
-            nnUNet_results=str(folder.parents[2]),
+            ["nnUNetv2_train", run.dataset, TRAINED, folder.fold, *options],
+            folder.path / "stdout.log",
+            nnUNet_results=str(self.results_of(run)),
             nnUNet_n_proc_DA="0",  # the same batches for every arm
             NNUNET_LOMIX_STUDY=json.dumps(budget),
         )
-        tables = dict(zip(TABLES, read_run(folder), strict=True))
-        with self.writing:
-            for name, rows in tables.items():
-                rows = rows.assign(**vars(run))[[*KEY, *rows.columns]]
+        with self.writing:  # reading, too: torch allows what a checkpoint may hold for all threads at once
+            for name, rows in read_run(folder).items():
+                rows = rows.assign(**asdict(run))[[*KEY, *rows.columns]]
                 file = self.out / f"{name}.csv"
                 rows.to_csv(file, mode="a", index=False, header=not file.exists(), float_format="%.5g")
-        for file in [*folder.glob("checkpoint*"), *folder.glob("validation/*.nii.gz")]:
+        for file in [*folder.path.glob("checkpoint*"), *folder.validation.glob("*.nii.gz")]:
             file.unlink()
 
 
-def study_configuration(planned: dict) -> dict:
+def study_configuration(planned: dict[str, Any]) -> dict[str, Any]:
     """nnU-Net's configuration with fewer channels and smaller patches and batches, of the same kind otherwise."""
-    architecture = json.loads(json.dumps(planned["architecture"]))
+    architecture = deepcopy(planned["architecture"])
     kwargs = architecture["arch_kwargs"]
     coarser = 2 if max(planned["patch_size"]) > COARSE_ABOVE else 1
     patch = [min(p // coarser, MAX_PATCH) for p in planned["patch_size"]]
     strides = np.cumprod(kwargs["strides"], axis=0)
+    # as many stages as leave at least 5 pixels of a patch along each axis
     stages = max(
         i + 1 for i, s in enumerate(strides) if all(p % n == 0 and p // n >= 5 for p, n in zip(patch, s, strict=True))
     )
@@ -218,8 +226,8 @@ def study_configuration(planned: dict) -> dict:
     kwargs["features_per_stage"] = [n // SLIMMING for n in kwargs["features_per_stage"]]
     batch_size = max(2, PIXELS // int(np.prod(patch)))
     return {
-        "inherits_from": "2d",
-        "data_identifier": "nnUNetPlans_2d_study",
+        "inherits_from": PLANNED,
+        "data_identifier": f"{PLANS}_{TRAINED}",
         "spacing": [coarser * s for s in planned["spacing"]],
         "patch_size": patch,
         "batch_size": batch_size,
@@ -227,17 +235,28 @@ def study_configuration(planned: dict) -> dict:
     }
 
 
-def scarce_folds(fold: dict) -> list[dict]:
+def random_split(raw: Path) -> Split:
+    """A fifth of the training cases of a raw dataset for validation."""
+    ending = read_dataset_json(raw)["file_ending"]
+    cases = sorted(file.name.removesuffix(ending) for file in (raw / "labelsTr").iterdir())
+    order = np.random.default_rng(0).permutation(cases).tolist()
+    fifth = len(order) // 5
+    return Split(train=sorted(order[fifth:]), val=sorted(order[:fifth]))
+
+
+def scarce_folds(fold: Split) -> list[Split]:
     """A fold with a random part of its training cases, for each seed another."""
     train = sorted(fold["train"])
     size = max(2, round(SCARCE_FRACTION * len(train)))
     draws = [np.random.default_rng(seed).choice(train, size, replace=False) for seed in range(MOST_SEEDS)]
-    return [{"train": sorted(draw.tolist()), "val": fold["val"]} for draw in draws]
+    return [Split(train=sorted(draw.tolist()), val=fold["val"]) for draw in draws]
 
 
-def read_run(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """The epochs, the weights at the end of a training, and the Dice of each case and class."""
-    summary = json.loads((folder / "validation" / "summary.json").read_text())
+def read_run(folder: FoldFolder) -> dict[str, pd.DataFrame]:
+    """The rows that a training adds to each table: its epochs, its weights at the end, its Dice by case and class.
+
+    The Dice comes last, since a run that is in its table is finished.
+    """
     dice = pd.DataFrame(
         [
             # nnU-Net gives NaN where neither reference nor prediction has the class: there they agree
@@ -246,23 +265,17 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
                 "class": c,
                 "dice": np.nan_to_num(m["Dice"], nan=1.0),
             }
-            for case in summary["metric_per_case"]
+            for case in folder.read_summary()["metric_per_case"]
             for c, m in case["metrics"].items()
         ]
     )
-    log = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)["logging"]
-    seconds = np.subtract(log["epoch_end_timestamps"], log["epoch_start_timestamps"])
-    curves = pd.DataFrame(
-        {
-            "epoch": range(len(seconds)),
-            "seconds": seconds,
-            "train_loss": np.asarray(log["train_losses"], float),
-            "pseudo_dice": np.asarray(log["mean_fg_dice"], float),
-        }
-    )
-    history = folder / "lomix_weights.csv"
+    history = folder.path / TABLE
     last = pd.read_csv(history).drop(columns="epoch").iloc[-1] if history.is_file() else pd.Series(dtype=float)
-    return curves, pd.DataFrame({"map": last.index, "weight": last.to_numpy()}), dice
+    return {
+        "curves": folder.read_curves()[["epoch", "seconds", "train_loss", "pseudo_dice"]],
+        "weights": pd.DataFrame({"map": last.index, "weight": last.to_numpy()}),
+        "dice": dice,
+    }
 
 
 if __name__ == "__main__":

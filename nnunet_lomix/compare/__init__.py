@@ -1,5 +1,11 @@
 """Compare trainers on the same cases: Dice, NSD and HD95 with intervals, tests and effect per case.
 
+- ``sources``, ``from_results``, ``from_folders``: which files are compared;
+- ``segmentations``, ``metrics``, ``scoring``: the scores of each case;
+- ``statistics``: what they say about the trainers;
+- ``tables``, ``words``, ``content``: a report's content; ``terminal``, ``markdown``, ``page`` with ``plots`` and
+  ``overlays``: how it is shown; ``report``: its files.
+
 >>> source = read_results("4", "3d_fullres", ["nnUNetTrainer", "nnUNetTrainerLoMix"])  # doctest: +SKIP
 >>> compare(source).comparison  # doctest: +SKIP
 """
@@ -8,15 +14,19 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import click
 import pandas as pd
 from rich.console import Console
 
-from nnunet_lomix.compare.metrics import IMPLEMENTATION, score
+from nnunet_lomix.compare.from_folders import read_folders
+from nnunet_lomix.compare.from_results import read_results
+from nnunet_lomix.compare.metrics import IMPLEMENTATION
 from nnunet_lomix.compare.report import write_report
-from nnunet_lomix.compare.sources import Source, read_folders, read_results
+from nnunet_lomix.compare.scoring import score
+from nnunet_lomix.compare.sources import Source
 from nnunet_lomix.compare.statistics import compare_trainers
+from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.files import scratch
 
 __all__ = ["Comparison", "Source", "compare", "compare_into", "read_folders", "read_results"]
@@ -33,19 +43,20 @@ class Comparison:
     """What :func:`compare` gives.
 
     Attributes:
-        scores: as from :func:`~nnunet_lomix.compare.metrics.score`.
+        scores: as from :func:`~nnunet_lomix.compare.scoring.score`.
         comparison: as from :func:`~nnunet_lomix.compare.statistics.compare_trainers`.
         source: the files, and the learning curves.
         information: how this was made, in values that JSON knows: ``dataset``, ``configuration``, ``folds``,
             ``trainers``, ``folders`` (of each trainer, one for each seed), ``cases`` (their number), ``classes`` and
             ``label_source``, ``tolerance_mm``, ``metrics`` (the implementation), ``statistics``, ``notes``,
-            ``epoch_seconds`` (median of each trainer that has logs; nnU-Net logs no memory), ``versions`` and ``date``.
+            ``epoch_seconds`` (median of each trainer that has curves; nnU-Net logs no memory), ``versions`` and
+            ``date``.
     """
 
     scores: pd.DataFrame
     comparison: pd.DataFrame
     source: Source
-    information: dict
+    information: dict[str, Any]
 
 
 def compare(source: Source, tolerance: float = 1.0, jobs: int = 1, cache_file: str | Path | None = None) -> Comparison:
@@ -59,17 +70,17 @@ def compare(source: Source, tolerance: float = 1.0, jobs: int = 1, cache_file: s
         cache_file: where scores are kept, so that the same files are not scored again; None: nowhere.
 
     Raises:
-        click.ClickException: if a file can't be scored.
+        LoMixError: a file can't be scored.
     """
     scores = score(source, tolerance, jobs, cache_file)
     return Comparison(scores, compare_trainers(scores, source.trainers), source, _describe(source, tolerance))
 
 
-def compare_into(folder: str | Path, source: Source, console: Console, tolerance: float = 1.0, jobs: int = 1):
+def compare_into(folder: str | Path, source: Source, console: Console, tolerance: float = 1.0, jobs: int = 1) -> None:
     """As :func:`compare`; writes reports and cache into a folder, and prints the tables.
 
     Raises:
-        click.ClickException: if a file can't be scored, or the folder can't be written.
+        LoMixError: a file can't be scored, or the folder can't be written.
     """
     folder = Path(folder)
     try:
@@ -77,13 +88,12 @@ def compare_into(folder: str | Path, source: Source, console: Console, tolerance
         with scratch(folder / "report.md") as probe:
             probe.touch()
     except OSError as error:
-        raise click.ClickException(f"{folder} can't be written ({error.strerror}): choose another --out.") from None
+        raise LoMixError(f"{folder} can't be written ({error.strerror}): choose another --out.") from None
     result = compare(source, tolerance, jobs, folder / "scores_cache.json")
-    tables = (result.scores, result.comparison, result.information, source.curves)
-    write_report(folder, *tables, source.files, console)
+    write_report(folder, result.scores, result.comparison, result.information, source.curves, source.files, console)
 
 
-def _describe(source: Source, tolerance: float) -> dict:
+def _describe(source: Source, tolerance: float) -> dict[str, Any]:
     packages = ("nnunet_lomix", "nnunetv2", "monai", "torch", "numpy", "scipy")
     return {
         "dataset": source.dataset,

@@ -1,14 +1,17 @@
-"""Paired comparison of trainers over cases: means, intervals, tests."""
+"""Paired comparison of trainers over cases: means, intervals, tests, and the verdict."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from nnunet_lomix.compare.metrics import METRICS
+
 MEAN = "mean"
-LOWER_IS_BETTER = frozenset({"HD95"})
 
 # values that differ by less are equal: averages over seeds and classes are rounded
 _DECIMALS = 12
@@ -48,7 +51,7 @@ def compare_trainers(
         Intervals are NaN if there is one case, and the point if all its values are equal.
 
     Raises:
-        ValueError: if there are fewer than two trainers, or a score is missing or there twice.
+        ValueError: there are fewer than two trainers, or a score is missing or there twice.
     """
     trainers = list(scores["trainer"].unique()) if trainers is None else list(trainers)
     if len(trainers) < 2:
@@ -72,7 +75,7 @@ def _compare_in(metric: str, scores: pd.DataFrame, trainers: list[str], resample
     rows = []
     for c, name in enumerate([*classes, MEAN]):
         for t, trainer in enumerate(trainers[1:], start=1):
-            gains = -differences[t, c] if metric in LOWER_IS_BETTER else differences[t, c]
+            gains = -differences[t, c] if METRICS[metric].lower_is_better else differences[t, c]
             rows.append(
                 {
                     "metric": metric,
@@ -106,10 +109,10 @@ def _tabulate(scores: pd.DataFrame, cases: list[str], classes: list[str]) -> np.
     table = scores.pivot(index=["seed", "class"], columns="case", values="value")
     seeds = sorted(scores["seed"].unique())
     wanted = pd.MultiIndex.from_product([seeds, classes])
-    table = table.reindex(index=wanted, columns=cases).to_numpy().reshape(len(seeds), len(classes), len(cases))
-    if not table.size or np.isnan(table).any():
+    values = table.reindex(index=wanted, columns=cases).to_numpy().reshape(len(seeds), len(classes), len(cases))
+    if not values.size or np.isnan(values).any():
         raise ValueError("Every case, class, trainer and seed needs a score in every metric.")
-    return np.concatenate([table, table.mean(axis=1, keepdims=True)], axis=1)
+    return np.concatenate([values, values.mean(axis=1, keepdims=True)], axis=1)
 
 
 def bootstrap_mean(values: np.ndarray, resamples: int = 9999) -> tuple[np.ndarray, np.ndarray]:
@@ -128,16 +131,24 @@ def bootstrap_mean(values: np.ndarray, resamples: int = 9999) -> tuple[np.ndarra
         Lower and upper ends, (...); NaN if n is 1, the mean where all n values are equal.
     """
     flat = values.reshape(-1, values.shape[-1])
+    n = flat.shape[1]
     low = flat.mean(axis=1)
     high = low.copy()
-    if flat.shape[1] == 1:
-        low[:] = high[:] = np.nan
     spread = np.ptp(flat, axis=1) > 10.0**-_DECIMALS
-    if flat.shape[1] > 1 and spread.any():
-        batch = max(1, _BATCH // flat[spread].size)
-        options = dict(axis=-1, vectorized=True, method="BCa", n_resamples=resamples, batch=batch)
-        result = stats.bootstrap((flat[spread],), np.mean, rng=np.random.default_rng(0), **options)
-        n, middle = flat.shape[1], flat[spread].mean(axis=1)
+    if n == 1:
+        low[:] = high[:] = np.nan
+    elif spread.any():
+        middle = flat[spread].mean(axis=1)
+        result = stats.bootstrap(
+            (flat[spread],),
+            np.mean,
+            axis=-1,
+            vectorized=True,
+            method="BCa",
+            n_resamples=resamples,
+            batch=max(1, _BATCH // flat[spread].size),
+            rng=np.random.default_rng(0),
+        )
         expansion = stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * np.sqrt(n / (n - 1))
         low[spread], high[spread] = (middle + expansion * (end - middle) for end in result.confidence_interval)
     return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
@@ -160,11 +171,68 @@ def signed_rank(differences: np.ndarray) -> float:
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's step-down correction: the k-th smallest of m values times m − k + 1, never less than those before.
 
+    Of the libraries that this package depends on none has it: SciPy corrects the false discovery rate only.
+
     >>> holm([0.01, 0.04, 0.03])
     array([0.03, 0.06, 0.06])
     """
-    p = np.asarray(p, dtype=float)
-    order = p.argsort()
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    values = np.asarray(p, dtype=float)
+    order = values.argsort()
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
     return corrected
+
+
+def welch_interval(candidate: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
+    """Welch's 95 % interval of the difference of two means over trainings.
+
+    Trainings are no pairs: nothing but their order would say which seed of the candidate belongs to which.
+
+    Args:
+        candidate, reference: the mean of each training.
+
+    Returns:
+        Both ends; NaN if one of them has a single training, the difference if neither varies.
+    """
+    if min(len(candidate), len(reference)) < 2:
+        return np.nan, np.nan
+    if np.ptp(candidate) == np.ptp(reference) == 0:
+        difference = float(np.mean(candidate) - np.mean(reference))
+        return difference, difference
+    with warnings.catch_warnings():
+        # SciPy warns if the trainings of one trainer are equal, which is right here
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        low, high = stats.ttest_ind(candidate, reference, equal_var=False).confidence_interval()
+    return float(low), float(high)
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """``better`` or ``worse`` if interval, corrected test *and* trainings exclude no difference, else ``undecided``.
+
+    Args:
+        row: of :func:`compare_trainers`, in any unit.
+    """
+    if not (excludes_zero(row) and is_confirmed(row) and trainings_agree(row)):
+        return "undecided"
+    return "better" if is_better(row) else "worse"
+
+
+def is_better(row: Mapping[str, Any]) -> bool:
+    """Whether the candidate's mean is the better one."""
+    return bool((row["difference"] > 0) != METRICS[row["metric"]].lower_is_better)
+
+
+def excludes_zero(row: Mapping[str, Any]) -> bool:
+    """Whether the interval over cases excludes zero; one that is NaN doesn't."""
+    return bool(row["difference_low"] > 0 or row["difference_high"] < 0)
+
+
+def is_confirmed(row: Mapping[str, Any]) -> bool:
+    """Whether the corrected test finds a difference."""
+    return bool(row["p_holm"] < 0.05)
+
+
+def trainings_agree(row: Mapping[str, Any]) -> bool:
+    """Whether the interval over trainings excludes zero; a single training can't disagree."""
+    low, high = welch_interval(row["by_seed"], row["reference_by_seed"])
+    return not low <= 0 <= high

@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from nnunet_lomix.demo.commands import DemoError
 from nnunet_lomix.demo.steps import Settings, Steps
+from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.files import replacing
 
-__all__ = ["DEFAULTS", "DemoError", "Settings", "default_settings", "run_demo"]
+__all__ = ["DEFAULTS", "Settings", "default_settings", "run_demo"]
 
 SETTINGS_FILE = "demo.json"
 DEFAULTS = {
@@ -30,7 +30,7 @@ def default_settings(dim: int, epochs: int | None = None) -> Settings:
     return DEFAULTS[dim] if epochs is None else replace(DEFAULTS[dim], epochs=epochs)
 
 
-def run_demo(out: str | Path, settings: Settings, console: Console | None = None):
+def run_demo(out: str | Path, settings: Settings, console: Console | None = None) -> None:
     """Generate data, plan, train both trainers, predict the held-out cases, report; skip what is there.
 
     Args:
@@ -39,7 +39,7 @@ def run_demo(out: str | Path, settings: Settings, console: Console | None = None
         console: where the progress and the table are printed.
 
     Raises:
-        DemoError: ``out`` belongs to something else or to a demo with other settings; a command of nnU-Net
+        LoMixError: ``out`` belongs to something else or to a demo with other settings; a command of nnU-Net
             failed; interrupted.
     """
     console = console or Console()
@@ -56,24 +56,24 @@ def run_demo(out: str | Path, settings: Settings, console: Console | None = None
             steps.run(progress)
         steps.report(console)
     except KeyboardInterrupt:
-        raise DemoError("Interrupted; the same command goes on where it stopped.") from None
+        raise LoMixError("Interrupted; the same command goes on where it stopped.") from None
 
 
-def claim_folder(out: Path, settings: Settings):
+def claim_folder(out: Path, settings: Settings) -> None:
     """Note the settings in ``out``, or check that they are those of the demo that is there.
 
     Raises:
-        DemoError: ``out`` belongs to something else, or to a demo of the same ``dim`` with other settings.
+        LoMixError: ``out`` belongs to something else, or to a demo of the same ``dim`` with other settings.
     """
     file = out / SETTINGS_FILE
     if out.is_dir() and any(out.iterdir()) and not file.is_file():
-        raise DemoError(f"{out} is not empty and not the folder of a demo: choose another --out.")
+        raise LoMixError(f"{out} is not empty and not the folder of a demo: choose another --out.")
     demos = json.loads(file.read_text()) if file.is_file() else {}
     wanted = asdict(settings)
     found = demos.setdefault(f"{settings.dim}D", wanted)
     for name, value in wanted.items():
         if found.get(name) != value:
-            raise DemoError(
+            raise LoMixError(
                 f"{out} holds a {settings.dim}D demo with {name} = {found.get(name)}, not {value}: "
                 "choose another --out, or delete that folder."
             )
@@ -82,7 +82,7 @@ def claim_folder(out: Path, settings: Settings):
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(demos, indent=4))
     except OSError as error:
-        raise DemoError(f"{out} can't be written ({error.strerror}): choose another --out.") from None
+        raise LoMixError(f"{out} can't be written ({error.strerror}): choose another --out.") from None
 
 
 def find_device() -> str:

@@ -15,10 +15,15 @@ import SimpleITK as sitk
 from numpy.random import Generator
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
+from nnunet_lomix.nnunet.datasets import Split, name_image, write_splits
+from nnunet_lomix.nnunet.results import DATASET_JSON
+
+ENDING = ".nii.gz"
 LABELS = {"background": 0, "large organ": 1, "small organ": 2, "lesion": 3, "vessels": 4}
 OUTSIDE = 0.1
 INTENSITIES = {"body": 0.45, "large organ": 0.65, "small organ": 0.2, "lesion": 0.3, "vessels": 0.95}
 NOISE = 0.08
+Tip = tuple[np.ndarray, np.ndarray]  # of a vessel: its position, in voxels, and its direction
 BIAS = 0.2  # standard deviation of the logarithm of the bias field
 
 
@@ -28,7 +33,7 @@ def write_dataset(
     train_cases: int,
     test_cases: int,
     on_case: Callable[[], None] = lambda: None,
-):
+) -> None:
     """Write a data set in nnU-Net's raw format, ``labelsTs`` included. The folder appears once complete.
 
     Args:
@@ -44,22 +49,25 @@ def write_dataset(
     for seed in range(train_cases + test_cases):
         image, labels = make_case(shape, seed)
         part = "Tr" if seed < train_cases else "Ts"
-        _write(image, temporary / f"images{part}" / f"case_{seed:03}_0000.nii.gz")
-        _write(labels, temporary / f"labels{part}" / f"case_{seed:03}.nii.gz")
+        _write(image, temporary / f"images{part}" / name_image(_name_case(seed), 0, ENDING))
+        _write(labels, temporary / f"labels{part}" / f"{_name_case(seed)}{ENDING}")
         on_case()
     description = {
         "channel_names": {"0": "synthetic"},
         "labels": LABELS,
         "numTraining": train_cases,
-        "file_ending": ".nii.gz",
+        "file_ending": ENDING,
         "overwrite_image_reader_writer": "SimpleITKIO",
     }
-    (temporary / "dataset.json").write_text(json.dumps(description, indent=4))
+    (temporary / DATASET_JSON).write_text(json.dumps(description, indent=4))
     # made here, as trainings that start side by side would make it at once, and read it half written
-    cases = [f"case_{seed:03}" for seed in range(train_cases)]
-    folds = [{"train": cases[train_cases // 5 :], "val": cases[: train_cases // 5]}]
-    (temporary / "splits_final.json").write_text(json.dumps(folds, indent=4))
+    cases = [_name_case(seed) for seed in range(train_cases)]
+    write_splits(temporary, [Split(train=cases[train_cases // 5 :], val=cases[: train_cases // 5])])
     os.replace(temporary, folder)
+
+
+def _name_case(seed: int) -> str:
+    return f"case_{seed:03}"
 
 
 def make_case(shape: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +123,7 @@ def _smooth_field(rng: Generator, shape: Sequence[int], scale: float) -> np.ndar
     return (field - field.mean()) / field.std()
 
 
-def _blob(rng: Generator, grid: np.ndarray, centre: np.ndarray, radius: float, wobble=0.12) -> np.ndarray:
+def _blob(rng: Generator, grid: np.ndarray, centre: np.ndarray, radius: float, wobble: float = 0.12) -> np.ndarray:
     """An ellipsoid with an uneven surface."""
     dim = len(grid)
     column = (dim, *[1] * dim)
@@ -131,15 +139,15 @@ def _vessels(rng: Generator, shape: Sequence[int]) -> np.ndarray:
     tips = [(size * np.array([0.5, 0.85, 0.55])[-dim:], np.array([0, -1, 0.1])[-dim:])]
     tree = np.zeros(shape, bool)
     for radius in (1.5, 1.2, 1.0, 1.0):
-        tips, branches = _grow(rng, tips, size)
+        branches, tips = _grow(rng, tips, size)
         tree |= distance_transform_edt(~branches) <= radius
     return tree
 
 
-def _grow(rng: Generator, tips: list[tuple[np.ndarray, np.ndarray]], size: np.ndarray):
-    """Branches that start at ``tips`` (positions and directions), and the tips that they end in, two each."""
+def _grow(rng: Generator, tips: list[Tip], size: np.ndarray) -> tuple[np.ndarray, list[Tip]]:
+    """The mask of branches that start at ``tips``, and the tips that they end in, two each."""
     branches = np.zeros(size, bool)
-    ends = []
+    ends: list[Tip] = []
     for position, direction in tips:
         for _ in range(int(rng.uniform(0.15, 0.25) * min(size) * 2)):
             # wanders, and turns back at the rim
@@ -149,8 +157,8 @@ def _grow(rng: Generator, tips: list[tuple[np.ndarray, np.ndarray]], size: np.nd
             branches[tuple(position.astype(int))] = True
         side = 0.7 * _direction(rng, len(size))
         ends += [(position, direction + side), (position, direction - side)]
-    return ends, branches
+    return branches, ends
 
 
-def _write(array: np.ndarray, path: Path):
+def _write(array: np.ndarray, path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(array), str(path), useCompression=True)

@@ -2,9 +2,8 @@
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -12,18 +11,22 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from nnunet_lomix.compare import compare_into, read_folders
-from nnunet_lomix.compare.curves import read_curves
-from nnunet_lomix.demo.commands import run_commands
 from nnunet_lomix.demo.data import write_dataset
 from nnunet_lomix.files import replacing
-from nnunet_lomix.history import PICTURE
+from nnunet_lomix.nnunet.commands import folders_below, run_commands
+from nnunet_lomix.nnunet.registration import VARIABLE
+from nnunet_lomix.nnunet.results import FoldFolder, ModelFolder, read_curves, read_json
+from nnunet_lomix.weights.history import PICTURE
 
 # the trainers by the names that the report shows
 TRAINERS = {"nnUNetTrainer": "nnUNetTrainerDemo", "nnUNetTrainerLoMix": "nnUNetTrainerLoMixDemo"}
 TRAINERS_FOLDER = Path(__file__).parent / "trainers_folder"
+PLANS = "nnUNetPlans"
+FOLD = "0"
+FINISHED_EPOCHS = "finished_epochs.txt"  # written by the trainers of the demo into their fold folders
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Settings:
 class Steps:
     """The steps of one demo, in the order of :meth:`run`; each looks first whether its output is there."""
 
-    def __init__(self, out: Path, settings: Settings, device: str):
+    def __init__(self, out: Path, settings: Settings, device: str) -> None:
         self.out = out
         self.settings = settings
         self.device = device
@@ -59,16 +62,15 @@ class Steps:
         self.planned = {2: "2d", 3: "3d_fullres"}[settings.dim]
         self.trained = f"{self.planned}_slim"
         self.raw = out / "raw" / dataset
-        self.plans = out / "preprocessed" / dataset / "nnUNetPlans.json"
+        self.plans = out / "preprocessed" / dataset / f"{PLANS}.json"
         self.predictions = {t: out / "predictions" / dataset / t for t in TRAINERS}
-        self.results = {
-            t: out / "results" / dataset / f"{name}__nnUNetPlans__{self.trained}" / "fold_0"
-            for t, name in TRAINERS.items()
+        self.models = {
+            t: ModelFolder.of(out / "results", dataset, name, PLANS, self.trained) for t, name in TRAINERS.items()
         }
         self.logs = out / f"logs_{settings.dim}d"
         self.logs.mkdir(exist_ok=True)
 
-    def run(self, progress: Progress):
+    def run(self, progress: Progress) -> None:
         """All steps but the report."""
         s = self.settings
         # all bars from the start: what is still to come
@@ -85,21 +87,21 @@ class Steps:
         with _shown(progress, predict):
             self.predict()
 
-    def generate(self, on_case: Callable[[], None]):
+    def generate(self, on_case: Callable[[], None]) -> None:
         s = self.settings
         if not self.raw.is_dir():
             write_dataset(self.raw, [s.size] * s.dim, s.train_cases, s.test_cases, on_case)
 
-    def plan(self):
+    def plan(self) -> None:
         """nnU-Net's planning and preprocessing; then a configuration with a slimmer network is added.
 
         nnU-Net's documentation of the plans files shows how. It comes last: with it the step is complete.
         """
-        if self.plans.is_file() and self.trained in json.loads(self.plans.read_text())["configurations"]:
+        if self.plans.is_file() and self.trained in read_json(self.plans, "configurations")["configurations"]:
             return
-        options = ["-d", self.dataset_id, "-c", self.planned, "-npfp", "2", "-np", "2", "--clean"]
+        options = ["-d", self.dataset_id, "-c", self.planned, "-npfp", 2, "-np", 2, "--clean"]
         self._run({self.logs / "plan_and_preprocess.log": ["nnUNetv2_plan_and_preprocess", *options]})
-        plans = json.loads(self.plans.read_text())
+        plans = read_json(self.plans, "configurations")
         architecture = deepcopy(plans["configurations"][self.planned]["architecture"])
         channels = architecture["arch_kwargs"]["features_per_stage"]
         architecture["arch_kwargs"]["features_per_stage"] = [n // self.settings.slimming for n in channels]
@@ -107,31 +109,36 @@ class Steps:
         with replacing(self.plans) as temporary:
             temporary.write_text(json.dumps(plans, indent=4))
 
-    def train(self, on_epochs: Callable[[str, int], None]):
+    def train(self, on_epochs: Callable[[str, int], None]) -> None:
         """Both trainings side by side: one core each, so their times can be compared.
 
         Args:
             on_epochs: called again and again with a trainer and the number of epochs that it has finished.
         """
-        missing = [t for t in TRAINERS if not (self.results[t] / "checkpoint_final.pth").is_file()]
-        logs = {self.logs / f"train_{t}.log": t for t in missing}
-        options = [self.dataset_id, self.trained, "0", "-device", self.device, "--c"]
+        folds = {t: model.fold(FOLD) for t, model in self.models.items()}
+        logs = {self.logs / f"train_{t}.log": t for t, fold in folds.items() if not fold.is_finished()}
+        options = [self.dataset_id, self.trained, FOLD, "-p", PLANS, "-device", self.device, "--c"]
+        budget = {
+            "epochs": self.settings.epochs,
+            "iterations": self.settings.iterations,
+            "finished_epochs": FINISHED_EPOCHS,
+        }
         self._run(
             {log: ["nnUNetv2_train", *options, "-tr", TRAINERS[t]] for log, t in logs.items()},
             {
                 "nnUNet_n_proc_DA": "0",  # the same batches for both trainers, and no processes beside them
-                "NNUNET_LOMIX_DEMO_EPOCHS": str(self.settings.epochs),
-                "NNUNET_LOMIX_DEMO_ITERATIONS": str(self.settings.iterations),
+                "NNUNET_LOMIX_DEMO": json.dumps(budget),
             },
-            lambda log: on_epochs(logs[log], _finished_epochs(log)),
+            lambda log: on_epochs(logs[log], count_epochs(folds[logs[log]])),
         )
 
-    def predict(self):
+    def predict(self) -> None:
+        """Both trainers predict the held-out cases."""
         missing = {t: folder for t, folder in self.predictions.items() if not folder.is_dir()}
         unfinished = {t: folder.with_name(f"unfinished_{t}") for t, folder in missing.items()}
         command = ["nnUNetv2_predict", "-i", self.raw / "imagesTs", "-device", self.device]
-        command += ["-d", self.dataset_id, "-c", self.trained, "-f", "0"]
-        command += ["-npp", "0", "-nps", "0"]  # no processes beside the two commands
+        command += ["-d", self.dataset_id, "-p", PLANS, "-c", self.trained, "-f", FOLD]
+        command += ["-npp", 0, "-nps", 0]  # no processes beside the two commands
         self._run(
             {
                 self.logs / f"predict_{t}.log": [*command, "-tr", TRAINERS[t], "-o", folder]
@@ -141,11 +148,10 @@ class Steps:
         for t, folder in missing.items():
             os.replace(unfinished[t], folder)
 
-    def report(self, console: Console):
+    def report(self, console: Console) -> None:
         """As nnunet_lomix compare, and the picture of the weights."""
         s = self.settings
         folder = self.out / f"report_{s.dim}d"
-        models = {(t, 0): results.parent for t, results in self.results.items()}
         source = read_folders(
             self.raw / "labelsTs", [*self.predictions.values()], [*TRAINERS], images=self.raw / "imagesTs"
         )
@@ -159,38 +165,34 @@ class Steps:
             dataset=self.raw.name,
             configuration=self.trained,
             notes=(note,),
-            curves=read_curves(models, ["0"]),
+            curves=read_curves({(t, 0): model for t, model in self.models.items()}, [FOLD]),
         )
         compare_into(folder, source, console)
         with replacing(folder / PICTURE) as temporary:
-            shutil.copyfile(self.results["nnUNetTrainerLoMix"] / PICTURE, temporary)
+            shutil.copyfile(self.models["nnUNetTrainerLoMix"].fold(FOLD).path / PICTURE, temporary)
         console.print(f"What LoMix has learned: {folder / PICTURE}", soft_wrap=True, highlight=False, markup=False)
 
     def _run(
         self,
-        commands: Mapping[Path, Sequence[str | Path]],
+        commands: Mapping[Path, Sequence[object]],
         variables: Mapping[str, str] | None = None,
         on_poll: Callable[[Path], None] = lambda log: None,
-    ):
-        environment = {
-            **os.environ,
-            "nnUNet_raw": str(self.out / "raw"),
-            "nnUNet_preprocessed": str(self.out / "preprocessed"),
-            "nnUNet_results": str(self.out / "results"),
-            "nnUNet_extTrainer": str(TRAINERS_FOLDER),
+    ) -> None:
+        own = {
+            **folders_below(self.out),
+            VARIABLE: str(TRAINERS_FOLDER),
             "nnUNet_n_proc_DA": "1",  # the planner fails with 0
             "nnUNet_compile": "false",  # takes longer than the training
             "nnUNet_wandb_enabled": "0",
             # predictions side by side use all cores each; threads that wait busily slow them down fivefold
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
-            **(variables or {}),
         }
-        run_commands(commands, environment, on_poll)
+        run_commands(commands, {**own, **(variables or {})}, on_poll)
 
 
 @contextmanager
-def _shown(progress: Progress, *bars: int):
+def _shown(progress: Progress, *bars: TaskID) -> Iterator[None]:
     """Starts the clocks of the bars; at the end they are full and their clocks stop."""
     for bar in bars:
         progress.start_task(bar)
@@ -199,7 +201,7 @@ def _shown(progress: Progress, *bars: int):
         progress.update(bar, completed=progress.tasks[bar].total)
 
 
-def _finished_epochs(log: Path) -> int:
-    """From the output of a training, which starts an epoch with the line ``<time>: Epoch <number>``."""
-    started = re.findall(r"^\S+ \S+ Epoch (\d+)\s*$", log.read_text(errors="replace"), re.MULTILINE)
-    return int(started[-1]) if started else 0
+def count_epochs(fold: FoldFolder) -> int:
+    """How many epochs a training of the demo has finished."""
+    file = fold.path / FINISHED_EPOCHS
+    return int(file.read_text()) if file.is_file() else 0

@@ -3,6 +3,9 @@
 import json
 import os
 import random
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,25 +14,39 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
     nnUNetTrainerNoDeepSupervision,
 )
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from nnunet_lomix import trainers
-from nnunet_lomix.backends import fused
 from nnunet_lomix.loss import DEFAULT_OPERATORS
+from nnunet_lomix.loss.backends import fused
+
+# nnU-Net imports this file anew for every look-up and forgets it afterwards. The extensions are an ordinary package
+# beside this folder, which Python imports once for the whole process.
+STUDY = str(Path(__file__).parents[1])
+if STUDY not in sys.path:
+    sys.path.append(STUDY)
+
+import extensions  # noqa: E402
 
 LOMIX = trainers.nnUNetTrainerLoMix
 FIXED = trainers.nnUNetTrainerLoMixFixedWeights
 EQUAL = trainers.nnUNetTrainerEqualDeepSupervision
-if os.environ.get("TRITON_INTERPRET") == "1":  # takes as long for a block of any size
+ALIGNMENT = extensions.nnUNetTrainerLoMixAlignment
+DISTILLATION = extensions.nnUNetTrainerLoMixDistillation
+FADING = extensions.nnUNetTrainerLoMixFading
+if os.environ.get("TRITON_INTERPRET") == "1":  # the interpreter takes as long for a block of any size
     fused.VALUES_OF_BLOCK = 2**14
 
 
-def adamw(trainer):
+def adamw(trainer: nnUNetTrainer) -> tuple[Optimizer, LRScheduler]:
     """That of nnU-Net's nnUNetTrainerAdam, with a higher learning rate."""
     trainer.initial_lr = 5e-3
     return nnUNetTrainerAdam.configure_optimizers(trainer)
 
 
-def sgd(trainer):
+def sgd(trainer: nnUNetTrainer) -> tuple[Optimizer, LRScheduler]:
     """nnU-Net's SGD with a shorter memory.
 
     Its momentum of 0.99 is made for 250 000 steps: in a few hundred what is compared is who leaves the plateau at the
@@ -42,21 +59,23 @@ def sgd(trainer):
     return optimizer, schedule
 
 
-class WeightedTerms(nnUNetTrainer):
-    """nnUNetTrainer, whose loss is weight_ce · CE + weight_dice · Dice."""
+class WeightedCriterion(nnUNetTrainer):
+    """nnUNetTrainer, whose criterion is weight_ce · CE + weight_dice · Dice."""
 
-    weight_ce = weight_dice = 1
+    weight_ce: float = 1
+    weight_dice: float = 1
 
-    def _build_loss(self):
-        loss = super()._build_loss()
-        loss.loss.weight_ce, loss.loss.weight_dice = self.weight_ce, self.weight_dice  # within the deep supervision
-        return loss
+    def _build_loss(self) -> nn.Module:
+        deep_supervision = super()._build_loss()
+        criterion = deep_supervision.loss
+        criterion.weight_ce, criterion.weight_dice = self.weight_ce, self.weight_dice
+        return deep_supervision
 
 
-PAPER_TERMS = {"weight_ce": 0.3, "weight_dice": 0.7}
+PAPER_CRITERION = {"weight_ce": 0.3, "weight_dice": 0.7}
 
-# name: nnU-Net's or our trainer, and what is different from it
-ARMS = {
+# name: nnU-Net's trainer, ours, or that of an extension, and what is different from it
+ARMS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     "nnUNetTrainer": (nnUNetTrainer, {}),
     "nnUNetTrainer_again": (nnUNetTrainer, {}),  # how much is chance
     "SingleOutput": (nnUNetTrainerNoDeepSupervision, {}),
@@ -65,8 +84,9 @@ ARMS = {
     "FixedWeights": (FIXED, {}),
     "Paper": (trainers.nnUNetTrainerLoMixPaper, {}),
     **{rule: (LOMIX, {"rule": rule}) for rule in ("equal", "normalised", "barrier", "inverse")},
-    **{rule: (LOMIX, {"rule": rule}) for rule in ("alignment", "alignment_held_out", "fade_in", "fade_out")},
-    "distillation": (LOMIX, {"rule": "barrier", "distillation": 1.0}),
+    **{rule: (ALIGNMENT, {"rule": rule}) for rule in ("alignment", "alignment_held_out")},
+    **{rule: (FADING, {"rule": rule}) for rule in ("fade_in", "fade_out")},
+    "distillation": (DISTILLATION, {"rule": "barrier", "distillation": 1.0}),
     **{f"share_{s:.2f}": (LOMIX, {"rule": "barrier", "share": s}) for s in (0.0, 0.25, 0.75, 0.9)},
     **{
         f"without_{left_out}": (
@@ -78,15 +98,15 @@ ARMS = {
     "originals_only": (LOMIX, {"rule": "barrier", "operators": ()}),
     "K_2": (LOMIX, {"rule": "barrier", "mixed_scales": 2}),
     "K_3": (LOMIX, {"rule": "barrier", "mixed_scales": 3}),
-    **{f"backend_{b}": (LOMIX, {"rule": "barrier", "backend": b}) for b in ("plain", "lean", "compiled", "fused")},
+    **{f"backend_{b}": (LOMIX, {"rule": "barrier", "backend": b}) for b in ("plain", "lean", "fused")},
     # the paper's free weights sum to 13 where all others sum to 1: is it the larger step that helps?
     "nnUNetTrainer_x13": (nnUNetTrainer, {"factor": 13}),
     "barrier_x13": (LOMIX, {"rule": "barrier", "factor": 13}),
     "FixedWeights_x13": (FIXED, {"factor": 13}),
     # or that they learn, or that each map costs 0.3 CE + 0.7 Dice, which halves the sum of the two?
     "Paper_fixed": (trainers.nnUNetTrainerLoMixPaper, {"rule": "equal", "factor": 13}),
-    "nnUNetTrainer_paper_terms_x13": (WeightedTerms, PAPER_TERMS | {"factor": 13}),
-    "EqualDeepSupervision_paper_terms_x13": (EQUAL, PAPER_TERMS | {"factor": 13}),
+    "nnUNetTrainer_paper_terms_x13": (WeightedCriterion, PAPER_CRITERION | {"factor": 13}),
+    "EqualDeepSupervision_paper_terms_x13": (EQUAL, PAPER_CRITERION | {"factor": 13}),
     "barrier_more_dice": (LOMIX, {"rule": "barrier", "weight_ce": 0.6, "weight_dice": 1.4}),
     "nnUNetTrainer_x6.5": (nnUNetTrainer, {"factor": 6.5}),
     "barrier_x6.5": (LOMIX, {"rule": "barrier", "factor": 6.5}),
@@ -97,7 +117,7 @@ ARMS = {
 OPTIMISERS = {"adamw": adamw, "sgd": sgd}
 
 
-def seed_everything(seed: int):
+def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -110,7 +130,7 @@ class Short:
         factor: of the whole loss.
     """
 
-    factor = 1
+    factor: float = 1
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -124,29 +144,29 @@ class Short:
             torch.set_num_threads(1)
         seed_everything(self.seed)
 
-    def on_train_epoch_start(self):
+    def on_train_epoch_start(self) -> None:
         seed_everything(1000 * (self.seed + 1) + self.current_epoch)
         super().on_train_epoch_start()
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
         return OPTIMISERS[self.optimiser](self)
 
-    def _build_loss(self):
+    def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
         loss.register_forward_hook(lambda module, inputs, value: self.factor * value)
         return loss
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         self.logger.local_logger.plot_progress_png = lambda folder: None  # takes as long as ten steps
         super().on_epoch_end()
 
-    def perform_actual_validation(self, save_probabilities: bool = False):
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's validation of whole volumes, without mirroring: a quarter of the time."""
         self.inference_allowed_mirroring_axes = None
         super().perform_actual_validation(save_probabilities)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> type[nnUNetTrainer]:
     arm = name.removeprefix("Study")
     if arm == name or arm not in ARMS:
         raise AttributeError(name)

@@ -1,0 +1,181 @@
+"""The tables of the Markdown documents, made from the results.
+
+A document has a pair of comments where a table belongs, with the name of a function of ``TABLES`` and of a file in
+``results``; what lies between them is replaced::
+
+    <!-- table: loss loss_cpu.json -->
+    <!-- end of table -->
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from growth import draw
+from results import FOLDER, HIGH, LOW, MEDIAN, Record, as_table, read_record
+
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.files import replacing
+
+ROOT = Path(__file__).parents[1]
+TABLE = re.compile(r"(<!-- table: (\w+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def write_documents(root: Path = ROOT, results: Path = FOLDER) -> list[Path]:
+    """Write every table of the README and of the documents in docs/ and benchmarks/ anew, and the picture of growth.
+
+    Returns:
+        The files that have changed.
+
+    Raises:
+        LoMixError: a document names a file or a table that isn't there.
+    """
+    changed = []
+    for document in list_documents(root):
+        before = document.read_text()
+        after = fill_tables(before, results)
+        if after != before:
+            with replacing(document) as temporary:
+                temporary.write_text(after)
+            changed.append(document)
+    for file in sorted(results.glob("growth_*.json")):
+        picture = root / "benchmarks" / file.with_suffix(".png").name
+        draw(read_record(file)).savefig(picture, dpi=110)
+        changed.append(picture)
+    return changed
+
+
+def list_documents(root: Path = ROOT) -> list[Path]:
+    """Where tables may be."""
+    return [root / "README.md", *sorted(root.glob("docs/*.md")), *sorted(root.glob("benchmarks/*.md"))]
+
+
+def fill_tables(text: str, results: Path) -> str:
+    """The text of a document with every table as the results say; see :func:`write_documents`."""
+
+    def fill(match: re.Match[str]) -> str:
+        start, table, name, end = match.groups()
+        if table not in TABLES:
+            raise LoMixError(f"There is no table {table!r}; choose from: {', '.join(TABLES)}")
+        if not (results / name).exists():
+            raise LoMixError(f"There are no results {name}: run the benchmark, python benchmarks/run.py …")
+        record = read_record(results / name)
+        return f"{start}{as_markdown(TABLES[table](record))}\n\n{describe(record)}\n{end}"
+
+    return TABLE.sub(fill, text)
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """As Markdown; numbers stay as they are written."""
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
+def describe(record: Record) -> str:
+    """How the results came about, in one line."""
+    machine, versions = record["machine"], record["versions"]
+    options = [f"--{name} {value}" for name, value in record["options"].items()]
+    command = " ".join(["python benchmarks/run.py", record["benchmark"], *options])
+    place = f"{machine['processor']}, {machine['cores']} cores"
+    if machine["gpu"]:
+        place = f"{machine['gpu']} ({place})"
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    commit = f"commit {record['commit'][:9]}" if record["commit"] else "no commit"
+    changes = " with changes" if record["dirty"] else ""
+    return f"`{command}` on {record['date'][:10]}, {place}; {packages}; {commit}{changes}."
+
+
+def loss_table(record: Record) -> pd.DataFrame:
+    """Every row of ``loss``."""
+    rows = as_table(record)
+    return pd.DataFrame(
+        {
+            "case": rows["case"],
+            "loss": rows["backend"] + rows["default"].map({True: " (default)", False: ""}),
+            "maps": rows["maps"].map(str),
+            "forward, ms": spreads(rows, "forward_ms"),
+            "backward, ms": spreads(rows, "backward_ms"),
+            "both, ms": spreads(rows, "full_ms"),
+            "memory, MB": whole(rows["memory_mb"]),
+            "error": ["" if pd.isna(error) else f"{error:.0e}" for error in rows["error"]],
+        }
+    )
+
+
+def memory_table(record: Record) -> pd.DataFrame:
+    """Every row of ``memory``."""
+    rows = as_table(record)
+    memory = whole(rows["memory_mb"])
+    return pd.DataFrame(
+        {"case": rows["case"], "loss": rows["backend"], "maps": rows["maps"].map(str), "memory, MB": memory}
+    )
+
+
+def growth_table(record: Record) -> pd.DataFrame:
+    """Medians of both passes and memory of ``growth``, a row for each case and a column for each loss."""
+    rows = as_table(record)
+    rows["text"] = rows["full_ms.median"].map("{:.3g} ms".format)
+    if rows["memory_mb"].notna().all():
+        rows["text"] += ", " + whole(rows["memory_mb"]) + " MB"
+    maps = rows.groupby("case", sort=False)["maps"].max().map(str)
+    table = rows.pivot(index="case", columns="backend", values="text").loc[maps.index, rows["backend"].unique()]
+    table.insert(0, "maps", maps)
+    return table.reset_index()
+
+
+def step_table(record: Record) -> pd.DataFrame:
+    """Every row of ``step``."""
+    rows = as_table(record)
+    table = {
+        "case": rows["case"],
+        "loss": rows["backend"].where(rows["backend"] == rows["computed_by"], "default (" + rows["computed_by"] + ")"),
+        "maps": rows["maps"].map(str),
+        "step, ms": spreads(rows, "step_ms"),
+        "relative to nnU-Net": spreads(rows, "ratio", "{:.2f}"),
+    }
+    if rows["memory_mb"].notna().any():
+        table["peak of memory, MB"] = whole(rows["memory_mb"])
+    return pd.DataFrame(table)
+
+
+def kernels_table(record: Record) -> pd.DataFrame:
+    """Every row of ``kernels``."""
+    rows = as_table(record)
+    texts = rows.select_dtypes("number").map("{:.0f}".format)
+    return rows.assign(**texts)
+
+
+def compare_table(record: Record) -> pd.DataFrame:
+    """Every row of ``compare``."""
+    rows = as_table(record)
+    names = {
+        "cases": "cases",
+        "first_s": "s",
+        "again_s": "s again",
+        "processors_s": "s of all processors",
+        "memory_mb": "MB",
+        "worker_memory_mb": "MB of the largest worker",
+    }
+    return rows[[*names]].map("{:.0f}".format).rename(columns=names)
+
+
+def spreads(rows: pd.DataFrame, column: str, form: str = "{:.4g}") -> list[str]:
+    """A median with the 20th and 80th percentile in brackets, for each row."""
+    numbers = rows[[column + part for part in (MEDIAN, LOW, HIGH)]]
+    texts = numbers.map(form.format)
+    return [f"{median} ({low} to {high})" for median, low, high in texts.itertuples(index=False)]
+
+
+def whole(numbers: pd.Series) -> pd.Series:
+    """Whole numbers as text, an unknown one as none."""
+    return numbers.map(lambda number: "" if pd.isna(number) else f"{number:.0f}")
+
+
+TABLES: dict[str, Callable[[Record], pd.DataFrame]] = {
+    "loss": loss_table,
+    "memory": memory_table,
+    "growth": growth_table,
+    "step": step_table,
+    "kernels": kernels_table,
+    "compare": compare_table,
+}

@@ -1,0 +1,175 @@
+"""The benchmarks: python benchmarks/run.py --help
+
+Install what they need by: pip install -e ".[benchmarks]"
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from cases import CASES, DEFAULT_CASES, KERNEL_CASES, NNUNET, NUMBERS_OF_CASES
+from results import FOLDER, Record, Rows, compare_records, differences, make_record, read_record, write_record
+
+from nnunet_lomix.cli import Commands
+from nnunet_lomix.loss import BACKENDS
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+Command = Callable[..., None]
+
+
+@click.group(cls=Commands)
+def main() -> None:
+    """Measure LoMix, compare results with earlier ones, and write the documents' tables.
+
+    Results are written to benchmarks/results; those of single cases or backends only where --out says.
+    """
+
+
+def device_options(command: Command) -> Command:
+    """The options of a benchmark that runs the loss on a device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for option in (
+        click.option("--device", type=click.Choice(["cpu", "cuda"]), default=device, show_default=True),
+        click.option("--threads", default=1, show_default=True, help="Threads of the processor."),
+        click.option("--repeats", type=click.IntRange(min=1), help="How often each is measured; each has a default."),
+        click.option("--case", "cases", type=click.Choice(list(CASES)), multiple=True, help="May be repeated."),
+        click.option("--backend", "backends", type=click.Choice([NNUNET, *BACKENDS]), multiple=True, help="As --case."),
+    ):
+        command = option(command)
+    return command
+
+
+def result_options(command: Command) -> Command:
+    """Where results go, and what they are compared with."""
+    command = click.option("--base", type=FILE, help="Results of this benchmark to compare the new ones with.")(command)
+    return click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File of the results.")(command)
+
+
+@main.command()
+@device_options
+@result_options
+def loss(**options: Any) -> None:
+    """Time, memory and error of the loss by each backend, beside nnU-Net's deep supervision."""
+    measure_on_device("loss", **options)
+
+
+@main.command()
+@device_options
+@result_options
+def memory(**options: Any) -> None:
+    """Memory of the loss alone: of large cases that take a CPU long."""
+    measure_on_device("memory", **options)
+
+
+@main.command()
+@device_options
+@result_options
+def growth(**options: Any) -> None:
+    """As loss, against the number of mixed scales."""
+    measure_on_device("growth", **options)
+
+
+@main.command()
+@device_options
+@result_options
+def step(**options: Any) -> None:
+    """Time of a training step of nnUNetTrainerLoMix beside nnUNetTrainer's."""
+    measure_on_device("step", **options)
+
+
+def measure_on_device(
+    name: str,
+    device: str,
+    threads: int,
+    repeats: int | None,
+    cases: Sequence[str],
+    backends: Sequence[str],
+    base: Path | None,
+    out: Path | None,
+) -> None:
+    """Run a benchmark that has the options of ``device_options``."""
+    torch.set_num_threads(threads)
+    benchmark = import_module(name)
+    repeats = repeats or benchmark.REPEATS
+    chosen = [CASES[case] for case in cases or DEFAULT_CASES[name][device]]
+    rows = benchmark.measure(chosen, device, repeats, backends)
+    if out is None and not cases and not backends:
+        out = FOLDER / f"{name}_{device}.json"
+    finish(name, rows, benchmark.KEY, device, {"threads": threads, "repeats": repeats}, base, out)
+
+
+@main.command()
+@result_options
+def kernels(base: Path | None, out: Path | None) -> None:
+    """Instructions of the compiled Triton kernels, for GPUs that needn't be here."""
+    benchmark = import_module("kernels")
+    rows = benchmark.measure(KERNEL_CASES)
+    finish("kernels", rows, benchmark.KEY, None, {}, base, out or FOLDER / "kernels.json")
+
+
+@main.command()
+@click.option("--cases", type=int, multiple=True, default=NUMBERS_OF_CASES, show_default=True, help="May be repeated.")
+@click.option("--jobs", default=2, show_default=True, help="Processes.")
+@result_options
+def compare(cases: Sequence[int], jobs: int, base: Path | None, out: Path | None) -> None:
+    """Time and memory of `nnunet_lomix compare` by number of cases."""
+    benchmark = import_module("compare")
+    rows = benchmark.measure(cases, jobs)
+    finish("compare", rows, benchmark.KEY, "cpu", {"jobs": jobs}, base, out or FOLDER / "compare_cpu.json")
+
+
+def finish(
+    name: str,
+    rows: Rows,
+    key: Sequence[str],
+    device: str | None,
+    options: Mapping[str, object],
+    base: Path | None,
+    out: Path | None,
+) -> None:
+    """Print the results, compare them with those of ``base`` and write them to ``out``."""
+    from documents import TABLES, as_markdown, describe
+
+    record = make_record(name, rows, key, device, options)
+    click.echo(f"{as_markdown(TABLES[name](record))}\n\n{describe(record)}")
+    if base is not None:  # is read before it may be overwritten
+        echo_comparison(read_record(base), record)
+    if out is not None:
+        write_record(record, out)
+        click.echo(f"\nWritten to {out}")
+
+
+@main.command()
+@click.argument("base", type=FILE)
+@click.argument("new", type=FILE)
+def compare_results(base: Path, new: Path) -> None:
+    """Print the figures of NEW relative to those of BASE, row by row."""
+    echo_comparison(read_record(base), read_record(new))
+
+
+def echo_comparison(base: Record, new: Record) -> None:
+    from documents import as_markdown
+
+    ratios, unmatched = compare_records(base, new)
+    click.echo("\nRelative to the base:\n")
+    for line in differences(base, new):
+        click.echo(f"- {line}")
+    click.echo(f"\n{as_markdown(ratios)}\n")
+    for line in unmatched:
+        click.echo(line)
+
+
+@main.command()
+def tables() -> None:
+    """Write the tables and the picture of the Markdown documents anew, from benchmarks/results."""
+    from documents import write_documents
+
+    for file in write_documents():
+        click.echo(f"Written: {file}")
+
+
+if __name__ == "__main__":
+    main()

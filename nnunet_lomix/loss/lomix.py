@@ -1,0 +1,212 @@
+"""LoMix as one loss module, for nnU-Net's and any other deeply supervised network."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from nnunet_lomix.loss.backends import BACKENDS, Case, choose
+from nnunet_lomix.loss.backends.base import Backend, BoundMap, full_precision
+from nnunet_lomix.loss.criterion import ClassCriterion, Criterion, RegionCriterion, SumOverRanks
+from nnunet_lomix.loss.maps import Map, list_maps
+from nnunet_lomix.loss.operators import OPERATORS, Original
+from nnunet_lomix.loss.rules import RULES
+
+DEFAULT_OPERATORS = ("add", "multiply", "concat", "fusion")
+DEFAULT_MAX_MIXED_SCALES = 4
+logger = logging.getLogger(__name__)
+
+
+class LoMixLoss(nn.Module):
+    """Σ w_i L_i over the decoder outputs and all their mutants (LoMix, arXiv 2510.22995, section 3).
+
+    L_i is nnU-Net's loss of the map i, cross-entropy − Dice, against the full-resolution target. The effective
+    weights w_i come from a weighting rule. The network sees them as constants; the parameters of the rule see
+    the non-negative losses L_i + ``weight_dice`` as constants and minimise the rule's own objective. One backward pass
+    gives all gradients. The value is Σ w_i L_i.
+
+    Mixing and losses are computed in fp32 under autocast (products of logits overflow fp16). For fp64 outputs convert
+    the module, too: ``loss.double()``.
+
+    Args:
+        num_classes: number of channels C of each output.
+        num_scales: number of outputs S, at least 2.
+        operators: names of the operators; ``()`` for none.
+        mixed_scales: how many of the finest scales are mixed, K; default the smaller of S and 4. The coarser outputs
+            stay as originals.
+        rule: name of the weighting rule.
+        share: share of the weight that ``z_0`` has at least, 0 to 1.
+        regions: sigmoid and regions (True) or softmax and classes (False).
+        ignore_label: plain classes: the value of the target to ignore. Regions: if not None, the last channel of
+            the target marks the pixels to ignore.
+        batch_dice: one Dice a batch, not a sample.
+        weight_ce, weight_dice: factors of the two terms of L_i.
+        smooth: smoothing of the Dice.
+        ddp: outputs are spread over the ranks of ``torch.distributed``: ``batch_dice`` is then that of all ranks.
+            The parameters of this module belong to no DDP wrapper: average their gradients yourself.
+        backend: "plain", "lean" or "fused"; None for the one that suits the case (docs/method.md). Which one computes
+            is logged once.
+
+    Attributes:
+        maps: all maps, the originals first.
+        operators: for each map, by its name, the operator with its parameters.
+        rule: the weighting rule.
+        criterion: what a map costs.
+
+    Raises:
+        ValueError: an unknown name; fewer than 2 outputs, or than 2 classes (1 region); K or share out of range.
+
+    >>> import torch
+    >>> loss = LoMixLoss(num_classes=3, num_scales=3)
+    >>> outputs = [torch.randn(2, 3, 32 // 2**j, 32 // 2**j, requires_grad=True) for j in range(3)]
+    >>> target = torch.randint(3, (2, 1, 32, 32))
+    >>> loss(outputs, target).backward()
+    >>> len(loss.maps), round(float(loss.weights().sum()), 4)
+    (19, 1.0)
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_scales: int,
+        operators: Sequence[str] = DEFAULT_OPERATORS,
+        mixed_scales: int | None = None,
+        rule: str = "barrier",
+        share: float = 0.5,
+        *,
+        regions: bool = False,
+        ignore_label: int | None = None,
+        batch_dice: bool = False,
+        weight_ce: float = 1.0,
+        weight_dice: float = 1.0,
+        smooth: float = 1e-5,
+        ddp: bool = False,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        mixed_scales = min(num_scales, DEFAULT_MAX_MIXED_SCALES) if mixed_scales is None else mixed_scales
+        if num_scales < 2:
+            raise ValueError(f"LoMix mixes the outputs of several scales, but there is {num_scales}")
+        if not 1 <= mixed_scales <= num_scales:
+            raise ValueError(f"mixed_scales must be between 1 and the {num_scales} outputs, got {mixed_scales}")
+        if num_classes < (1 if regions else 2):
+            raise ValueError(f"there must be at least 2 classes, with the background, or 1 region, got {num_classes}")
+        if isinstance(operators, str) or len(set(operators)) < len(operators):
+            raise ValueError(f"operators must be a list that names each operator once, got {operators!r}")
+        self.num_classes = num_classes
+        self.num_scales = num_scales
+        self.maps = list_maps(num_scales, mixed_scales, operators)
+        self.operators = nn.ModuleDict(
+            {
+                m.name: OPERATORS[m.operator](num_classes, len(m.scales)) if len(m.scales) > 1 else Original()
+                for m in self.maps
+            }
+        )
+        self.rule = RULES[rule](len(self.maps), share)
+        terms = dict(weight_ce=weight_ce, weight_dice=weight_dice, batch_dice=batch_dice, smooth=smooth, ddp=ddp)
+        self.criterion: Criterion = (
+            RegionCriterion(ignore_label is not None, **terms) if regions else ClassCriterion(ignore_label, **terms)
+        )
+        self.backend = backend
+        self._backends: dict[str, Backend] = {name: make() for name, make in BACKENDS.items()}
+        if backend is not None:
+            BACKENDS[backend]  # raises if there is none of that name
+        self._logged: set[str] = set()
+
+    def weights(self) -> Tensor:
+        """Effective weights of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached."""
+        return self.rule.weights().detach()
+
+    def losses(
+        self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor], maps: Sequence[Map] | None = None
+    ) -> Tensor:
+        """The loss of each of ``maps``, default ``self.maps``, ``(len(maps),)``; see :meth:`forward`."""
+        target = target if isinstance(target, Tensor) else target[0]
+        self._check(outputs, target)
+        with full_precision(outputs[0].device.type):
+            dtype = torch.promote_types(outputs[0].dtype, torch.float32)
+            outputs = [z.to(dtype) for z in outputs]
+            prepared = self.criterion.prepare(target, self.num_classes, dtype)
+            backend = self._backend_for(outputs[0])
+            sums = backend(outputs, prepared, self._bind(self.maps if maps is None else maps), self.criterion)
+            return self.criterion.losses(sums, prepared)
+
+    def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
+        """The weighted loss, a scalar.
+
+        Args:
+            outputs: S tensors of logits ``(B, C, *spatial_j)``, 2D or 3D, the finest first.
+            target: the target at full resolution, or a list that starts with it (nnU-Net gives one for each output);
+                ``(B, 1, *spatial)`` of labels, or ``(B, C, *spatial)`` of regions (C + 1 with an ignore channel).
+
+        Raises:
+            ValueError: number, shape or dtype of the outputs, or the shape of the target, don't fit, or a label is no
+                class (seen on a CPU only; a GPU would have to wait).
+        """
+        return self.weigh(self.losses(outputs, target))
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """Σ w_i L_i, ``losses`` as of :meth:`losses`, with the gradients of the rule's parameters."""
+        observed = self.observed(losses)
+        self.observe(observed)
+        return self.with_objective((self.weights() * losses).sum(), observed)
+
+    def observed(self, losses: Tensor) -> Tensor:
+        """What a rule may see of losses: non-negative and detached."""
+        return (losses - self.criterion.minimum).detach()
+
+    def observe(self, observed: Tensor) -> None:
+        """Show the rule the losses of a training step, under DDP the mean over ranks."""
+        if torch.is_grad_enabled():
+            self.rule.observe(SumOverRanks.apply(observed) / dist.get_world_size() if self.criterion.ddp else observed)
+
+    def with_objective(self, loss: Tensor, observed: Tensor) -> Tensor:
+        """The same value, with the gradients of the rule's parameters."""
+        objective = self.rule.objective(observed)
+        return loss if objective is None else loss + objective - objective.detach()
+
+    def _bind(self, maps: Sequence[Map]) -> list[BoundMap]:
+        return [BoundMap(self.operators[m.name], m.scales) for m in maps]
+
+    def _backend_for(self, z_0: Tensor) -> Backend:
+        """The named backend, or the one that suits; logged once, as a warning only if the named one can't be used."""
+        case = Case(z_0.device, z_0.dtype, z_0.shape, self._bind(self.maps), self.criterion)
+        level, refusals = logging.INFO, []
+        name = self.backend
+        if name is not None and (reason := self._backends[name].unsupported(case)):
+            level, refusals = logging.WARNING, [f"{name!r} can't be used: {reason}"]
+            name = None
+        if name is None:
+            name, others = choose(case, self._backends)
+            refusals += [refusal for refusal in others if refusal not in refusals]
+        text = f"LoMix: the backend {name!r} computes the loss of {len(self.maps)} maps"
+        text += f" ({'; '.join(refusals)})" if refusals else ""
+        if not torch.compiler.is_compiling() and text not in self._logged:
+            self._logged.add(text)
+            logger.log(level, text)
+        return self._backends[name]
+
+    def _check(self, outputs: Sequence[Tensor], target: Tensor) -> None:
+        if not isinstance(outputs, list | tuple) or len(outputs) != self.num_scales:
+            given = len(outputs) if isinstance(outputs, list | tuple) else "a single tensor"
+            raise ValueError(f"expected a list of {self.num_scales} outputs, got {given}; is deep supervision on?")
+        channels = self.criterion.target_channels(self.num_classes)
+        if target.ndim not in (4, 5) or target.shape[1] != channels:
+            last = ", the last one for ignored pixels" if channels > self.num_classes else ""
+            raise ValueError(f"the target must be (B, {channels}, *spatial), 2D or 3D{last}; got {tuple(target.shape)}")
+        dtypes = {p.dtype for p in self.operators.parameters()}
+        if any(z.dtype == torch.float64 for z in outputs) and dtypes - {torch.float64}:
+            raise ValueError("the outputs are float64, the loss isn't; convert it: loss.double()")
+        for z in outputs:
+            if z.ndim != target.ndim or z.shape[:2] != (len(target), self.num_classes):
+                raise ValueError(
+                    f"each output must be (B, C, *spatial) with B = {len(target)}, C = {self.num_classes} and "
+                    f"{target.ndim - 2} spatial axes, as the target, got {tuple(z.shape)}"
+                )
+        if outputs[0].shape[2:] != target.shape[2:]:
+            raise ValueError(
+                f"the first output must have the size of the target, {tuple(target.shape[2:])}, "
+                f"got {tuple(outputs[0].shape[2:])}"
+            )

@@ -1,0 +1,73 @@
+"""Many scales: an unbiased estimate of the loss from a sample of the mutants at each step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_lomix.loss.lomix import LoMixLoss
+
+
+class SamplingLoMixLoss(LoMixLoss):
+    """LoMix in which a training step evaluates all originals, but only a sample of the mutants.
+
+    ``n = sampled_mutants`` mutants are drawn with replacement, each with the probability w_i / W, W = Σ w_i over the
+    mutants. The sum Σ w_i L_i over the mutants is replaced by W times the mean of the drawn L_i: its expectation is
+    the sum, and so is that of its gradient. Its variance is W² Var(L) / n, with the variance over mutants, by weight.
+    The rule sees the last known loss of a mutant that wasn't drawn. The first step, and steps without gradient,
+    evaluate all maps.
+
+    The sample depends on the number of the step alone: it disturbs no other random number, a resumed training
+    draws the same, and so do all ranks of DDP.
+
+    Args:
+        sampled_mutants: n, from 1 to the number of mutants.
+        args, kwargs: those of :class:`LoMixLoss`.
+
+    Raises:
+        ValueError: as :class:`LoMixLoss`, and if n is out of range.
+    """
+
+    last_losses: Tensor
+
+    def __init__(self, *args: Any, sampled_mutants: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        mutants = len(self.maps) - self.num_scales
+        if not 1 <= sampled_mutants <= mutants:
+            raise ValueError(f"sampled_mutants must be between 1 and the {mutants} mutants, got {sampled_mutants}")
+        self.sampled_mutants = sampled_mutants
+        self.register_buffer("last_losses", torch.zeros(len(self.maps)))
+
+    def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(outputs, target)
+        if self.rule.steps == 0:
+            losses = self.losses(outputs, target)
+            self.remember(slice(None), losses)
+            return self.weigh(losses)
+        factors = self.draw(self.rule.steps)
+        evaluated = factors != 0
+        evaluated[: self.num_scales] = True  # also without weight: DDP waits for gradients of all heads
+        chosen = evaluated.nonzero()[:, 0]
+        losses = self.losses(outputs, target, [self.maps[i] for i in chosen.tolist()])
+        self.remember(chosen, losses)
+        known = self.last_losses.clone()
+        self.observe(known)
+        return self.with_objective((factors[chosen] * losses).sum(), known)
+
+    def remember(self, chosen: Tensor | slice, losses: Tensor) -> None:
+        """Note the losses of the chosen maps; one that isn't finite leaves what was known before."""
+        new, old = self.observed(losses).to(self.last_losses.dtype), self.last_losses[chosen]
+        self.last_losses[chosen] = new.where(new.isfinite(), old)
+
+    def draw(self, step: int) -> Tensor:
+        """What the loss of each map is multiplied with at a step, ``(len(self.maps),)``: 0 if it isn't evaluated."""
+        factors = self.weights()
+        mutants = factors[self.num_scales :]
+        if not mutants.any():  # a rule may give them nothing
+            return factors
+        generator = torch.Generator().manual_seed(step)
+        drawn = torch.multinomial(mutants.cpu(), self.sampled_mutants, replacement=True, generator=generator)
+        counts = torch.bincount(drawn, minlength=len(mutants)).to(mutants)
+        return torch.cat([factors[: self.num_scales], counts * mutants.sum() / self.sampled_mutants])

@@ -1,0 +1,167 @@
+"""Datasets: nnU-Net's environment variables, names and folders, and ``splits_final.json``."""
+
+import json
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.files import replacing
+
+SPLITS = "splits_final.json"
+VARIABLES = {v.env_var_name: v for v in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results)}
+
+
+class Split(TypedDict):
+    """A fold of ``splits_final.json``: names of cases."""
+
+    train: list[str]
+    val: list[str]
+
+
+def find_root(variable: str) -> Path | None:
+    """The folder that ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results`` names; None if it is not set."""
+    return Path(VARIABLES[variable]) if VARIABLES[variable].is_set() else None
+
+
+def require_root(variable: str) -> Path:
+    """The folder that ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results`` names.
+
+    Raises:
+        LoMixError: the variable is not set.
+    """
+    root = find_root(variable)
+    if root is None:
+        raise LoMixError(
+            f"The environment variable {variable} is not set: export {variable}=/your/folder first, the one that "
+            "nnU-Net uses."
+        )
+    return root
+
+
+def name_dataset(dataset: str, check: str = "-d, nnUNet_preprocessed, nnUNet_raw and nnUNet_results") -> str:
+    """The name of a dataset, by number or name.
+
+    Args:
+        dataset: number or name; a name is taken as it is.
+        check: what the user should look at if there is no such number, for the message.
+
+    Raises:
+        LoMixError: there is no dataset of this number, or there are several.
+    """
+    try:
+        return str(maybe_convert_to_dataset_name(dataset))
+    except ValueError:
+        raise LoMixError(f"{dataset!r} is neither the number nor the name of a dataset.") from None
+    except RuntimeError as error:  # its first sentence says which
+        raise LoMixError(f"{str(error).split('. ')[0]}: check {check}.") from None
+
+
+def require_preprocessed(dataset: str) -> Path:
+    """The folder of a dataset, by number or name, in ``nnUNet_preprocessed``.
+
+    Raises:
+        LoMixError: the variable is not set, or there is no such folder.
+    """
+    root = require_root("nnUNet_preprocessed")
+    name = name_dataset(dataset, "-d and nnUNet_preprocessed")
+    if not (root / name).is_dir():
+        raise LoMixError(
+            f"{name} is not in nnUNet_preprocessed ({root}): run nnUNetv2_plan_and_preprocess for it first."
+        )
+    return root / name
+
+
+def require_references(dataset: str) -> Path:
+    """The folder of the segmentations that nnU-Net validates against, or of the raw labels, of which they are a copy.
+
+    Args:
+        dataset: its name.
+
+    Raises:
+        LoMixError: neither is there.
+    """
+    places = {"nnUNet_preprocessed": "gt_segmentations", "nnUNet_raw": "labelsTr"}
+    for variable, place in places.items():
+        root = find_root(variable)
+        if root is not None and (root / dataset / place).is_dir():
+            return root / dataset / place
+    looked = " nor ".join(f"{dataset}/{place} in {variable}" for variable, place in places.items())
+    raise LoMixError(f"There are no references: neither {looked}; set these variables.")
+
+
+def find_images(dataset: str) -> Path | None:
+    """The folder of the raw training images of a dataset, by its name; None if it isn't there."""
+    root = find_root("nnUNet_raw")
+    return root / dataset / "imagesTr" if root is not None and (root / dataset / "imagesTr").is_dir() else None
+
+
+def name_image(case: str, channel: int, ending: str) -> str:
+    """The file name of a channel of a case.
+
+    >>> name_image("liver_007", 1, ".nii.gz")
+    'liver_007_0001.nii.gz'
+    """
+    return f"{case}_{channel:04}{ending}"
+
+
+def read_splits(folder: Path) -> list[Split]:
+    """The folds of a dataset.
+
+    Args:
+        folder: of the dataset in ``nnUNet_preprocessed``.
+
+    Raises:
+        LoMixError: its ``splits_final.json`` can't be read, or isn't nnU-Net's.
+    """
+    file = folder / SPLITS
+    try:
+        splits = json.loads(file.read_text())
+        for cases in (fold[part] for fold in splits for part in ("train", "val")):
+            if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+                raise TypeError
+    except OSError as error:
+        raise LoMixError(f"{file} can't be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError):
+        raise LoMixError(f"{file} is not a list of folds, each with train and val: mend or remove it.") from None
+    return list(splits)
+
+
+def write_splits(folder: Path, splits: list[Split]) -> None:
+    """Write ``splits_final.json``, whole or not at all; ``folder`` as for :func:`read_splits`.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    with replacing(folder / SPLITS) as temporary:
+        temporary.write_text(json.dumps(splits, indent=4))
+
+
+def default_splits(folder: Path) -> list[Split]:
+    """What nnU-Net itself would write when a training finds no ``splits_final.json``.
+
+    Args:
+        folder: of the dataset in ``nnUNet_preprocessed``.
+
+    Raises:
+        LoMixError: nothing is preprocessed, configurations have different cases, or there are fewer than 5.
+    """
+    # each case has one file with its properties in the folder of each configuration
+    configurations = sorted({file.parent for file in folder.glob("*/*.pkl")})
+    if not configurations:
+        raise LoMixError(f"{folder} has no preprocessed cases: run nnUNetv2_preprocess first.")
+    found = {c.name: set(infer_dataset_class(str(c)).get_identifiers(str(c))) for c in configurations}
+    cases, *others = found.values()
+    if any(other != cases for other in others):
+        counts = ", ".join(f"{name} {len(cases)}" for name, cases in found.items())
+        raise LoMixError(f"{folder} has different cases by configuration ({counts}): preprocess again.")
+    if len(cases) < 5:
+        raise LoMixError(f"{folder} has {len(cases)} cases: nnU-Net's split into 5 folds needs 5.")
+    splits = generate_crossval_split(list(np.sort(list(cases))), seed=12345, n_splits=5)
+    # numpy's strings become Python's, as JSON wants them
+    return [Split(train=[*map(str, fold["train"])], val=[*map(str, fold["val"])]) for fold in splits]

@@ -1,0 +1,165 @@
+"""What the weights of several folds tell: shares of scales and operators, agreement, one sentence, one long table."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from nnunet_lomix.loss.maps import Map
+
+NOTABLE = 0.1  # weights within 10 % of equal ones have told nothing apart
+AGREEING = 0.5  # correlation between folds from which a ranking of the maps is theirs, not chance
+
+
+def share_of_each(history: pd.DataFrame) -> pd.DataFrame:
+    """Share of each map in the weight of its epoch; NaN for epochs without LoMix."""
+    return history.div(history.sum(axis=1, min_count=1), axis=0)
+
+
+def last_weights(histories: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Share of each map in the weight after the last epoch: a row for each map, a column for each fold."""
+    last = pd.DataFrame({name: history.iloc[-1] for name, history in histories.items()})
+    return last.loc[next(iter(histories.values())).columns] / last.sum()
+
+
+def relative_weights(last: pd.DataFrame) -> pd.DataFrame:
+    """Weight of each map but z_0, as a multiple of what it would be if these were equal."""
+    others = last.drop("z_0")
+    return others / others.mean()
+
+
+def by_scale(maps: Sequence[Map]) -> pd.DataFrame:
+    """How each map's weight (row) is split over the scales (columns): evenly over those of its subset."""
+    scales = sorted({s for m in maps for s in m.scales})
+    return pd.DataFrame(
+        [[(s in m.scales) / len(m.scales) for s in scales] for m in maps],
+        index=[m.name for m in maps],
+        columns=list(map(str, scales)),
+    )
+
+
+def by_operator(maps: Sequence[Map]) -> pd.DataFrame:
+    """Whose each map's weight (row) is among the operators (columns)."""
+    operators = list(dict.fromkeys(m.operator for m in maps))
+    rows = [[float(m.operator == operator) for operator in operators] for m in maps]
+    return pd.DataFrame(rows, index=[m.name for m in maps], columns=operators)
+
+
+def shares(last: pd.DataFrame, belongs: pd.DataFrame) -> pd.DataFrame:
+    """Share of each scale or operator in the weight that z_0 doesn't have.
+
+    Args:
+        last: as from :func:`last_weights`.
+        belongs: as from :func:`by_scale` or :func:`by_operator`.
+
+    Returns:
+        A row for each scale or operator; columns ``equal``, what equal weights would give, ``mean`` over folds, and
+        ``low`` and ``high``, the folds' extremes.
+    """
+    belongs = belongs.drop("z_0")
+    folds = belongs.T @ (relative_weights(last) / len(belongs))
+    table = pd.DataFrame(
+        {"equal": belongs.mean(), "mean": folds.mean(axis=1), "low": folds.min(axis=1), "high": folds.max(axis=1)}
+    )
+    return table[table["equal"] > 0]
+
+
+def folds_differ(part: pd.DataFrame) -> bool:
+    """Whether there is a range to show, that of several folds; ``part`` is as from :func:`shares`."""
+    return bool((part["low"] < part["high"]).any())
+
+
+def agreement(last: pd.DataFrame) -> float:
+    """Mean of Spearman's correlation over all pairs of folds, without z_0; NaN if there is none.
+
+    There is none for one fold, and for a fold with equal weights, which rank nothing.
+    """
+    correlations = last.drop("z_0").corr(method="spearman").to_numpy()
+    pairs = correlations[np.triu_indices_from(correlations, k=1)]
+    return float(pairs.mean()) if len(pairs) else float("nan")
+
+
+def summarise(last: pd.DataFrame, maps: Sequence[Map]) -> str:
+    """What mattered, in one sentence that the numbers allow."""
+    by_fold = relative_weights(last)
+    relative = by_fold.mean(axis=1)
+    in_any, in_mean = (100 * (part - 1).abs().to_numpy().max() for part in (by_fold, relative))
+    if in_any < 100 * NOTABLE:
+        return (
+            "Neither scales nor operators were told apart: z_0 aside, no map differs from equal weights by more than "
+            f"{in_any:.1f} %."
+        )
+    if in_mean < 100 * NOTABLE:  # what one training raised another one lowered
+        return (
+            f"Single trainings differ from equal weights by up to {in_any:.0f} %, but their mean by no more than "
+            f"{in_mean:.1f} %; {_describe_agreement(last)}."
+        )
+    parts = [
+        _extremes("scale", shares(last, by_scale(maps))),
+        _extremes("operator", shares(last, by_operator(maps))),
+        f"the heaviest map, {relative.idxmax()}, has {relative.max():.2f} times an equal weight, "
+        f"the lightest, {relative.idxmin()}, {relative.min():.2f} times",
+        _describe_agreement(last),
+    ]
+    text = "; ".join(filter(None, parts))
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _extremes(kind: str, table: pd.DataFrame) -> str | None:
+    """The one that gained most and the one that lost most against equal weights; None if there is only one."""
+    if len(table) < 2:
+        return None
+    gain = 100 * (table["mean"] / table["equal"] - 1)
+    if gain.abs().max() < 100 * NOTABLE:
+        return f"no {kind} differs from equal weights by more than {gain.abs().max():.1f} %"
+    best, worst = gain.idxmax(), gain.idxmin()
+    return (
+        f"against equal weights {kind} {best} gained most ({percent(gain[best])}), {worst} least "
+        f"({percent(gain[worst])})"
+    )
+
+
+def percent(value: float) -> str:
+    """
+    >>> percent(-0.3), percent(-12.0)
+    ('+0 %', '−12 %')
+    """
+    return f"{round(value):+d} %".replace("-", "−")
+
+
+def _describe_agreement(last: pd.DataFrame) -> str:
+    if len(last.columns) < 2:
+        return "this is one training, another one may differ"
+    correlation = agreement(last)
+    if np.isnan(correlation):
+        return "one training has equal weights, so there is no agreement to speak of"
+    verdict = "agree on it" if correlation >= AGREEING else "do not agree on it, so take it for chance"
+    return f"the {len(last.columns)} trainings {verdict} (mean correlation {correlation:.2f})"
+
+
+def list_weights(histories: Mapping[str, pd.DataFrame], maps: Sequence[Map]) -> pd.DataFrame:
+    """A row for each fold, epoch and map.
+
+    Columns: ``fold``, ``epoch``, ``map``, ``operator``, ``scales``, ``weight``, ``share`` (of all weight), ``relative``
+    (to equal weights of all maps but z_0, which has none).
+    """
+    names = [m.name for m in maps]
+    parts = []
+    for fold, history in histories.items():
+        epochs = len(history)
+        others = history.drop(columns="z_0")
+        values = {
+            "weight": history,
+            "share": share_of_each(history),
+            "relative": others.div(others.mean(axis=1), axis=0).reindex(columns=history.columns),
+        }
+        columns = {
+            "fold": fold,
+            "epoch": np.repeat(np.arange(epochs), len(maps)),
+            "map": np.tile(names, epochs),
+            "operator": np.tile([m.operator for m in maps], epochs),
+            "scales": np.tile([m.subset for m in maps], epochs),
+            **{name: table[names].to_numpy().ravel() for name, table in values.items()},
+        }
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)

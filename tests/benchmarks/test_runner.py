@@ -1,0 +1,337 @@
+"""The benchmarks: what they measure, how results are kept and compared, the documents' tables. No time is judged."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.loss import BACKENDS
+from nnunet_lomix.loss.backends.plain import Plain
+from nnunet_lomix.loss.criterion import PixelSums, RegionCriterion
+from nnunet_lomix.trainers import nnUNetTrainerLoMix
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+Module = Callable[[str], ModuleType]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module() -> Iterator[Module]:
+    """Imports a module of the benchmarks. Python has forgotten them again at the end, since they have common names."""
+    before = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield import_module
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == BENCHMARKS:
+            del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def spread_around(median: float) -> dict[str, float]:
+    return {"median": median, "p20": median - 0.1, "p80": median + 0.1}
+
+
+def row(case: str, backend: str, full: float, memory: int | None = 100) -> dict[str, object]:
+    row = {"case": case, "backend": backend, "default": backend == "lean", "maps": 6, "memory_mb": memory}
+    return row | {
+        "forward_ms": spread_around(1),
+        "backward_ms": spread_around(2),
+        "full_ms": spread_around(full),
+        "error": 2e-7,
+    }
+
+
+def record(module: Module, *rows: dict[str, object], benchmark: str = "loss") -> dict:
+    return module("results").make_record(benchmark, list(rows), ("case", "backend"), "cpu", {"repeats": 3})
+
+
+def test_every_benchmark_has_cases_and_no_two_cases_are_named_alike(module: Module) -> None:
+    cases = module("cases")
+    for by_device in cases.DEFAULT_CASES.values():
+        assert by_device.keys() == {"cpu", "cuda"}
+        assert all(name in cases.CASES for names in by_device.values() for name in names)
+    texts = [str(case) for case in cases.CASES.values()]
+    assert len(set(texts)) == len(texts)  # rows are matched by it
+
+
+def test_the_cases_of_the_gpu_table_are_measured(module: Module) -> None:
+    cases = module("cases")
+    expected = {
+        "(2, 14, 128 × 128 × 128), S = 5, K = 5",
+        "(2, 14, 128 × 128 × 128), S = 5, K = 4",
+        "(2, 3, 128 × 128 × 128), S = 5, K = 4",
+        "(2, 3 regions, 128 × 128 × 128), S = 5, K = 4",
+        "(12, 4, 512 × 512), S = 7, K = 4",
+        "(12, 9, 128 × 128), S = 5, K = 4",
+        "(16, 3, 56 × 40), S = 3, K = 3",
+    }
+    for benchmark in ("loss", "step"):
+        assert {str(cases.CASES[name]) for name in cases.DEFAULT_CASES[benchmark]["cuda"]} == expected
+
+
+def test_everything_takes_its_turn_and_the_warm_up_is_dropped(module: Module) -> None:
+    order: list[str] = []
+
+    def measure(name: str) -> tuple[int, int]:
+        order.append(name)
+        return len(order), 0
+
+    seconds = module("measuring").take_turns({"a": lambda: measure("a"), "b": lambda: measure("b")}, turns=2, warm_up=1)
+    assert order == ["a", "b"] * 3
+    np.testing.assert_array_equal(seconds["a"], [[3, 0], [5, 0]])
+    np.testing.assert_array_equal(seconds["b"], [[4, 0], [6, 0]])
+
+
+def test_a_spread_is_the_median_and_two_percentiles(module: Module) -> None:
+    times = np.random.default_rng(0).permutation(np.arange(101)) / 1000
+    assert module("measuring").milliseconds(times) == pytest.approx({"median": 50, "p20": 20, "p80": 80})
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a process")
+def test_peak_memory_is_what_is_needed_beyond_what_there_was(module: Module) -> None:
+    there = np.ones(2**25)
+    assert 250 <= module("measuring").peak_memory(lambda: np.ones(2**25), "cpu") < 300
+    assert module("measuring").peak_memory(lambda: there.sum(), "cpu") < 50
+
+
+def test_results_are_read_as_they_were_written(module: Module, tmp_path: Path) -> None:
+    results = module("results")
+    written = record(module, row("a", "lean", 3), row("a", "nnU-Net", 1, memory=None))
+    results.write_record(written, tmp_path / "folder" / "loss_cpu.json")
+    read = results.read_record(tmp_path / "folder" / "loss_cpu.json")
+    assert read == written
+    assert read["machine"]["processor"] and read["machine"]["cores"] == os.cpu_count()
+    assert read["machine"]["threads"] == torch.get_num_threads()
+    assert read["versions"]["torch"] == version("torch") and read["versions"]["nnunetv2"] == version("nnunetv2")
+    assert read["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert abs((datetime.now().astimezone() - datetime.fromisoformat(read["date"])).days) <= 1
+    assert results.as_table(read)["full_ms.p80"].tolist() == [3.1, 1.1]
+
+
+def test_the_commit_is_told_and_whether_the_code_differs_from_it(
+    module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = module("results")
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "benchmarks" / "results.py"))
+    assert results.describe_commit() == {"commit": None, "dirty": None}
+    for folder in ("nnunet_lomix", "trainers", "benchmarks"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "code.py").touch()
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    first = subprocess.check_output([*git, "rev-parse", "HEAD"], cwd=tmp_path, text=True).strip()
+    (tmp_path / "benchmarks" / "results.json").touch()  # a benchmark's own results are no change of the code
+    assert results.describe_commit() == {"commit": first, "dirty": False}
+    (tmp_path / "nnunet_lomix" / "code.py").write_text("1")
+    assert results.describe_commit() == {"commit": first, "dirty": True}
+
+
+def test_a_comparison_shows_what_became_slower_and_names_rows_without_a_partner(module: Module) -> None:
+    base = record(module, row("a", "plain", 2), row("a", "lean", 2), row("a", "fused", 2), row("old", "lean", 2))
+    new = record(module, row("new", "lean", 1), row("a", "fused", 1), row("a", "lean", 2.1), row("a", "plain", 3, 150))
+    ratios, unmatched = module("results").compare_records(base, new)
+    ratios = ratios.set_index(["case", "backend"])
+    assert ratios["full_ms"].to_dict() == {
+        ("a", "plain"): "1.50 slower",
+        ("a", "lean"): "1.05",  # the spreads overlap
+        ("a", "fused"): "0.50 faster",
+    }
+    assert ratios["memory_mb"].to_dict() == {("a", "plain"): "1.50", ("a", "lean"): "1.00", ("a", "fused"): "1.00"}
+    assert unmatched == ["only in the base results: old, lean", "only in the new results: new, lean"]
+
+
+def test_a_comparison_tells_under_which_other_circumstances_it_was_measured(module: Module) -> None:
+    base, new = record(module, row("a", "lean", 2)), record(module, row("a", "lean", 2))
+    assert module("results").differences(base, new) == []
+    new["versions"]["torch"], new["machine"]["threads"], new["options"] = "9.9", 77, {}
+    assert module("results").differences(base, new) == [
+        f"threads: {torch.get_num_threads()} -> 77",
+        f"torch: {version('torch')} -> 9.9",
+        "repeats: 3 -> None",
+    ]
+
+
+def test_results_of_different_benchmarks_are_not_compared(module: Module) -> None:
+    with pytest.raises(LoMixError, match="'step' can't be compared with those of 'loss'"):
+        module("results").compare_records(record(module, benchmark="step"), record(module))
+
+
+DOCUMENT = """# Title
+
+<!-- table: loss loss_cpu.json -->
+stale
+<!-- end of table -->
+
+Prose with a | in it.
+
+<!-- table: growth growth_cpu.json -->
+<!-- end of table -->
+"""
+
+
+def test_tables_are_rewritten_between_their_marks_alone(module: Module, tmp_path: Path) -> None:
+    results, documents = module("results"), module("documents")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "README.md").write_text("Nothing to fill in.")
+    (tmp_path / "benchmarks" / "loss.md").write_text(DOCUMENT)
+    rows = [row(f"(2, 3), S = 3, K = {k}", name, k) for k in (2, 3) for name in ("nnU-Net", "lean")]
+    for benchmark in ("loss", "growth"):
+        path = tmp_path / "results" / f"{benchmark}_cpu.json"
+        results.write_record(record(module, *rows, benchmark=benchmark), path)
+
+    changed = documents.write_documents(tmp_path, tmp_path / "results")
+    assert changed == [tmp_path / "benchmarks" / "loss.md", tmp_path / "benchmarks" / "growth_cpu.png"]
+    assert changed[1].read_bytes().startswith(b"\x89PNG")
+    text = changed[0].read_text()
+    assert "stale" not in text and "\n\nProse with a | in it.\n\n" in text
+    loss, growth = ([line for line in part.splitlines() if "K = 3" in line] for part in text.split("Prose"))
+    assert [cell.strip() for cell in loss[1].split("|")[1:-1]] == [
+        "(2, 3), S = 3, K = 3", "lean (default)", "6", "1 (0.9 to 1.1)", "2 (1.9 to 2.1)", "3 (2.9 to 3.1)", "100",
+        "2e-07",
+    ]  # fmt: skip
+    assert [cell.strip() for cell in growth[0].split("|")[1:-1]] == [
+        "(2, 3), S = 3, K = 3", "6", "3 ms, 100 MB", "3 ms, 100 MB",
+    ]  # fmt: skip
+    assert "`python benchmarks/run.py loss --repeats 3`" in text and version("torch") in text
+
+    assert documents.write_documents(tmp_path, tmp_path / "results") == changed[1:]  # the picture alone is drawn anew
+    assert changed[0].read_text() == text
+
+
+@pytest.mark.parametrize("mark, message", [("lost x.json", "no table 'lost'"), ("loss x.json", "no results x.json")])
+def test_a_document_that_asks_for_what_is_not_there(module: Module, tmp_path: Path, mark: str, message: str) -> None:
+    with pytest.raises(LoMixError, match=message):
+        module("documents").fill_tables(f"<!-- table: {mark} -->\n<!-- end of table -->\n", tmp_path)
+
+
+def test_the_documents_have_the_tables_of_the_results(module: Module) -> None:
+    documents = module("documents")
+    texts = [path.read_text() for path in documents.list_documents()]
+    assert sum(len(documents.TABLE.findall(text)) for text in texts) >= 5
+    for text in texts:
+        assert documents.fill_tables(text, module("results").FOLDER) == text
+
+
+def run(module: Module, *args: object) -> str:
+    result = CliRunner().invoke(module("run").main, [*map(str, args)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+TINY = ("--case", "tiny", "--repeats", 1, "--device", "cpu")
+
+
+def test_loss_and_a_second_run_compared_with_it(
+    module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module("loss"), "memory_of_loss", lambda *args: 7)  # each would be a process of its own
+    backends = ("--backend", "nnU-Net", "--backend", "plain", "--backend", "lean")
+    output = run(module, "loss", *TINY, *backends, "--out", tmp_path / "first.json")
+    assert "(2, 3, 8 × 8), S = 2, K = 2" in output
+    first = json.loads((tmp_path / "first.json").read_text())
+    assert first["options"] == {"threads": 1, "repeats": 1}
+    nnunet, plain, lean = first["rows"]
+    assert [r["backend"] for r in first["rows"]] == ["nnU-Net", "plain", "lean"]
+    assert [r["default"] for r in first["rows"]] == [False, True, False]
+    assert [r["maps"] for r in first["rows"]] == [1, 6, 6]  # two outputs and four mutants of them
+    assert nnunet["error"] is None and 0 < plain["error"] < 1e-5 and 0 < lean["error"] < 1e-5
+    for r in first["rows"]:
+        for part in ("forward_ms", "backward_ms", "full_ms"):
+            assert 0 < r[part]["p20"] <= r[part]["median"] <= r[part]["p80"]
+        assert r["full_ms"]["median"] == pytest.approx(r["forward_ms"]["median"] + r["backward_ms"]["median"])
+    output = run(module, "loss", *TINY, *backends[:4], "--base", tmp_path / "first.json")
+    assert "Relative to the base" in output and "only in the base results: (2, 3, 8 × 8), S = 2, K = 2, lean" in output
+    assert "Relative to the base" in run(module, "compare-results", tmp_path / "first.json", tmp_path / "first.json")
+
+
+def test_memory(module: Module, tmp_path: Path) -> None:
+    run(module, "memory", *TINY, "--backend", "lean", "--out", tmp_path / "memory.json")
+    (lean,) = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    assert lean["backend"] == "lean" and lean["maps"] == 6
+    assert lean["memory_mb"] is None or 0 <= lean["memory_mb"] < 100
+
+
+def test_the_error_of_a_wrong_backend_is_seen(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(Plain):
+        def __call__(self, *args: object) -> PixelSums:
+            sums = super().__call__(*args)
+            return sums._replace(cross_entropy=1.01 * sums.cross_entropy)
+
+    monkeypatch.setitem(BACKENDS, "wrong", Wrong)
+    tiny = module("cases").CASES["tiny"]
+    assert module("loss").error("plain", tiny, "cpu") < 1e-5
+    assert module("loss").error("wrong", tiny, "cpu") > 2e-3
+
+
+def test_a_backend_that_another_one_would_replace_is_not_measured(
+    module: Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    cases, examples = module("cases"), module("examples")
+    with pytest.raises(LoMixError, match="'fused' can't compute .*: Triton has no device 'cpu'"):
+        examples.backends_for(cases.CASES["tiny"], "cpu", ["lean", "fused"])
+    assert set(examples.backends_for(cases.CASES["tiny"], "cpu")) == {"nnU-Net", "lean", "plain"}
+    assert set(examples.backends_for(cases.CASES["3d-14-all"], "cpu")) == {"nnU-Net", "lean"}  # plain: 100 GB
+
+
+def test_step(module: Module, tmp_path: Path) -> None:
+    before = dict(os.environ)
+    output = run(module, "step", *TINY, "--backend", "lean", "--out", tmp_path / "step.json")
+    assert dict(os.environ) == before
+    assert "default (plain)" in output
+    nnunet, default, lean = json.loads((tmp_path / "step.json").read_text())["rows"]
+    assert [r["backend"] for r in (nnunet, default, lean)] == ["nnU-Net", "default", "lean"]
+    assert default["computed_by"] == "plain"
+    assert nnunet["ratio"]["median"] == 1
+    assert default["ratio"]["median"] == pytest.approx(default["step_ms"]["median"] / nnunet["step_ms"]["median"])
+    assert default["memory_mb"] is None
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_a_step_is_that_of_the_trainer_on_outputs_of_the_case(module: Module, regions: bool) -> None:
+    step, case = module("step"), module("cases").Case(2, 3, (16, 24, 8), 3, 2, regions)
+    with step.nnunet_folders():
+        trainer = step.make_trainer("lean", case, "cpu")
+        batch = step.make_batch(case, "cpu")
+        before = [p.detach().clone() for p in trainer.network.parameters()]
+        trainer.train_step(batch)
+        outputs = trainer.network(batch["data"])
+    assert isinstance(trainer, nnUNetTrainerLoMix) and trainer.loss.backend == "lean"
+    assert len(trainer.loss.maps) == 3 + 4
+    assert isinstance(trainer.loss.criterion, RegionCriterion) == regions
+    sizes = [(16, 24, 8), (8, 12, 4), (4, 6, 2)]
+    assert [tuple(z.shape) for z in outputs] == [(2, 3, *size) for size in sizes]
+    assert [tuple(t.shape) for t in batch["target"]] == [(2, 3 if regions else 1, *size) for size in sizes]
+    assert all(not torch.equal(p, old) for p, old in zip(trainer.network.parameters(), before, strict=True))
+
+
+def test_kernels_are_counted_without_a_gpu() -> None:
+    pytest.importorskip("triton")
+    # in a process of its own: this one has imported Triton with its interpreter
+    code = 'import json, kernels; print(json.dumps(kernels.count("H100", 2, 3, "forward")))'
+    figures = json.loads(subprocess.check_output([sys.executable, "-c", code], cwd=BENCHMARKS, text=True))
+    assert list(figures) == ["registers", "stack", "original", "add", "multiply", "concat", "fusion"]
+    assert 16 < figures["registers"] <= 255
+    assert all(5 < figures[operator] < 200 for operator in list(figures)[2:])
+    assert figures["fusion"] > figures["add"]

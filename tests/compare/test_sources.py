@@ -1,0 +1,480 @@
+"""Finding, pairing and refusing files, in trees like those that nnU-Net leaves; the command."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+import torch
+from click.testing import CliRunner
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from skimage.io import imsave
+
+from nnunet_lomix.cli import Lists, main
+from nnunet_lomix.compare import compare, read_folders, read_results
+from nnunet_lomix.errors import LoMixError, UsageError
+
+DATASET = "Dataset009_Toy"
+CLASSES = {"labels": {"background": 0, "liver": 1, "tumour": 2}, "file_ending": ".nii.gz"}
+REGIONS = {
+    "labels": {"background": 0, "all": [1, 2], "tumour": 2, "ignore": 3},
+    "regions_class_order": [1, 2],
+    "file_ending": ".nii.gz",
+}
+FOLDS = {"0": ("a", "b"), "1": ("c",)}
+
+
+def write(path: Path, seed: int, shape=(4, 6, 5)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = np.random.default_rng(seed).integers(0, 3, shape).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(labels), path)
+
+
+MEAN_CLASS = CLASSES | {"labels": {"background": 0, "mean": 1, "tumour": 2}}
+
+
+class Trees:
+    """nnU-Net's folders with predictions of folds 0 and 1, and what tests break in them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for i, case in enumerate(case for cases in FOLDS.values() for case in cases):
+            write(folder / "preprocessed" / DATASET / "gt_segmentations" / f"{case}.nii.gz", i)
+
+    def add(self, trainer: str, seed: int = 1, results="results", description=CLASSES, **planned) -> Path:
+        model = self.folder / results / DATASET / f"{trainer}__nnUNetPlans__2d"
+        for fold, cases in FOLDS.items():
+            for i, case in enumerate(cases):
+                write(model / f"fold_{fold}" / "validation" / f"{case}.nii.gz", 100 * seed + i)
+        (model / "dataset.json").write_text(json.dumps(description))
+        plans = {
+            "image_reader_writer": "SimpleITKIO",
+            "configurations": {"2d": {"spacing": [1.0, 1.0], "architecture": {}} | planned},
+            "dataset_name": DATASET,
+            "plans_name": "nnUNetPlans",
+            "label_manager": "LabelManager",
+        }
+        (model / "plans.json").write_text(json.dumps(plans))
+        return model
+
+
+@pytest.fixture
+def trees(tmp_path, monkeypatch) -> Trees:
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.chdir(tmp_path)
+    return Trees(tmp_path)
+
+
+def read(*trainers: str, **options):
+    return read_results("9", "2d", trainers or ("A", "B"), **options)
+
+
+def test_pairs_cases_of_all_folds(trees):
+    a, b = trees.add("A", 1), trees.add("B", 2)
+    source = read()
+    assert list(source.predictions) == [("A", 0), ("B", 0)] and source.trainers == ["A", "B"]
+    assert source.predictions["B", 0]["c"] == b / "fold_1" / "validation" / "c.nii.gz"
+    assert {case: file.name for case, file in source.references.items()} == {c: f"{c}.nii.gz" for c in "abc"}
+    assert source.labels == {"liver": (1,), "tumour": (2,)} and source.ignore is None
+    assert source.reader is SimpleITKIO and source.folds == ("0", "1") and not source.notes
+    assert list(read(folds=["0"]).references) == ["a", "b"]
+    assert source.files["a"] == (
+        None,
+        source.references["a"],
+        {t: f / "fold_0/validation/a.nii.gz" for t, f in (("A", a), ("B", b))},
+    )
+
+
+def test_regions_and_ignored_label(trees):
+    for trainer in "AB":
+        trees.add(trainer, description=REGIONS)
+    source = read()
+    assert source.labels == {"all": (1, 2), "tumour": (2,)} and source.ignore == 3
+
+
+def test_several_results_folders_are_seeds(trees):
+    for results in ("first", "second"):
+        for trainer in "AB":
+            trees.add(trainer, results=results)
+    source = read(results=["first", "second"])
+    assert list(source.predictions) == [("A", 0), ("A", 1), ("B", 0), ("B", 1)]
+    assert "second" in str(source.predictions["B", 1]["a"])
+
+
+def test_equal_names_are_seeds(trees):
+    for seed, trainer in enumerate(("A0", "B0", "A1", "B1")):
+        trees.add(trainer, seed)
+    source = read("A0", "B0", "A1", "B1", names=["A", "B", "A", "B"])
+    assert list(source.predictions) == [("A", 0), ("A", 1), ("B", 0), ("B", 1)]
+    assert "B1__" in str(source.predictions["B", 1]["a"])
+
+
+def test_references_and_images_of_the_raw_dataset(trees):
+    trees.add("A"), trees.add("B")
+    write(trees.folder / "raw" / DATASET / "imagesTr" / "b_0000.nii.gz", 0)
+    assert list(read().images) == ["b"]
+    shutil.move(
+        trees.folder / "preprocessed" / DATASET / "gt_segmentations", trees.folder / "raw" / DATASET / "labelsTr"
+    )
+    assert {file.parent.name for file in read().references.values()} == {"labelsTr"}
+
+
+def test_intersection_compares_common_cases_and_names_the_others(trees):
+    trees.add("A")
+    (trees.add("B") / "fold_0" / "validation" / "a.nii.gz").unlink()
+    with pytest.raises(LoMixError, match=r"B__.*lacks.* a: .*--intersection"):
+        read()
+    source = read(intersection=True)
+    assert list(source.references) == ["b", "c"] and all(list(own) == ["b", "c"] for own in source.predictions.values())
+    assert source.notes == ("2 of 3 cases are predicted by all; left out: a.",)
+
+
+def remove_fold(trees):
+    shutil.rmtree(trees.add("B") / "fold_1")
+
+
+def remove_case(trees):
+    (trees.add("B") / "fold_1" / "validation" / "c.nii.gz").unlink()
+
+
+def swap_folds(trees):
+    folds = trees.add("B")
+    for case, (old, new) in {"b": "01", "c": "10"}.items():
+        shutil.move(folds / f"fold_{old}/validation/{case}.nii.gz", folds / f"fold_{new}/validation/{case}.nii.gz")
+
+
+def repeat_case(trees):
+    folder = trees.add("B")
+    shutil.copy(folder / "fold_0/validation/a.nii.gz", folder / "fold_1/validation/a.nii.gz")
+
+
+def remove_reference(trees):
+    trees.add("B")
+    (trees.folder / "preprocessed" / DATASET / "gt_segmentations" / "c.nii.gz").unlink()
+
+
+def remove_references(trees):
+    trees.add("B")
+    shutil.rmtree(trees.folder / "preprocessed" / DATASET / "gt_segmentations")
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda trees: None, r"no 'B__nnUNetPlans__2d' in .*; did you mean A__nnUNetPlans__2d\?"),
+        (remove_fold, r"B__.* no validation of fold 1: .*-f"),
+        (remove_case, r"B__.* no validation of fold 1"),
+        (swap_folds, r"different splits: b, c"),
+        (repeat_case, r"a is validated in folds 0 and 1 of .*B__"),
+        (remove_reference, r"gt_segmentations has no reference of c"),
+        (remove_references, rf"no references.*{DATASET}/gt_segmentations"),
+        (lambda trees: trees.add("B", spacing=(2.0, 2.0)), r"spacing of .*B__.*\[2.0, 2.0\].*A__.*\[1.0, 1.0\]"),
+        (lambda trees: trees.add("B", patch_size=[64, 64]), r"planned patch_size of .*B__.*\[64, 64\].*A__"),
+        (lambda trees: [trees.add(t, description=MEAN_CLASS) for t in "AB"], r"No class can be called mean"),
+        (lambda trees: trees.add("B", description=REGIONS), r"labels of .*B__.*all.*A__.*liver"),
+        (lambda trees: (trees.add("B") / "plans.json").unlink(), r"B__.*plans.json isn't there"),
+        (lambda trees: (trees.add("B") / "dataset.json").write_text("{"), r"B__.*dataset.json can't be read"),
+        (
+            lambda trees: (trees.add("B") / "dataset.json").write_text("{}"),
+            r"dataset.json is not nnU-Net's: .*labels, file_ending",
+        ),
+    ],
+)
+def test_refuses_what_differs_by_name(trees, damage, message):
+    trees.add("A")
+    damage(trees)
+    for options in ({}, {"intersection": True}):
+        with pytest.raises(LoMixError) as error:
+            read(**options)
+        assert re.search(message, str(error.value)) and "\n" not in str(error.value)
+
+
+def test_fold_all_is_taken_only_if_asked_for(trees):
+    for trainer in "AB":
+        model = trees.add(trainer)
+        shutil.copytree(model / "fold_0", model / "fold_all")
+    assert read().folds == ("0", "1")
+    assert "validated on the cases that it was trained with" in read(folds=["all"]).notes[0]
+    for trainer in "AB":
+        for fold in "01":
+            shutil.rmtree(trees.folder / "results" / DATASET / f"{trainer}__nnUNetPlans__2d" / f"fold_{fold}")
+    with pytest.raises(LoMixError, match="ask for it by -f all"):
+        read()
+
+
+def test_folds_that_are_wanted_must_be_there(trees):
+    trees.add("A"), trees.add("B")
+    with pytest.raises(LoMixError, match="no validation of fold 4"):
+        read(folds=["0", "4"])
+
+
+def test_cases_that_no_trainer_has_validated_are_missed(trees):
+    trees.add("A"), trees.add("B")
+    splits = [{"train": ["c"], "val": ["a", "b"]}, {"train": ["a", "b"], "val": ["c", "d"]}]
+    file = trees.folder / "preprocessed" / DATASET / "splits_final.json"
+    file.write_text(json.dumps(splits))
+    with pytest.raises(LoMixError, match=r"No validation of fold 1 has d, though .* run nnUNetv2_train"):
+        read()
+    assert list(read(intersection=True).references) == ["a", "b", "c"]
+    assert list(read(folds=["0"]).references) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "names, results, message",
+    [
+        (["A", "A"], ["results"], "All 2 are called A, which makes them seeds of one trainer: give each its --names"),
+        (["A"], ["results"], "a name for each of the 2 --trainers, not 1"),
+        ((), ["results", "results"], "A is given twice with the same folder"),
+    ],
+)
+def test_refuses_wrong_names(trees, names, results, message):
+    trees.add("A"), trees.add("B")
+    with pytest.raises(UsageError, match=message):
+        read(names=names, results=results)
+
+
+def test_numbers_of_seeds_may_differ(trees):
+    trees.add("A", 1), trees.add("B", 2), trees.add("C", 3)
+    result = compare(read("A", "B", "C", names=["A", "B", "A"]))
+    (row,) = result.comparison.query("metric == 'Dice' and `class` == 'mean'").to_dict("records")
+    assert len(row["by_seed"]) == 1 and len(row["reference_by_seed"]) == 2
+    assert [len(folders) for folders in result.information["folders"].values()] == [2, 1]
+
+
+def test_refuses_unknown_datasets_and_missing_variables(trees, monkeypatch):
+    with pytest.raises(LoMixError, match="Could not find a dataset with the ID 77: check -d, nnUNet_prep"):
+        read_results("77", "2d", ["A", "B"])
+    monkeypatch.delenv("nnUNet_results")
+    with pytest.raises(LoMixError, match="nnUNet_results is not set"):
+        read_results(DATASET, "2d", ["A", "B"])
+
+
+def train(fold: Path, name: str = "checkpoint_final.pth", **more):
+    """A checkpoint with the log of two epochs; a third one has begun."""
+    log = {
+        "mean_fg_dice": [np.float32(0.5), np.float64("nan")],
+        "train_losses": [np.float32(-0.25), np.float32(-0.5)],
+        "epoch_start_timestamps": [1000.0, 1200.0, 1300.0],
+        "epoch_end_timestamps": [1118.25, 1261.0],
+    }
+    checkpoint = {
+        "network_weights": {"w": torch.zeros(2)},
+        "trainer_name": "A",
+        "init_args": {"configuration": "2d"},
+        "current_epoch": 2,
+        "logging": log,
+    }
+    torch.save(checkpoint | more, fold / name)
+
+
+def test_curves_are_those_of_the_checkpoints(trees):
+    fold = trees.add("A") / "fold_1"
+    trees.add("B")
+    train(fold)
+    source = read()
+    expected = pd.DataFrame(
+        [("A", 0, "1", 0, 0.5, -0.25, 118.25), ("A", 0, "1", 1, np.nan, -0.5, 61.0)],
+        columns=["trainer", "seed", "fold", "epoch", "pseudo_dice", "train_loss", "seconds"],
+    )
+    pd.testing.assert_frame_equal(source.curves, expected)
+    assert compare(source).information["epoch_seconds"] == {"A": (118.25 + 61) / 2}
+
+
+def test_without_checkpoints_there_are_no_curves(trees):
+    trees.add("A"), trees.add("B")
+    source = read()
+    assert source.curves.empty and not source.notes
+    assert compare(source).information["epoch_seconds"] == {}
+
+
+def test_a_checkpoint_that_cannot_be_used_costs_only_its_curves(trees):
+    """Trainers of others may save what no checkpoint of nnU-Net has; their predictions can be scored all the same."""
+    train(trees.add("A") / "fold_0", settings=Path("anything"))
+    train(trees.add("B") / "fold_0")
+    source = read()
+    assert set(source.curves["trainer"]) == {"B"}
+    (note,) = source.notes
+    assert re.match(r"There are no learning curves of A: .*checkpoint_final.pth has pathlib\.", note)
+
+
+# plain folders
+
+
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    for i, name in enumerate(("data/truth", "old", "new")):
+        for case in "ab":
+            write(tmp_path / name / f"{case}.nii.gz", 10 * i + ord(case))
+    return tmp_path
+
+
+def read_plain(folder: Path, *names: str, **options):
+    return read_folders(folder / "data" / "truth", [folder / name for name in names or ("old", "new")], **options)
+
+
+@pytest.mark.parametrize("place", ["old", "data/truth", "data"])
+def test_labels_of_a_dataset_json_beside(folders, place):
+    (folders / place / "dataset.json").write_text(json.dumps(REGIONS))
+    source = read_plain(folders)
+    assert source.labels == {"all": (1, 2), "tumour": (2,)} and source.ignore == 3
+    assert source.label_source == str(folders / place / "dataset.json") and source.trainers == ["old", "new"]
+
+
+@pytest.mark.parametrize(
+    "labels, reason",
+    [
+        ({"background": 0, "all": [1, 2]}, "regions_class_order"),
+        ({"liver": 1}, "Background"),
+        ({"0": "background", "1": "liver"}, "Background"),  # nnU-Net v1's
+        (["background", "liver"], "keys"),
+        ({"background": 0, "liver": None}, "int"),
+    ],
+)
+def test_wrong_labels_of_a_dataset_json_are_named(labels, reason, folders):
+    file = folders / "data" / "dataset.json"
+    file.write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+    with pytest.raises(LoMixError, match=f"{file} aren't as nnU-Net v2 wants them: .*{reason}"):
+        read_plain(folders)
+
+
+def test_without_dataset_json_labels_are_the_values_of_the_references(folders):
+    write(folders / "new" / "a.nii.gz", 7)
+    source = read_plain(folders)
+    assert source.labels == {"1": (1,), "2": (2,)} and "all values of the references" in source.label_source
+    assert source.reader is SimpleITKIO
+
+
+def test_pictures(tmp_path):
+    for name in ("truth", "old", "new"):
+        (tmp_path / name).mkdir()
+        imsave(tmp_path / name / "x.png", np.eye(9, dtype=np.uint8), check_contrast=False)
+    source = read_folders(tmp_path / "truth", [tmp_path / "old", tmp_path / "new"])
+    assert source.reader is NaturalImage2DIO and source.labels == {"1": (1,)}
+    assert compare(source).scores.query("metric == 'Dice'")["value"].eq(1).all()
+
+
+def test_images_of_plain_folders_are_for_the_pictures(folders):
+    write(folders / "images" / "a_0000.nii.gz", 5)
+    with pytest.raises(LoMixError, match="images has no b_0000.nii.gz"):
+        read_plain(folders, images=folders / "images")
+    write(folders / "images" / "b_0000.nii.gz", 6)
+    source = read_plain(folders, images=folders / "images")
+    assert [source.files[case][0] for case in "ab"] == [folders / "images" / f"{case}_0000.nii.gz" for case in "ab"]
+    with pytest.raises(LoMixError, match="There is no folder .*pictures: check --images"):
+        read_plain(folders, images=folders / "pictures")
+
+
+def test_folders_of_one_name_are_seeds(folders):
+    for name in ("old2", "new2"):
+        shutil.copytree(folders / name[:-1], folders / name)
+    source = read_plain(folders, "old", "old2", "new", "new2", names=["o", "o", "n", "n"])
+    assert list(source.predictions) == [("o", 0), ("o", 1), ("n", 0), ("n", 1)]
+
+
+def test_references_without_predictions_are_left_out(folders):
+    write(folders / "data" / "truth" / "c.nii.gz", 0)
+    assert list(read_plain(folders).references) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda f: (f / "new" / "b.nii.gz").unlink(), r"new lacks cases that others have, b"),
+        (lambda f: (f / "data/truth/b.nii.gz").unlink(), r"truth has no reference of b"),
+        (lambda f: shutil.rmtree(f / "new"), r"no folder .*new"),
+        (lambda f: write(f / "data/truth/c.nrrd", 0), r"truth must have files of one kind.*\.nii\.gz, \.nrrd"),
+        (
+            lambda f: [
+                (f / n / "dataset.json").write_text(json.dumps(d)) for n, d in (("old", CLASSES), ("new", REGIONS))
+            ],
+            r"labels of .*new",
+        ),
+    ],
+)
+def test_refuses_folders_that_differ_by_name(folders, damage, message):
+    damage(folders)
+    with pytest.raises(LoMixError) as error:
+        read_plain(folders)
+    assert re.search(message, str(error.value))
+
+
+def test_refuses_references_without_labels(folders):
+    for case in "ab":
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 6, 5), np.uint8)), folders / f"data/truth/{case}.nii.gz")
+    with pytest.raises(LoMixError, match="nothing but background"):
+        read_plain(folders)
+
+
+# the command
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("-n A B -x 1", (("A", "B"), "1")),
+        ("-x 1 --name A B C", (("A", "B", "C"), "1")),
+        ("-n A -n B C -x 1", (("A", "B", "C"), "1")),
+        ("-x 1", ((), "1")),
+        ("-x 1 2", None),
+    ],
+)
+def test_options_take_lists(line, expected):
+    seen = []
+    options = [click.Option(["-n", "--name"], multiple=True), click.Option(["-x"])]
+    command = Lists("test", params=options, callback=lambda name, x: seen.append((name, x)))
+    result = CliRunner().invoke(command, line.split())
+    assert seen == ([expected] if expected else []) and (result.exit_code == 0) == bool(expected)
+
+
+def run(*args, fails=False) -> str:
+    result = CliRunner().invoke(main, ["compare", *map(str, args)])
+    assert (result.exit_code != 0) == fails, result.output
+    # a mistake ends in click's own exit, not in an exception of ours
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return " ".join(result.output.split())
+
+
+def test_command_on_results(trees):
+    trees.add("A", 1), trees.add("B", 2), trees.add("C", 3)
+    output = run("-d", 9, "-c", "2d", "--trainers", "A", "B", "C", "-f", 0, 1, "--jobs", 1, "--out", "report")
+    assert re.search("B.*mean Dice.* 3 cases", output)
+    scores = pd.read_csv(trees.folder / "report" / "scores.csv")
+    assert len(scores) == 3 * 2 * 3 * 3 and set(scores["trainer"]) == set("ABC")
+    assert {"report.html", "comparison.json"} <= {file.name for file in (trees.folder / "report").iterdir()}
+
+
+def test_command_on_folders(folders, monkeypatch):
+    monkeypatch.chdir(folders)
+    run("--references", "data/truth", "--predictions", "old", "new", "--names", "before", "after", "--jobs", 1)
+    assert set(pd.read_csv("nnunet_lomix_compare/scores.csv")["trainer"]) == {"before", "after"}
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("", "Give -d, -c and --trainers, or --references and --predictions"),
+        ("-d 9 -c 2d", "Give -d, -c and --trainers"),
+        ("-d 9 -c 2d --trainers A B --references data", "Give -d, -c and --trainers"),
+        ("--references data --predictions old new -f 0", "-f and --results belong to -d"),
+        ("-d 4 -c 2d --trainers A B --images images", "--images belongs to --references"),
+        ("-d 9 -c 2d --trainers A", "only A"),
+        ("-d 77 -c 2d --trainers A B", "dataset with the ID 77: check -d"),
+        ("-d 9 -c 3d --trainers A B", "There is no 'A__nnUNetPlans__3d' in"),
+        ("-d 9 -c 2d --trainers A Something", "no 'Something__nnUNetPlans__2d' in"),
+        ("-d 9 -c 2d --trainers A B --out file/report", "file/report can't be written (Not a directory)"),
+        ("-d 9 -c 2d --trainers A B --tolerance -1", "tolerance"),
+    ],
+)
+def test_mistakes_give_a_sentence_and_write_nothing(trees, line, message):
+    trees.add("A"), trees.add("B")
+    (trees.folder / "file").touch()
+    output = run(*line.split(), fails=True)
+    assert message in output and "Traceback" not in output
+    assert not (trees.folder / "nnunet_lomix_compare").exists()

@@ -1,0 +1,211 @@
+"""What goes wrong in a naive port, and that it doesn't here.
+
+The scheduler and weight decay, the fourth trap, are tested with the trainer.
+"""
+
+import weakref
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nnunet_lomix import LoMixLoss
+from nnunet_lomix.loss.backends import lean
+from nnunet_lomix.loss.rules import RULES
+
+TARGET = torch.zeros(1, 1, 16, 16).long()
+TARGET[..., 4:12, 4:12] = 1
+
+
+def free_logits(coarse, z_0=0.0):
+    """Three outputs of two classes: z_0 noise plus a multiple of the truth, the coarser that of the truth."""
+    truth = F.one_hot(TARGET[:, 0], 2).movedim(-1, 1).float() * 2 - 1
+    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    outputs = [0.1 * noise + z_0 * truth] + [coarse * F.avg_pool2d(truth, 2**j) for j in (1, 2)]
+    return [z.requires_grad_() for z in outputs]
+
+
+# 1. Starvation
+
+
+@pytest.mark.parametrize("operators", [("add", "concat", "fusion"), ("add", "multiply", "concat", "fusion")])
+@pytest.mark.parametrize("coarse", [1, 3, 8])
+def test_z_0_gets_its_share_of_the_gradient_beside_good_coarse_outputs(coarse, operators):
+    outputs = free_logits(coarse)
+    (alone,) = torch.autograd.grad(LoMixLoss(2, 3).losses(outputs, TARGET)[0], outputs[:1])
+
+    def progress(share):
+        """How far the gradient goes in the direction of supervising z_0 alone."""
+        (gradient,) = torch.autograd.grad(LoMixLoss(2, 3, operators, share=share)(outputs, TARGET), outputs[:1])
+        return ((gradient * alone).sum() / alone.square().sum()).item()
+
+    assert progress(0.5) >= 0.5
+    if "multiply" not in operators:  # it multiplies the gradient by the coarse logits
+        assert progress(0.0) < 0.35
+
+
+def test_z_0_is_trained_when_the_weights_would_leave_it():
+    def train(share):
+        loss, outputs = LoMixLoss(2, 3, share=share, backend="plain"), free_logits(coarse=6)
+        network = torch.optim.SGD(outputs, lr=15)
+        weights = torch.optim.Adam(loss.rule.parameters(), lr=3e-2)
+        for _ in range(60):
+            network.zero_grad()
+            weights.zero_grad()
+            loss(outputs, TARGET).backward()
+            network.step()
+            weights.step()
+        return loss.weights()[0].item(), loss.losses(outputs, TARGET)[0].item()
+
+    weight, loss_of_z_0 = train(share=0.5)
+    starved_weight, loss_of_starved = train(share=0.0)
+    assert weight >= 0.5 and starved_weight < 1 / 19  # falls below its equal share
+    assert loss_of_z_0 < loss_of_starved - 0.5
+
+
+# 2. Explosion and fading
+
+
+def nnunets_optimiser(parameters):
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
+
+
+def test_naive_softplus_weights_on_nnunets_signed_loss_explode():
+    losses = LoMixLoss(2, 3).losses(free_logits(coarse=9, z_0=9), TARGET).detach()
+    assert losses[0] < -0.9  # a good map: CE near 0, Dice near 1
+    theta = torch.zeros(len(losses), requires_grad=True)
+    optimiser, sums = nnunets_optimiser([theta]), []
+    for _ in range(600):
+        optimiser.zero_grad()
+        (F.softplus(theta) * losses).sum().backward()
+        optimiser.step()
+        sums.append(F.softplus(theta).sum().item())
+    assert sums[299] > 100 * sums[0] and sums[599] > 1.5 * sums[299]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_weights_stay_bounded_where_the_naive_ones_explode(rule):
+    loss = LoMixLoss(2, 3, rule=rule, share=0.0 if rule == "softplus" else 0.5, backend="plain")
+    outputs, seen, objective = free_logits(coarse=9, z_0=9), [], loss.rule.objective
+    loss.rule.objective = lambda losses: seen.append(losses) or objective(losses)
+    optimiser = nnunets_optimiser(loss.rule.parameters()) if list(loss.rule.parameters()) else None
+    sums = [loss.weights().sum().item()]
+    for _ in range(50):
+        total = loss(outputs, TARGET)
+        total.backward()
+        if optimiser:
+            optimiser.step()
+            optimiser.zero_grad()
+        sums.append(loss.weights().sum().item())
+        assert total.isfinite()
+    assert (torch.stack(seen) >= 0).all()
+    if rule == "softplus":  # the paper's rule only falls
+        assert all(after <= before + 1e-5 for before, after in zip(sums, sums[1:], strict=False))
+    else:
+        assert sums == pytest.approx([1] * len(sums))
+        assert loss.weights()[0] >= 0.5
+
+
+def test_softplus_fades_out_on_bad_maps():
+    """And z_0, the worst, gets the least: why softplus is not the default."""
+    loss = LoMixLoss(2, 3, rule="softplus", share=0, backend="plain")
+    outputs = free_logits(coarse=6)
+    optimiser = torch.optim.Adam(loss.rule.parameters(), lr=3e-2)
+    start = loss.weights()
+    for _ in range(40):
+        optimiser.zero_grad()
+        loss(outputs, TARGET).backward()
+        optimiser.step()
+    assert (loss.weights() < start).all()
+    assert loss.weights().sum() < 0.9 * start.sum()
+
+
+# 3. Half precision
+
+
+@pytest.mark.parametrize("backend", ["plain", "lean"])
+def test_products_of_logits_do_not_overflow(backend):
+    outputs = [torch.full((1, 2, n, n), 16.0, dtype=torch.float16, requires_grad=True) for n in (8, 4, 2, 1)]
+    assert torch.cat([z.flatten()[:1] for z in outputs]).prod().isinf()
+    with torch.autocast("cpu", torch.float16):
+        loss = LoMixLoss(2, 4, backend=backend)
+        losses, total = loss.losses(outputs, TARGET[..., :8, :8]), loss(outputs, TARGET[..., :8, :8])
+    total.backward()
+    assert losses.isfinite().all() and total.isfinite()
+    assert all(z.grad.isfinite().all() for z in outputs)
+
+
+# 5. Memory
+
+
+class PeakMemory(TorchDispatchMode):
+    """The most bytes that tensors made in this context held at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.known:
+                storage = tensor.untyped_storage()
+                self.known.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.freed, storage.nbytes())
+        return result
+
+    def freed(self, size):
+        self.now -= size
+
+
+def memory_in_maps(backend, *operators):
+    """What the forward pass keeps and the peak of both passes, in full-resolution maps; four scales."""
+    outputs = [torch.zeros(1, 4, 64 >> j, 64 >> j, requires_grad=True) for j in range(4)]
+    target = torch.zeros(1, 1, 64, 64)
+    loss = LoMixLoss(4, 4, operators, backend=backend)
+    with PeakMemory() as memory:
+        total = loss(outputs, target)
+        kept = memory.now
+        total.backward()
+    return kept / outputs[0].nbytes, memory.peak / outputs[0].nbytes
+
+
+ALL = ("add", "multiply", "concat", "fusion")
+
+
+def test_memory_of_lean_does_not_grow_with_the_number_of_maps(monkeypatch):
+    # parts that are small beside the image, as they are in a training
+    monkeypatch.setattr(lean, "VALUES", {"cpu": 2**11})
+    kept_of_originals, peak_of_originals = memory_in_maps("lean")
+    kept, peak = memory_in_maps("lean", *ALL)
+    assert kept < 1.5 * kept_of_originals
+    assert peak < 1.5 * peak_of_originals
+    assert peak < 0.1 * memory_in_maps("plain", *ALL)[1]
+
+
+def test_memory_of_plain_grows_with_the_number_of_maps():
+    assert memory_in_maps("plain", *ALL)[0] > 8 * memory_in_maps("plain")[0]
+
+
+def test_a_trained_network_is_not_drowned_by_products_of_its_logits():
+    """From a trained network, equal weights gave first steps almost orthogonal to those of z_0."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(32.0) - 15.5
+    target = ((y**2 + y[:, None] ** 2) < 100).long().expand(2, 1, 32, 32)
+    signal = torch.where(target == torch.arange(2).view(1, 2, 1, 1), 4.0, -4.0)
+    features = (signal + 4 * torch.randn(signal.shape, generator=generator)).requires_grad_()
+    outputs = [features, *(2 * F.avg_pool2d(features, 2**j) for j in (1, 2, 3))]
+
+    def towards_z_0(loss):
+        (alone,) = torch.autograd.grad(loss.losses(outputs, target)[0], features, retain_graph=True)
+        (gradient,) = torch.autograd.grad(loss(outputs, target), features, retain_graph=True)
+        return F.cosine_similarity(gradient.flatten(), alone.flatten(), 0).item()
+
+    equal = LoMixLoss(2, 4)
+    equal.rule.steps = 1
+    assert towards_z_0(equal) < 0.1
+    assert towards_z_0(LoMixLoss(2, 4)) > 0.9

@@ -1,0 +1,100 @@
+"""Running commands: their environment, their logs, and what happens to the others when one fails."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.nnunet.commands import folders_below, run_command, run_commands, trainers_first
+
+ECHO = "import os; print(*sorted(f'{k}={v}' for k, v in os.environ.items() if k.startswith('LOMIX_')))"
+# each waits for the file of the other, so both run at once; the first then stays until it is ended
+ENDLESS = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(600)"
+FAILS = """
+import pathlib, time
+while not (pathlib.Path("pid").exists() and pathlib.Path("pid").read_text()):
+    time.sleep(0.01)
+print("first")
+print("the reason")
+print()
+exit(3)
+"""
+
+
+def has_ended(folder: Path) -> bool:
+    try:
+        os.kill(int((folder / "pid").read_text()), 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_variables_are_added_changed_and_removed(tmp_path, monkeypatch):
+    for name in ("LOMIX_KEPT", "LOMIX_CHANGED", "LOMIX_REMOVED"):
+        monkeypatch.setenv(name, "old")
+    log = tmp_path / "log"
+    run_command(["python", "-c", ECHO], log, {"LOMIX_ADDED": "1", "LOMIX_CHANGED": "new", "LOMIX_REMOVED": None})
+    assert log.read_text() == "LOMIX_ADDED=1 LOMIX_CHANGED=new LOMIX_KEPT=old\n"
+    assert os.environ["LOMIX_REMOVED"] == "old"
+
+
+def test_arguments_become_words_and_both_outputs_go_to_the_log(tmp_path):
+    code = "import os, sys; print(sys.argv[1:], flush=True); print(os.getcwd(), file=sys.stderr)"
+    run_command(["python", "-c", code, 3, Path("a b"), "c"], tmp_path / "log", {}, working_folder=tmp_path)
+    assert (tmp_path / "log").read_text() == f"['3', 'a b', 'c']\n{tmp_path}\n"
+
+
+def test_the_program_beside_this_python_comes_first(tmp_path, monkeypatch):
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    run_command(["python", "-c", "import sys; print(sys.executable)"], tmp_path / "log", {})
+    assert Path((tmp_path / "log").read_text().strip()).parent == Path(sys.executable).parent
+
+
+def test_a_missing_program_is_named(tmp_path):
+    with pytest.raises(LoMixError, match="nnUNetv2_nothing is neither beside .* nor on the PATH: install nnunetv2"):
+        run_command(["nnUNetv2_nothing"], tmp_path / "log", {})
+
+
+def test_a_failure_names_its_log_and_ends_the_others(tmp_path):
+    logs = {tmp_path / f"{name}.log": ["python", "-c", code] for name, code in {"a": ENDLESS, "b": FAILS}.items()}
+    with pytest.raises(LoMixError) as error:
+        run_commands(logs, {}, working_folder=tmp_path)
+    assert str(error.value) == f"python failed; its log {tmp_path / 'b.log'} ends with: the reason"
+    assert has_ended(tmp_path)
+
+
+def test_a_failure_without_output_says_so(tmp_path):
+    with pytest.raises(LoMixError, match="ends with: nothing$"):
+        run_command(["python", "-c", "exit(1)"], tmp_path / "log", {})
+
+
+def test_an_interrupt_ends_all_of_them(tmp_path):
+    def interrupt(log):
+        if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_commands({tmp_path / "log": ["python", "-c", ENDLESS]}, {}, interrupt, tmp_path)
+    assert has_ended(tmp_path)
+
+
+def test_every_running_command_is_polled(tmp_path):
+    logs = {tmp_path / f"{name}.log": ["python", "-c", ""] for name in "ab"}
+    seen = set()
+    run_commands(logs, {}, seen.add)
+    assert seen == logs.keys()
+
+
+def test_folders_and_trainers(monkeypatch):
+    root = Path("/data")
+    expected = {"raw": "/data/raw", "preprocessed": "/data/preprocessed", "results": "/data/results"}
+    assert folders_below(root) == {f"nnUNet_{name}": folder for name, folder in expected.items()}
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    assert trainers_first(root) == {"nnUNet_extTrainer": "/data"}
+    monkeypatch.setenv("nnUNet_extTrainer", f"/mine{os.pathsep}/yours")
+    assert trainers_first(root) == {"nnUNet_extTrainer": os.pathsep.join(["/data", "/mine", "/yours"])}

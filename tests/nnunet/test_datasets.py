@@ -1,0 +1,115 @@
+"""Datasets, against what nnU-Net itself finds and writes."""
+
+import json
+
+import pytest
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.nnunet import datasets
+
+NAME = "Dataset123_Few"
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Sets nnU-Net's three variables to folders, each of which has the dataset."""
+    for part in ("raw", "preprocessed", "results"):
+        (tmp_path / part / NAME).mkdir(parents=True)
+        monkeypatch.setenv(f"nnUNet_{part}", str(tmp_path / part))
+    return tmp_path
+
+
+def test_roots_are_those_of_the_environment_now(folders, monkeypatch):
+    for part in ("raw", "preprocessed", "results"):
+        variable = f"nnUNet_{part}"
+        assert datasets.find_root(variable) == datasets.require_root(variable) == folders / part
+        monkeypatch.delenv(variable)
+        assert datasets.find_root(variable) is None
+        with pytest.raises(LoMixError, match=f"{variable} is not set: export {variable}=/your/folder first"):
+            datasets.require_root(variable)
+
+
+@pytest.mark.parametrize("part", ["raw", "preprocessed", "results"])
+def test_a_number_is_enough_wherever_the_dataset_is(folders, part):
+    for other in {"raw", "preprocessed", "results"} - {part}:
+        (folders / other / NAME).rmdir()
+    assert datasets.name_dataset("123") == datasets.name_dataset("0123") == NAME
+
+
+def test_names_are_taken_as_they_are():
+    assert datasets.name_dataset("Dataset999_Nowhere") == "Dataset999_Nowhere"
+
+
+def test_what_names_no_dataset_is_refused(folders):
+    (folders / "raw" / "Dataset123_Other").mkdir()
+    several = (
+        "^More than one dataset name found for dataset id 123: check -d, nnUNet_preprocessed, nnUNet_raw and nnUNet_"
+    )
+    with pytest.raises(LoMixError, match=several):
+        datasets.name_dataset("123")
+    with pytest.raises(LoMixError, match="^Could not find a dataset with the ID 9: check the weather.$"):
+        datasets.name_dataset("9", "the weather")
+    with pytest.raises(LoMixError, match="^'Few' is neither the number nor the name of a dataset.$"):
+        datasets.name_dataset("Few")
+
+
+def test_preprocessed_datasets(folders):
+    assert (
+        datasets.require_preprocessed("123") == datasets.require_preprocessed(NAME) == folders / "preprocessed" / NAME
+    )
+    (folders / "preprocessed" / NAME).rmdir()
+    with pytest.raises(LoMixError, match=f"{NAME} is not in nnUNet_preprocessed .* run nnUNetv2_plan_and_preprocess"):
+        datasets.require_preprocessed("123")
+
+
+def test_references_are_nnunets_copy_or_the_raw_labels(folders, monkeypatch):
+    with pytest.raises(LoMixError, match=f"neither {NAME}/gt_segmentations in nnUNet_preprocessed nor {NAME}/labelsTr"):
+        datasets.require_references(NAME)
+    raw, copy = folders / "raw" / NAME / "labelsTr", folders / "preprocessed" / NAME / "gt_segmentations"
+    raw.mkdir()
+    assert datasets.require_references(NAME) == raw
+    copy.mkdir()
+    assert datasets.require_references(NAME) == copy
+    monkeypatch.delenv("nnUNet_preprocessed")
+    assert datasets.require_references(NAME) == raw
+
+
+def test_images_are_those_that_nnunet_trains_on(folders, monkeypatch):
+    assert datasets.find_images(NAME) is None
+    raw = folders / "raw" / NAME
+    for part in ("imagesTr", "labelsTr"):
+        (raw / part).mkdir()
+    files = [raw / "imagesTr" / datasets.name_image("a_1", channel, ".nii.gz") for channel in (0, 1)]
+    for file in files:
+        file.touch()
+    known = get_filenames_of_train_images_and_targets(str(raw), {"file_ending": ".nii.gz"})
+    assert known["a_1"]["images"] == [str(file) for file in files]
+    assert datasets.find_images(NAME) == files[0].parent
+    monkeypatch.delenv("nnUNet_raw")
+    assert datasets.find_images(NAME) is None
+
+
+def test_splits_are_written_whole_and_read_again(tmp_path):
+    splits = [datasets.Split(train=["b", "é"], val=["a"]), datasets.Split(train=["a"], val=["b", "é"])]
+    datasets.write_splits(tmp_path, splits)
+    assert datasets.read_splits(tmp_path) == json.loads((tmp_path / "splits_final.json").read_text()) == splits
+    with pytest.raises(TypeError):
+        datasets.write_splits(tmp_path, [{"train": object()}])
+    assert datasets.read_splits(tmp_path) == splits
+    assert [file.name for file in tmp_path.iterdir()] == ["splits_final.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}[", '{"train": []}', "[3]", '[{"train": []}]', '[{"train": "abc", "val": []}]', '[{"train": [3]}]'],
+)
+def test_other_files_are_no_splits(tmp_path, content):
+    (tmp_path / "splits_final.json").write_text(content)
+    with pytest.raises(LoMixError, match="is not a list of folds, each with train and val: mend or remove it"):
+        datasets.read_splits(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(LoMixError, match=r"splits_final.json can't be read: No such file"):
+        datasets.read_splits(tmp_path)

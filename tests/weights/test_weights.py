@@ -1,0 +1,200 @@
+"""What was learned: numbers by hand, sentences, refusals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from nnunet_lomix.cli import main
+from nnunet_lomix.loss.maps import list_maps
+from nnunet_lomix.nnunet.results import FoldFolder
+from nnunet_lomix.weights import read, summary
+from nnunet_lomix.weights.history import write_history
+
+from ..nnunet.test_checkpoints import Malicious, a_checkpoint
+
+# four maps beside z_0, whose mean is 0.1
+FIRST = {"z_0": 0.6, "z_1": 0.05, "add_0_1": 0.2, "multiply_0_1": 0.05, "add_0_2": 0.1}
+SECOND = {"z_0": 0.6, "z_1": 0.07, "add_0_1": 0.18, "multiply_0_1": 0.03, "add_0_2": 0.12}
+
+
+@pytest.fixture
+def folds(tmp_path):
+    """Writes the histories of the folds of a trainer; gives its folder."""
+
+    def write(*histories, trainer="T__P__2d"):
+        for i, history in enumerate(histories):
+            folder = tmp_path / trainer / f"fold_{i}"
+            folder.mkdir(parents=True)
+            write_history(history, folder)
+        return tmp_path / trainer
+
+    return write
+
+
+def run(*folders, out, fails=False):
+    result = CliRunner().invoke(main, ["weights", *map(str, folders), "--out", str(out)], env={"COLUMNS": "200"})
+    assert (result.exit_code != 0) == fails, result.output
+    assert not fails or (isinstance(result.exception, SystemExit) and not out.exists()), result.exception
+    return result.output
+
+
+def frames(*lasts):
+    return {f"fold_{i}": pd.DataFrame([last]) for i, last in enumerate(lasts)}
+
+
+def test_shares_by_hand():
+    histories = frames(FIRST, SECOND)
+    maps, last = read.common_maps(histories), summary.last_weights(histories)
+    scales = summary.shares(last, summary.by_scale(maps))
+    # scale 0 has half of three maps, 1 all of z_1 and half of two, 2 half of one
+    np.testing.assert_allclose(scales["equal"], [1.5 / 4, 2 / 4, 0.5 / 4])
+    np.testing.assert_allclose(scales["low"], [0.165 / 0.4, 0.175 / 0.4, 0.05 / 0.4])
+    np.testing.assert_allclose(scales["high"], [0.175 / 0.4, 0.175 / 0.4, 0.06 / 0.4])
+    np.testing.assert_allclose(scales["mean"], [0.17 / 0.4, 0.175 / 0.4, 0.055 / 0.4])
+    operators = summary.shares(last, summary.by_operator(maps))
+    assert list(operators.index) == ["original", "add", "multiply"]
+    np.testing.assert_allclose(operators["equal"], [0.25, 0.5, 0.25])
+    np.testing.assert_allclose(operators["mean"], [0.06 / 0.4, 0.3 / 0.4, 0.04 / 0.4])
+
+
+@given(st.data())
+def test_shares_are_shares_whatever_the_scale_of_the_weights(data):
+    maps = list_maps(4, 3, ("add", "max"))
+    values = data.draw(st.lists(st.floats(1e-3, 10), min_size=len(maps), max_size=len(maps)))
+    last = {m.name: v for m, v in zip(maps, values, strict=True)}
+    for belongs in (summary.by_scale(maps), summary.by_operator(maps)):
+        part = summary.shares(summary.last_weights(frames(last)), belongs)
+        np.testing.assert_allclose(part[["equal", "mean"]].sum(), 1)
+        scaled = summary.shares(summary.last_weights(frames({k: 7 * v for k, v in last.items()})), belongs)
+        np.testing.assert_allclose(part, scaled)
+
+
+def test_agreement_is_the_mean_of_all_pairs():
+    third = dict(zip(FIRST, [0.6, 0.2, 0.05, 0.1, 0.06], strict=True))
+    values = [np.array(list(fold.values()))[1:] for fold in (FIRST, SECOND, third)]
+    expected = np.mean([spearmanr(values[a], values[b])[0] for a, b in ((0, 1), (0, 2), (1, 2))])
+    last = summary.last_weights(frames(FIRST, SECOND, third))
+    assert summary.agreement(last) == pytest.approx(expected)
+    assert np.isnan(summary.agreement(last[["fold_0"]]))
+
+
+@pytest.mark.parametrize("name", [m.name for m in list_maps(12, 4, ("add", "weighted_sum2"))])
+def test_names_are_parsed(name):
+    assert read.parse_map(name).name == name
+
+
+def sentence(*lasts):
+    histories = frames(*lasts)
+    return summary.summarise(summary.last_weights(histories), read.common_maps(histories))
+
+
+def test_sentences():
+    names = [m.name for m in list_maps(3, 3, ("add", "max"))]
+    equal = dict.fromkeys(names, 0.05) | {"z_0": 0.5}
+    assert "no map differs from equal weights by more than 0.0 %" in sentence(equal, equal)
+    # 0.053 against a mean of 0.0503
+    slightly = equal | {"add_0_1": 0.053}
+    assert "by more than 5.4 %" in sentence(slightly)
+    strong = equal | {name: 0.1 for name in names if name.startswith("max")}
+    text = sentence(strong)
+    # of 10 maps 4 have twice as much: 0.1 / 0.07
+    assert "operator max gained most (+43 %), original least (−29 %)" in text and "one training" in text
+    assert "heaviest map, max_" in text and "1.43 times" in text
+    opposite = equal | {name: 0.1 for name in names if not name.startswith("max")} | {"z_0": 0.5}
+    text = sentence(strong, opposite)  # the mean hides what each of them has
+    assert text.startswith("Single trainings differ from equal weights by up to 43 %") and "told apart" not in text
+    assert "do not agree on it, so take it for chance (mean correlation -1.00)" in text
+    assert "trainings agree on it (mean correlation 1.00)" in sentence(strong, strong)
+    assert "no agreement to speak of" in sentence(strong, equal)
+    coarse = equal | {"z_2": 0.3}
+    assert "scale 2 gained most" in sentence(coarse)
+
+
+def test_files_and_terminal(folds, tmp_path):
+    """Folds of unequal length, one of which began with a checkpoint of nnUNetTrainer."""
+    trainer = folds([{}, FIRST, SECOND], [SECOND])
+    out = tmp_path / "new" / "out"
+    output = run(trainer, out=out)
+    assert output.startswith("Against equal weights scale 2 gained most (+20 %)")
+    assert "Spearman" in output and "split evenly" in output and "fold_1" in output
+    assert (out / "weights.png").read_bytes().startswith(b"\x89PNG")
+    table = pd.read_csv(out / "weights.csv")
+    assert len(table) == 4 * 5 and list(table["map"][:5]) == list(FIRST)
+    row = table[(table["fold"] == "fold_0") & (table["epoch"] == 1) & (table["map"] == "add_0_1")].iloc[0]
+    assert row[["operator", "scales"]].tolist() == ["add", "0+1"]
+    np.testing.assert_allclose(row[["weight", "share", "relative"]].astype(float), [0.2, 0.2, 2])
+    assert table[table["epoch"] == 0]["weight"].isna().sum() == 5
+    assert sorted(file.name for file in out.iterdir()) == ["weights.csv", "weights.png"]
+
+
+def test_a_fold_that_has_just_begun_is_left_out(folds, tmp_path):
+    trainer = folds([FIRST], [SECOND])
+    (trainer / "fold_2").mkdir()
+    output = run(trainer, out=tmp_path / "out")
+    assert "Without fold_2: LoMix has not ended an epoch there." in output
+    assert set(pd.read_csv(tmp_path / "out" / "weights.csv")["fold"]) == {"fold_0", "fold_1"}
+
+
+def test_one_training_has_no_range(folds, tmp_path):
+    output = run(folds([FIRST]), out=tmp_path / "out")
+    assert " to " not in output.partition("share, %")[2].partition("All without")[0]
+
+
+def test_a_fold_alone_or_folds_of_several_trainers(folds, tmp_path):
+    first, second = folds([FIRST]), folds([SECOND], trainer="U__P__2d")
+    assert list(read.find_folds([first / "fold_0", first])) == ["fold_0"]
+    assert list(read.find_folds([first, second])) == ["T/fold_0", "U/fold_0"]
+    third = folds([SECOND], trainer="T__P__3d")
+    assert list(read.find_folds([first, third])) == ["T__P__2d/fold_0", "T__P__3d/fold_0"]
+
+
+def test_checkpoints_serve_where_there_is_no_table(folds, tmp_path):
+    trainer = folds([FIRST])
+    expected = read.read_history(FoldFolder(trainer / "fold_0"))
+    (trainer / "fold_0" / "lomix_weights.csv").unlink()
+    torch.save(a_checkpoint(lomix={"rule": "equal", "history": [FIRST]}), trainer / "fold_0" / "checkpoint_latest.pth")
+    np.testing.assert_allclose(read.read_history(FoldFolder(trainer / "fold_0")), expected)
+    torch.save(a_checkpoint(), trainer / "fold_0" / "checkpoint_final.pth")
+    assert "has no LoMix state" in run(trainer, out=tmp_path / "out", fails=True)
+
+
+def test_a_malicious_checkpoint_is_refused(tmp_path):
+    fold, written = tmp_path / "T" / "fold_0", tmp_path / "written"
+    fold.mkdir(parents=True)
+    torch.save(a_checkpoint(lomix={"history": Malicious(written)}), fold / "checkpoint_final.pth")
+    assert "mkdir" in run(fold, out=tmp_path / "out", fails=True)
+    assert not written.exists()
+
+
+@pytest.mark.parametrize(
+    "table, text",
+    [
+        ("", "can't be read"),
+        ("a,b\n1,2", "can't be read"),
+        ("epoch,z_0,foo\n0,1,2", "not a table of LoMix weights"),
+        ("epoch,z_0,original_1\n0,1,2", "not a table of LoMix weights"),
+        ("epoch,z_0\n0,1", "not a table of LoMix weights"),
+        ("epoch,z_0,z_1\n0,1,many", "not a table of LoMix weights"),
+        ("epoch,z_0,z_1\n", "not a table of LoMix weights"),
+        ("epoch,z_0,z_1\n0,0.5,0.5\n1,,", "no weights for its last epoch"),
+        ("epoch,z_0,z_1\n0,1.0,0.0", "all weight is z_0's"),
+    ],
+)
+def test_other_tables_are_refused(tmp_path, table, text):
+    fold = tmp_path / "T" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "lomix_weights.csv").write_text(table)
+    assert text in run(fold, out=tmp_path / "out", fails=True)
+
+
+def test_other_folders_are_refused(folds, tmp_path):
+    trainer = folds([FIRST], [{"z_0": 0.5, "z_1": 0.5}])
+    assert "fold_0 and fold_1 have different maps" in run(trainer, out=tmp_path / "out", fails=True)
+    (tmp_path / "empty" / "fold_0").mkdir(parents=True)
+    assert "neither lomix_weights.csv nor a checkpoint" in run(tmp_path / "empty", out=tmp_path / "out", fails=True)
+    assert "has no fold_X in it" in run(tmp_path / "empty" / "..", out=tmp_path / "out", fails=True)
