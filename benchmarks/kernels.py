@@ -25,8 +25,8 @@ KEY = ("gpu", "scales", "classes", "kernel")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 OPERATORS = [kind.__name__.lower() for kind in fused.KINDS]
 KERNELS = {"forward": kernels.forward_kernel, "backward": kernels.backward_kernel}
-# a warp's 32 lanes execute an instruction each for the values of a block; padded values are counted, too
-LANES_OF_VALUE = 32 * fused.WARPS / fused.VALUES_OF_BLOCK
+# a warp's 32 lanes execute an instruction each for the values of a block that it has; padded values are counted, too
+LANES_OF_VALUE = 32 / fused.VALUES_OF_WARP
 
 
 def measure(cases: Sequence[tuple[int, int]]) -> Rows:
@@ -66,33 +66,42 @@ def compile_for(
     kernel: triton.JITFunction,
     scales: int,
     classes: int,
+    dimensions: int = 3,
     regions: bool = False,
     valid: bool = False,
 ) -> triton.compiler.CompiledKernel:
-    """As the backend ``fused`` launches it on images whose size is a multiple of 16, for a GPU of this capability."""
-    padded = fused.power_of_two(classes)
-    constants = {
+    """As the backend ``fused`` launches it, for a GPU of this capability."""
+    constants: dict[str, int] = {
+        **fused.block_of(classes),
         "S": scales,
-        "BC": padded,
-        "P": fused.VALUES_OF_BLOCK // padded,
+        "VOLUME": dimensions == 3,
         "REGIONS": regions,
         "VALID": valid,
     }
+    warps = constants.pop("num_warps")
     if classes == 1:  # a number 1 is a constant to Triton
         constants["C"] = 1
-    types = {"C": "i32", "N": "i32", "labels": "*fp32" if regions else "*i64", "ranges": "*i32", "subsets": "*i32"}
-    signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or name == "N"
-    }
+    numbers = dict.fromkeys(["C", *kernels.UNSPECIALISED], "i32")
+    tables = dict.fromkeys(["sizes", "ranges", "subsets", "offsets"], "*i32")
+    types = numbers | tables | {"labels": "*fp32" if regions else "*i64"}
+    signature: dict[str, str | tuple[str, ...]] = {}
+    aligned = {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in ("outputs", "grad_scales"):
+            signature[name] = ("*fp32",) * scales
+            aligned |= {(i, j): [["tt.divisibility", 16]] for j in range(scales)}
+        else:
+            signature[name] = types.get(name, "*fp32")
+            if name not in numbers:
+                aligned[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": fused.WARPS})
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
 
 
 def find_loops(lines: Sequence[str]) -> list[list[str]]:
-    """The instructions of each loop that lies in no other one; there is one for each operator, in their order."""
+    """The instructions of each loop that has no other one in it; there is one for each operator, in their order."""
     places: dict[str, int] = {}
     instructions: list[str] = []
     for line in map(str.strip, lines):
@@ -105,6 +114,6 @@ def find_loops(lines: Sequence[str]) -> list[list[str]]:
         target = re.search(r"BRA.*`\((\.L\w+)\)", jump)
         if target and places[target[1]] < end:
             loops.append((places[target[1]], end))
-    outer = sorted(a for a in loops if not any(b != a and b[0] <= a[0] and a[1] <= b[1] for b in loops))
-    assert len(outer) == len(OPERATORS), outer
-    return [instructions[start : end + 1] for start, end in outer]
+    inner = sorted(a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops))
+    assert len(inner) == len(OPERATORS), inner
+    return [instructions[start : end + 1] for start, end in inner]

@@ -3,19 +3,24 @@
 import logging
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from math import prod
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor
 from torch import distributed as dist
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.files import replacing, scratch
 from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss, SamplingLoMixLoss
+from nnunet_lomix.loss.backends.fused import power_of_two
 from nnunet_lomix.nnunet.checkpoints import STATE
 from nnunet_lomix.nnunet.datasets import require_root
 from nnunet_lomix.weights.history import plot_history, write_history
 
+# values of a map, classes padded, times mutants: what an H100 is reckoned to do in a tenth of nnU-Net's step
+AFFORDABLE_VALUES = 2**30
 HISTORY = "lomix_weights"  # our key in nnU-Net's logger: for each epoch a dict from map to weight
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -71,7 +76,8 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         share: guaranteed share of ``z_0`` in the weights.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
         backend: how the loss is computed: "plain", "lean" or "fused"; None for the one that suits (docs/method.md).
-        sampled_mutants: how many mutants a step evaluates, drawn by weight; None for all.
+        sampled_mutants: how many mutants a step evaluates, drawn by weight; "all", or None for what is affordable: all
+            on a CPU, on CUDA as many as make a step about a tenth longer (docs/method.md).
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
         loss_weight_decay: weight decay of both.
         epochs: length of the training; None for nnU-Net's default.
@@ -84,7 +90,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
     weight_ce = 1.0
     weight_dice = 1.0
     backend: str | None = None
-    sampled_mutants: int | None = None
+    sampled_mutants: int | Literal["all"] | None = None
     weights_lr = 1e-2
     fusion_lr = 1e-3
     loss_weight_decay = 0.0
@@ -101,6 +107,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
     ):
         for variable in ("nnUNet_preprocessed", "nnUNet_results"):
             require_root(variable)
+        self._refuse_other_losses()
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.epochs is not None:
             self.num_epochs = self.epochs
@@ -111,9 +118,11 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         TrainingLog.open(self)
         super().initialize()
         self.loss_optimizer = self.configure_loss_optimizer()
+        sampled = getattr(self.loss, "sampled_mutants", None)
         self.print_to_log_file(
             f"LoMix: {len(self.loss.maps)} maps of {self.loss.num_scales} outputs; operators: "
             f"{', '.join(self.operators) or 'none'}; weighting rule: {self.rule}; guaranteed share of z_0: {self.share}"
+            + (f"; a step evaluates a sample of {sampled} mutants" if sampled else "")
         )
         self.logger.local_logger.my_fantastic_logging[HISTORY] = []
         if self.is_ddp:
@@ -154,6 +163,16 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
             raise LoMixError(f"{type(self).__name__}: {error}.") from None
         return loss.to(self.device)
 
+    def _refuse_other_losses(self) -> None:
+        """One of two losses would be dropped without a word."""
+        for base in type(self).__mro__:
+            of_nnunet = issubclass(base, nnUNetTrainer) and not issubclass(base, nnUNetTrainerLoMix)
+            if of_nnunet and base is not nnUNetTrainer and "_build_loss" in vars(base):
+                raise LoMixError(
+                    f"{type(self).__name__} combines {base.__name__}, which brings a loss of its own, with LoMix: "
+                    "leave it out, and set weight_ce and weight_dice, or override make_loss, instead."
+                )
+
     def make_loss(self, *args: Any, **kwargs: Any) -> LoMixLoss:
         """The loss; a subclass may make another one.
 
@@ -163,9 +182,24 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         Raises:
             ValueError: an attribute of the trainer doesn't fit; ends the training with this sentence.
         """
-        if self.sampled_mutants is not None:
-            return SamplingLoMixLoss(*args, **kwargs, sampled_mutants=self.sampled_mutants)
-        return LoMixLoss(*args, **kwargs)
+        loss = LoMixLoss(*args, **kwargs)
+        sampled = self.sampled_mutants
+        mutants = len(loss.maps) - loss.num_scales
+        if sampled is None and self.device.type == "cuda":
+            affordable = self._affordable_mutants(loss.num_classes)
+            sampled = affordable if affordable < mutants else "all"
+        if sampled is None or sampled == "all":
+            return loss
+        return SamplingLoMixLoss(*args, **kwargs, sampled_mutants=sampled)
+
+    def _affordable_mutants(self, num_classes: int) -> int:
+        """As many as make a step about a tenth longer on a GPU, where a step takes about as long for all large plans.
+
+        By the size of the planned batch alone, so that all ranks and a resumed training agree.
+        """
+        configuration = self.configuration_manager
+        pixels = configuration.batch_size * prod(configuration.patch_size)
+        return max(1, AFFORDABLE_VALUES // (pixels * power_of_two(num_classes)))
 
     def configure_loss_optimizer(self) -> torch.optim.Optimizer | None:
         """The optimiser of the loss's own parameters, or None if it has none.
@@ -177,31 +211,39 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
             {"params": list(self.loss.operators.parameters()), "lr": self.fusion_lr},
         ]
         groups = [g for g in groups if g["params"]]
-        return torch.optim.AdamW(groups, weight_decay=self.loss_weight_decay) if groups else None
+        # fused, as this AdamW is told on the device whether to leave out a step
+        return torch.optim.AdamW(groups, weight_decay=self.loss_weight_decay, fused=True) if groups else None
 
     def train_step(self, batch: dict) -> dict:
         if self.loss_optimizer is None:
             return super().train_step(batch)
         self.loss_optimizer.zero_grad(set_to_none=True)
-        # nnU-Net's step may change the scale at its end, our gradients have the one before
-        scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
+        # nnU-Net's step may change the scale at its end, our gradients have the one before; it stays on the device
+        scale = torch.ones((), device=self.device)
+        if self.grad_scaler is not None:
+            scale = self.grad_scaler.scale(scale)
         result = super().train_step(batch)
         self._step_loss_optimizer(self.loss_optimizer, scale)
         return result
 
-    def _step_loss_optimizer(self, optimizer: torch.optim.Optimizer, scale: float) -> None:
-        """One step on the mean gradient of all ranks; none if it isn't finite, as the gradient scaler does."""
-        grads = [p.grad for p in self.loss.parameters() if p.grad is not None]
-        if not grads:  # a sample of mutants without parameters, the same on all ranks
-            return
+    def _step_loss_optimizer(self, optimizer: torch.optim.Optimizer, scale: Tensor) -> None:
+        """One step on the mean gradient of all ranks; none if it isn't finite, as the gradient scaler does.
+
+        The host waits for nothing: whether there is a step is decided on the device, as GradScaler tells an optimiser.
+        """
+        grads: list[Tensor] = []
+        for p in self.loss.parameters():
+            if p.grad is None:  # of a mutant that wasn't drawn
+                p.grad = torch.zeros_like(p)
+            grads.append(p.grad)
         flat = torch.cat([g.flatten() for g in grads]) / scale
         if self.is_ddp:
             dist.all_reduce(flat)
             flat /= dist.get_world_size()
-        if flat.isfinite().all():
-            for g, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-                g.copy_(mean.view_as(g))
-            optimizer.step()
+        means = flat.split([g.numel() for g in grads])
+        torch._foreach_copy_(grads, [mean.view_as(g) for mean, g in zip(means, grads, strict=True)])
+        optimizer.found_inf = flat.isfinite().all().logical_not().to(torch.float32)  # type: ignore[attr-defined]
+        optimizer.step()
 
     def on_epoch_end(self) -> None:
         weights = {m.name: w for m, w in zip(self.loss.maps, self.loss.weights().tolist(), strict=True)}
@@ -246,26 +288,34 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
             checkpoint = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
         state = checkpoint.get(STATE)
         if state is None:
+            if self.current_epoch >= self.num_epochs:
+                raise LoMixError(
+                    f"The checkpoint in {self.output_folder} is of a training by {checkpoint['trainer_name']} that has "
+                    f"ended: as a start for {type(self).__name__} give it by -pretrained_weights, and take it out of "
+                    "this folder."
+                )
             self.print_to_log_file("The checkpoint has no LoMix state: the weights of the maps start anew.")
             self.logger.local_logger.my_fantastic_logging[HISTORY] = [{} for _ in range(self.current_epoch)]
             return
-        # before the first release the operators were called mixers
-        loss_state = {key.replace("mixers.", "operators.", 1): value for key, value in state["loss"].items()}
-        found = state["rule"], state.get("maps"), loss_state.keys()
-        if found != (self.rule, [m.name for m in self.loss.maps], self.loss.state_dict().keys()):
+        # before the first release the operators were called mixers; the loss loads them, too
+        keys = {key.replace("mixers.", "operators.", 1) for key in state["loss"]}
+        found = state["rule"], state.get("maps"), keys
+        if found != (self.rule, [m.name for m in self.loss.maps], set(self.loss.state_dict())):
             raise LoMixError(
                 f"The checkpoint was written by {checkpoint['trainer_name']} with other LoMix maps or another rule "
                 f"than {type(self).__name__}'s: continue it as it was written, or start a new training."
             )
-        self.loss.load_state_dict(loss_state)
+        self.loss.load_state_dict(state["loss"])
         if self.loss_optimizer is not None:
             self._load_loss_optimizer(self.loss_optimizer, state["optimizer"])
         self.logger.local_logger.my_fantastic_logging[HISTORY] = state["history"]
 
     @staticmethod
     def _load_loss_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-        """Restore the moments; learning rates and decay are those of the class, as it is now."""
-        current = [{"lr": g["lr"], "weight_decay": g["weight_decay"]} for g in optimizer.param_groups]
-        optimizer.load_state_dict(state)
-        for group, settings in zip(optimizer.param_groups, current, strict=True):
-            group.update(settings)
+        """Restore the moments; learning rates, decay and kind of AdamW are those of the class, as it is now."""
+        kept = ("lr", "weight_decay", "fused", "foreach")
+        groups = [
+            group | {key: current[key] for key in kept}
+            for group, current in zip(state["param_groups"], optimizer.param_groups, strict=True)
+        ]
+        optimizer.load_state_dict(state | {"param_groups": groups})

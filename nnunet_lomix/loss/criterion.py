@@ -2,7 +2,8 @@
 
 A map enters its loss only through the sum of the cross-entropy and, for each sample and class, the intersection
 with the target and the volume of the prediction. So a loss is computed in two steps: :meth:`Criterion.pixel_sums` takes
-these sums over all pixels or some of them, and :meth:`Criterion.losses` makes the losses of all maps of them.
+these sums over all pixels or some of them, and :meth:`Criterion.losses` makes the losses of all maps of them and of the
+sums over the target, :meth:`Criterion.target_sums`.
 :meth:`Criterion.pixel_sums_vjp` goes back from the sums to the logits. Values and gradients are those of nnU-Net's
 ``DC_and_CE_loss`` (plain classes) and ``DC_and_BCE_loss`` (regions), with ``MemoryEfficientSoftDiceLoss``, in nnU-Net
 2.8.1.
@@ -24,17 +25,17 @@ class Target(NamedTuple):
 
     Attributes:
         size: the spatial shape, whose product is N.
+        num_classes: C.
+        dtype: that of the logits.
         values: ``(B, 1, N)``, int64 labels, 0 in ignored pixels; or ``(B, C, N)``, regions of 0 and 1.
         valid: ``(B, 1, N)`` of 0 and 1, or None if every pixel is valid.
-        cross_entropy_terms: scalar, what the sum of the cross-entropy is divided by.
-        volume: ``(B, C)``, number of valid pixels of each class or region.
     """
 
     size: torch.Size
+    num_classes: int
+    dtype: torch.dtype
     values: Tensor
     valid: Tensor | None
-    cross_entropy_terms: Tensor
-    volume: Tensor
 
 
 class TargetPart(NamedTuple):
@@ -61,7 +62,7 @@ class TargetPart(NamedTuple):
 
 
 class PixelSums(NamedTuple):
-    """Sums over pixels of one map, or of M maps with a leading axis; also a gradient by such sums.
+    """Sums over pixels of one map, or of M maps with a leading axis; or the gradient of a loss by these sums.
 
     Attributes:
         cross_entropy: sum over all valid pixels of all samples, ``()`` or ``(M,)``.
@@ -82,24 +83,24 @@ class PixelSums(NamedTuple):
 
     @classmethod
     def stack(cls, sums: "Sequence[PixelSums]") -> "PixelSums":
-        """The sums of M maps from those of each of them."""
-        return cls(*(torch.stack(of_maps) for of_maps in zip(*sums, strict=True)))
+        """Put the sums of M single maps together."""
+        return cls(*(torch.stack(parts) for parts in zip(*sums, strict=True)))
 
     @classmethod
     def cat(cls, sums: "Sequence[PixelSums]") -> "PixelSums":
-        """The sums of several groups of maps as one."""
-        return cls(*(torch.cat(of_groups) for of_groups in zip(*sums, strict=True)))
+        """Put the sums of several groups of maps together."""
+        return cls(*(torch.cat(parts) for parts in zip(*sums, strict=True)))
 
     def split(self, sizes: list[int]) -> "list[PixelSums]":
-        """Those of the first maps, of the next ones, and so on."""
+        """Take the sums of M maps apart into groups of neighbouring maps of these sizes."""
         return [PixelSums(*group) for group in zip(*(s.split(sizes) for s in self), strict=True)]
 
-    def of_maps(self, numbers: Tensor) -> "PixelSums":
-        """Those of some of the M maps, in the order of ``numbers``."""
+    def select_maps(self, numbers: Tensor) -> "PixelSums":
+        """The sums of the maps with these numbers, in this order."""
         return PixelSums(*(s[numbers] for s in self))
 
-    def of_samples(self, samples: slice) -> "PixelSums":
-        """Those of some samples; the cross-entropy is a sum over all of them."""
+    def select_samples(self, samples: slice) -> "PixelSums":
+        """Intersections and volumes of these samples; the cross-entropy, a sum over all samples, stays as it is."""
         return PixelSums(self.cross_entropy, self.intersection[:, samples], self.volume[:, samples])
 
     def add(self, other: "PixelSums", samples: slice) -> None:
@@ -107,6 +108,18 @@ class PixelSums(NamedTuple):
         self.cross_entropy.add_(other.cross_entropy)
         self.intersection[:, samples] += other.intersection
         self.volume[:, samples] += other.volume
+
+
+class TargetSums(NamedTuple):
+    """Sums over the pixels of the target.
+
+    Attributes:
+        pixels: scalar, number of valid pixels of all samples.
+        volume: ``(B, C)``, number of valid pixels of each class or region.
+    """
+
+    pixels: Tensor
+    volume: Tensor
 
 
 class SumOverRanks(torch.autograd.Function):
@@ -162,6 +175,14 @@ class Criterion:
         """Channels of the target."""
         raise NotImplementedError
 
+    def check_values(self, target: Tensor, num_classes: int) -> None:
+        """Look at every value of a target; the host waits for the device.
+
+        Raises:
+            ValueError: a value is no label, or no 0 or 1 of a region.
+        """
+        raise NotImplementedError
+
     def prepare(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Target:
         """Prepare the full-resolution target for all maps; ``dtype`` is that of the logits."""
         raise NotImplementedError
@@ -178,14 +199,22 @@ class Criterion:
         """The gradient by the logits of :meth:`pixel_sums`, like them, from the gradient by the sums."""
         raise NotImplementedError
 
-    def losses(self, sums: PixelSums, target: Target) -> Tensor:
-        """Losses ``(M,)`` of M maps from their sums."""
-        cross_entropy = sums.cross_entropy / target.cross_entropy_terms
+    def target_sums(self, target: Target) -> TargetSums:
+        """Sums over all pixels of the target."""
+        raise NotImplementedError
+
+    def cross_entropy_terms(self, sums: TargetSums) -> Tensor:
+        """Scalar, what the sum of the cross-entropy is divided by; 1 without any pixel, where the sum, too, is 0."""
+        return sums.pixels.clamp_min(1)
+
+    def losses(self, sums: PixelSums, target: TargetSums) -> Tensor:
+        """Losses ``(M,)`` of M maps from their sums and those of the target."""
+        cross_entropy = sums.cross_entropy / self.cross_entropy_terms(target)
         intersection, volume = sums.intersection, sums.volume
         target_volume = target.volume.expand_as(volume)
         if self.batch_dice:
-            of_batch = torch.stack([intersection, volume, target_volume]).sum(2, keepdim=True)
-            intersection, volume, target_volume = SumOverRanks.apply(of_batch) if self.ddp else of_batch
+            batch_sums = torch.stack([intersection, volume, target_volume]).sum(2, keepdim=True)
+            intersection, volume, target_volume = SumOverRanks.apply(batch_sums) if self.ddp else batch_sums
         dice = (2 * intersection + self.smooth) / (volume + target_volume + self.smooth).clamp_min(1e-8)
         return self.weight_ce * cross_entropy - self.weight_dice * dice[..., self.first_class :].mean((1, 2))
 
@@ -206,57 +235,64 @@ class ClassCriterion(Criterion):
     def target_channels(self, num_classes: int) -> int:
         return 1
 
+    def check_values(self, target: Tensor, num_classes: int) -> None:
+        known = (target >= 0) & (target < num_classes)
+        if target.is_floating_point():
+            known &= target == target.round()
+        if self.ignore_label is not None:
+            known |= target == self.ignore_label
+        if not known.all():
+            raise ValueError(
+                f"the target has the label {target[~known][0].item():g}, but the {num_classes} classes are 0 to "
+                f"{num_classes - 1}; is it the ignore_label, or are these regions?"
+            )
+
     def prepare(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Target:
         labels = target.flatten(2).long()
         valid = None
         if self.ignore_label is not None:
             counts = torch.ne(labels, self.ignore_label)
             valid, labels = counts.to(dtype), labels.where(counts, 0)
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            _check_labels(labels, num_classes)
-        counted = [(labels == c) if valid is None else (labels == c) & valid.bool() for c in range(num_classes)]
-        volume = torch.cat([pixels.sum(2) for pixels in counted], 1).to(dtype)
-        return Target(target.shape[2:], labels, valid, _count(labels, valid), volume)
+        return Target(target.shape[2:], num_classes, dtype, labels, valid)
+
+    def target_sums(self, target: Target) -> TargetSums:
+        labels, valid = target.values, target.valid
+        classes = range(target.num_classes)
+        counted = [(labels == c) if valid is None else (labels == c) & valid.bool() for c in classes]
+        return TargetSums(_count_pixels(target), torch.cat([pixels.sum(2) for pixels in counted], 1).to(target.dtype))
 
     def part(self, target: Target, samples: slice = WHOLE, pixels: slice = WHOLE) -> TargetPart:
         labels = target.values[samples, :, pixels]
         valid = None if target.valid is None else target.valid[samples, :, pixels]
-        y = target.volume.new_zeros(len(labels), target.volume.shape[1], labels.shape[2])
+        y = labels.new_zeros(len(labels), target.num_classes, labels.shape[2], dtype=target.dtype)
         return TargetPart(labels, y.scatter_(1, labels, 1 if valid is None else valid), valid)
 
     def pixel_sums(self, logits: Tensor, part: TargetPart) -> PixelSums:
         if logits.requires_grad:
             log_p = logits.log_softmax(-2)
-            p, log_p_of_truth = log_p.exp(), _of_true_class(log_p, part)
+            p, log_p_of_true_class = log_p.exp(), _of_true_class(log_p, part)
         else:  # one exponential of each value, not two: log p − log max p = z − max z
             p = logits.softmax(-2)
-            log_p_of_truth = _of_true_class(logits, part) - logits.amax(-2) + p.amax(-2).log()
+            log_p_of_true_class = _of_true_class(logits, part) - logits.amax(-2) + p.amax(-2).log()
         # sums over pixels, not a matrix product: that adds pixel by pixel, and loses a percent of a large image
         intersection = (p * part.y).sum(-1)
         if part.valid is not None:
-            log_p_of_truth, p = log_p_of_truth * part.valid[:, 0], p * part.valid
-        return PixelSums(-log_p_of_truth.sum((-2, -1)), intersection, p.sum(-1))
+            log_p_of_true_class, p = log_p_of_true_class * part.valid[:, 0], p * part.valid
+        return PixelSums(-log_p_of_true_class.sum((-2, -1)), intersection, p.sum(-1))
 
     def pixel_sums_vjp(self, logits: Tensor, part: TargetPart, grad_sums: PixelSums) -> Tensor:
         # With a = ∂/∂p of the Dice part, a_c = grad volume_c + [c is true] · grad intersection_c, the derivative by the
         # logits is p (a − Σ a p) for it, and p · valid − y for the cross-entropy. What is the same in all channels is
         # taken together as a vector of pixels, and what is in the true channel only, too.
         p = logits.softmax(-2)
-        of_truth = _sum_over_classes(grad_sums.intersection, p * part.y) - grad_sums.cross_entropy[..., None, None]
-        common = _sum_over_classes(grad_sums.volume, p) + of_truth
+        grad_true_class = (
+            _sum_over_classes(grad_sums.intersection, p * part.y) - grad_sums.cross_entropy[..., None, None]
+        )
+        common = _sum_over_classes(grad_sums.volume, p) + grad_true_class
         grad_logits = p.mul_(grad_sums.volume[..., None] - common[..., None, :])
         if part.valid is not None:
             grad_logits.mul_(part.valid)
-        return grad_logits.addcmul_(of_truth[..., None, :], part.y)
-
-
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if len(wrong):
-        raise ValueError(
-            f"the target has the label {wrong[0].item()}, but the {num_classes} classes are 0 to {num_classes - 1}; "
-            "is it the ignore_label, or are these regions?"
-        )
+        return grad_logits.addcmul_(grad_true_class[..., None, :], part.y)
 
 
 def _of_true_class(values: Tensor, part: TargetPart) -> Tensor:
@@ -284,13 +320,28 @@ class RegionCriterion(Criterion):
     def target_channels(self, num_classes: int) -> int:
         return num_classes + self.ignores
 
+    def check_values(self, target: Tensor, num_classes: int) -> None:
+        known = (target == 0) | (target == 1)
+        if not known.all():
+            raise ValueError(
+                f"the target has the value {target[~known][0].item():g}, but regions are 0 or 1; are these labels, or "
+                "does a mask of 0 and 255 have to be divided?"
+            )
+
     def prepare(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Target:
         regions = target.flatten(2).to(dtype)
         valid = None
         if self.ignores:
             valid = 1 - regions[:, -1:]
             regions = regions[:, :-1] * valid
-        return Target(target.shape[2:], regions, valid, _count(regions, valid), regions.sum(2))
+        return Target(target.shape[2:], num_classes, dtype, regions, valid)
+
+    def target_sums(self, target: Target) -> TargetSums:
+        return TargetSums(_count_pixels(target), target.values.sum(2))
+
+    def cross_entropy_terms(self, sums: TargetSums) -> Tensor:
+        terms = super().cross_entropy_terms(sums)
+        return terms if self.ignores else terms * sums.volume.shape[1]
 
     def part(self, target: Target, samples: slice = WHOLE, pixels: slice = WHOLE) -> TargetPart:
         valid = None if target.valid is None else target.valid[samples, :, pixels]
@@ -314,8 +365,9 @@ class RegionCriterion(Criterion):
         return grad_logits if part.valid is None else grad_logits.mul_(part.valid)
 
 
-def _count(values: Tensor, valid: Tensor | None) -> Tensor:
-    """What a mean divides by: the number of values, or of valid pixels; 1 without any, where the sum, too, is 0."""
-    if valid is None:
-        return torch.tensor(float(values.numel()), device=values.device)
-    return valid.sum().clamp_min(1)
+def _count_pixels(target: Target) -> Tensor:
+    """Scalar, the number of valid pixels of all samples."""
+    if target.valid is None:
+        batch, _, pixels = target.values.shape
+        return target.values.new_full((), batch * pixels, dtype=target.dtype)
+    return target.valid.sum()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,24 @@ from torch import distributed as dist
 from nnunet_lomix.loss.backends import BACKENDS, Case, choose
 from nnunet_lomix.loss.backends.base import Backend, BoundMap, full_precision
 from nnunet_lomix.loss.criterion import ClassCriterion, Criterion, RegionCriterion, SumOverRanks
-from nnunet_lomix.loss.maps import Map, list_maps
+from nnunet_lomix.loss.maps import list_maps
 from nnunet_lomix.loss.operators import OPERATORS, Original
 from nnunet_lomix.loss.rules import RULES
 
 DEFAULT_OPERATORS = ("add", "multiply", "concat", "fusion")
 DEFAULT_MAX_MIXED_SCALES = 4
 logger = logging.getLogger(__name__)
+
+
+def _as_tensor(tensor: Tensor) -> Tensor:
+    """A plain tensor with the same values: MONAI's and other subclasses do something else in some operations."""
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
+def _rename_mixers(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before the first release the operators were called mixers: states from then are loaded, too."""
+    for key in [key for key in state if key.startswith(f"{prefix}mixers.")]:
+        state[key.replace("mixers.", "operators.", 1)] = state.pop(key)
 
 
 class LoMixLoss(nn.Module):
@@ -109,41 +121,56 @@ class LoMixLoss(nn.Module):
         self.criterion: Criterion = (
             RegionCriterion(ignore_label is not None, **terms) if regions else ClassCriterion(ignore_label, **terms)
         )
-        self.backend = backend
-        self._backends: dict[str, Backend] = {name: make() for name, make in BACKENDS.items()}
         if backend is not None:
-            BACKENDS[backend]  # raises if there is none of that name
+            BACKENDS.check(backend)
+        self.backend = backend
+        self._bound_maps = [BoundMap(self.operators[m.name], m.scales) for m in self.maps]
+        self._backends: dict[tuple[object, ...], Backend] = {}  # for each kind of case
         self._logged: set[str] = set()
+        self._looked_at_a_target = False
+        self.register_load_state_dict_pre_hook(_rename_mixers)
 
     def weights(self) -> Tensor:
         """Effective weights of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached."""
         return self.rule.weights().detach()
 
     def losses(
-        self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor], maps: Sequence[Map] | None = None
+        self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor], chosen: Tensor | None = None
     ) -> Tensor:
-        """The loss of each of ``maps``, default ``self.maps``, ``(len(maps),)``; see :meth:`forward`."""
-        target = target if isinstance(target, Tensor) else target[0]
+        """The loss of each map, ``(len(self.maps),)``; arguments as for :meth:`forward`.
+
+        Args:
+            chosen: numbers in ``self.maps`` of those maps that are wanted instead, int64 on the device of the outputs,
+                ``(M,)``; then the result is ``(M,)``.
+        """
+        target = _as_tensor(target if isinstance(target, Tensor) else target[0])
+        if isinstance(outputs, Tensor) and outputs.ndim == target.ndim + 1:
+            outputs = outputs.unbind(1)
         self._check(outputs, target)
         with full_precision(outputs[0].device.type):
             dtype = torch.promote_types(outputs[0].dtype, torch.float32)
-            outputs = [z.to(dtype) for z in outputs]
+            for other in {p.dtype for p in self.operators.parameters()}:
+                dtype = torch.promote_types(dtype, other)
+            outputs = [_as_tensor(z).to(dtype) for z in outputs]
             prepared = self.criterion.prepare(target, self.num_classes, dtype)
-            backend = self._backend_for(outputs[0])
-            sums = backend(outputs, prepared, self._bind(self.maps if maps is None else maps), self.criterion)
-            return self.criterion.losses(sums, prepared)
+            if target.device.type == "cpu" or not self._looked_at_a_target:
+                self._check_values(target)
+            backend = self._backend_for(outputs[0], len(self.maps) if chosen is None else len(chosen))
+            return self.criterion.losses(*backend(outputs, prepared, self._bound_maps, self.criterion, chosen))
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
         """The weighted loss, a scalar.
 
         Args:
-            outputs: S tensors of logits ``(B, C, *spatial_j)``, 2D or 3D, the finest first.
+            outputs: S tensors of logits ``(B, C, *spatial_j)``, 2D or 3D, the finest first; or one tensor
+                ``(B, S, C, *spatial)`` of them all, as MONAI's DynUNet gives it.
             target: the target at full resolution, or a list that starts with it (nnU-Net gives one for each output);
                 ``(B, 1, *spatial)`` of labels, or ``(B, C, *spatial)`` of regions (C + 1 with an ignore channel).
 
         Raises:
-            ValueError: number, shape or dtype of the outputs, or the shape of the target, don't fit, or a label is no
-                class (seen on a CPU only; a GPU would have to wait).
+            ValueError: number, shape or dtype of the outputs, or the shape of the target, don't fit, or its values are
+                no labels, or no regions. Values are looked at in every step on a CPU and in the first one elsewhere: a
+                GPU would have to be waited for, and an assertion on the device would end the whole process.
         """
         return self.weigh(self.losses(outputs, target))
 
@@ -167,26 +194,26 @@ class LoMixLoss(nn.Module):
         objective = self.rule.objective(observed)
         return loss if objective is None else loss + objective - objective.detach()
 
-    def _bind(self, maps: Sequence[Map]) -> list[BoundMap]:
-        return [BoundMap(self.operators[m.name], m.scales) for m in maps]
+    def _backend_for(self, z_0: Tensor, evaluated: int) -> Backend:
+        """The named backend, or the one that suits; logged once, as a warning if it isn't the named one."""
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        key = (z_0.device, z_0.dtype, z_0.shape, evaluated, self.backend, deterministic)
+        if key not in self._backends:
+            case = Case(z_0.device, z_0.dtype, z_0.shape, self._bound_maps, evaluated, self.criterion)
+            name, self._backends[key], refusals = choose(case, self.backend)
+            text = f"LoMix: the backend {name!r} computes the loss of {evaluated} maps"
+            text += "".join(f"; {other!r} can't be used: {reason}" for other, reason in refusals.items())
+            level = logging.INFO if self.backend in (None, name) else logging.WARNING
+            if not torch.compiler.is_compiling() and text not in self._logged:
+                self._logged.add(text)
+                logger.log(level, text)
+        return self._backends[key]
 
-    def _backend_for(self, z_0: Tensor) -> Backend:
-        """The named backend, or the one that suits; logged once, as a warning only if the named one can't be used."""
-        case = Case(z_0.device, z_0.dtype, z_0.shape, self._bind(self.maps), self.criterion)
-        level, refusals = logging.INFO, []
-        name = self.backend
-        if name is not None and (reason := self._backends[name].unsupported(case)):
-            level, refusals = logging.WARNING, [f"{name!r} can't be used: {reason}"]
-            name = None
-        if name is None:
-            name, others = choose(case, self._backends)
-            refusals += [refusal for refusal in others if refusal not in refusals]
-        text = f"LoMix: the backend {name!r} computes the loss of {len(self.maps)} maps"
-        text += f" ({'; '.join(refusals)})" if refusals else ""
-        if not torch.compiler.is_compiling() and text not in self._logged:
-            self._logged.add(text)
-            logger.log(level, text)
-        return self._backends[name]
+    def _check_values(self, target: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self.criterion.check_values(target, self.num_classes)
+        self._looked_at_a_target = True
 
     def _check(self, outputs: Sequence[Tensor], target: Tensor) -> None:
         if not isinstance(outputs, list | tuple) or len(outputs) != self.num_scales:
@@ -197,6 +224,11 @@ class LoMixLoss(nn.Module):
             last = ", the last one for ignored pixels" if channels > self.num_classes else ""
             raise ValueError(f"the target must be (B, {channels}, *spatial), 2D or 3D{last}; got {tuple(target.shape)}")
         dtypes = {p.dtype for p in self.operators.parameters()}
+        if other := {p.dtype for p in self.parameters()} - {torch.float32, torch.float64}:
+            raise ValueError(
+                f"the loss was converted to {other.pop()}, but it computes in float32 or float64, whatever its outputs "
+                "are: convert the network alone"
+            )
         if any(z.dtype == torch.float64 for z in outputs) and dtypes - {torch.float64}:
             raise ValueError("the outputs are float64, the loss isn't; convert it: loss.double()")
         for z in outputs:

@@ -40,6 +40,10 @@ class Registry(dict[str, Part], Generic[Part]):
 
         return decorator
 
+    def check(self, name: str) -> None:
+        """Raise what looking up an unknown name raises."""
+        self.__getitem__(name)
+
     def __missing__(self, name: str) -> Part:
         raise ValueError(f"unknown {self.kind} {name!r}; choose from: {', '.join(sorted(self))}")
 

@@ -1,4 +1,4 @@
-"""Many scales: an unbiased estimate of the loss from a sample of the mutants at each step."""
+"""Many maps: an unbiased estimate of the loss from a sample of the mutants at each step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +18,8 @@ class SamplingLoMixLoss(LoMixLoss):
     The rule sees the last known loss of a mutant that wasn't drawn. The first step, and steps without gradient,
     evaluate all maps.
 
-    The sample depends on the number of the step alone: it disturbs no other random number, a resumed training
-    draws the same, and so do all ranks of DDP.
+    The sample depends on the number of the step and on the weights alone: it disturbs no other random number, a resumed
+    training draws the same, and so do all ranks of DDP. It is drawn on the device, which no host waits for.
 
     Args:
         sampled_mutants: n, from 1 to the number of mutants.
@@ -46,28 +46,29 @@ class SamplingLoMixLoss(LoMixLoss):
             losses = self.losses(outputs, target)
             self.remember(slice(None), losses)
             return self.weigh(losses)
-        factors = self.draw(self.rule.steps)
-        evaluated = factors != 0
-        evaluated[: self.num_scales] = True  # also without weight: DDP waits for gradients of all heads
-        chosen = evaluated.nonzero()[:, 0]
-        losses = self.losses(outputs, target, [self.maps[i] for i in chosen.tolist()])
+        chosen, factors = self.draw(self.rule.steps)
+        losses = self.losses(outputs, target, chosen)
         self.remember(chosen, losses)
         known = self.last_losses.clone()
         self.observe(known)
-        return self.with_objective((factors[chosen] * losses).sum(), known)
+        return self.with_objective((factors * losses).sum(), known)
 
     def remember(self, chosen: Tensor | slice, losses: Tensor) -> None:
         """Note the losses of the chosen maps; one that isn't finite leaves what was known before."""
         new, old = self.observed(losses).to(self.last_losses.dtype), self.last_losses[chosen]
         self.last_losses[chosen] = new.where(new.isfinite(), old)
 
-    def draw(self, step: int) -> Tensor:
-        """What the loss of each map is multiplied with at a step, ``(len(self.maps),)``: 0 if it isn't evaluated."""
-        factors = self.weights()
-        mutants = factors[self.num_scales :]
-        if not mutants.any():  # a rule may give them nothing
-            return factors
-        generator = torch.Generator().manual_seed(step)
-        drawn = torch.multinomial(mutants.cpu(), self.sampled_mutants, replacement=True, generator=generator)
-        counts = torch.bincount(drawn, minlength=len(mutants)).to(mutants)
-        return torch.cat([factors[: self.num_scales], counts * mutants.sum() / self.sampled_mutants])
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """The maps that a step evaluates, all originals and n mutants, and the factors of their losses, both (S + n,).
+
+        The originals are evaluated even without weight: DDP waits for gradients of all heads.
+        """
+        weights = self.weights()
+        originals, mutants = weights[: self.num_scales], weights[self.num_scales :]
+        generator = torch.Generator(weights.device).manual_seed(step)
+        uniform = torch.rand(self.sampled_mutants, generator=generator, device=weights.device, dtype=weights.dtype)
+        # from mutant to mutant the cumulated weights rise by what each has: a number is drawn from all of their range
+        cumulated = mutants.cumsum(0)
+        drawn = torch.searchsorted(cumulated, uniform * cumulated[-1], right=True).clamp_max(len(mutants) - 1)
+        chosen = torch.cat([torch.arange(self.num_scales, device=weights.device), self.num_scales + drawn])
+        return chosen, torch.cat([originals, (mutants.sum() / self.sampled_mutants).expand(self.sampled_mutants)])

@@ -1,5 +1,7 @@
 """The whole loss against the oracle, over backends, shapes, operators and dtypes."""
 
+import re
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from nnunet_lomix import LoMixLoss
-from nnunet_lomix.loss import DEFAULT_OPERATORS, OPERATORS, RULES
+from nnunet_lomix.loss import DEFAULT_OPERATORS, OPERATORS, RULES, SamplingLoMixLoss
 from nnunet_lomix.loss.backends import lean
 
 from . import oracle
@@ -249,7 +251,9 @@ def test_half_precision_outputs_are_computed_in_fp32(magnitude, dtype, backend, 
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             losses = loss.losses(outputs, target)
             total = loss(outputs, target)
-        losses.sum().backward()
+        # nobody should, but it doesn't change the closed forms of lean
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast and backend == "lean"):
+            losses.sum().backward()
         assert losses.dtype == total.dtype == torch.float32 and total.isfinite()
         assert torch.equal(losses, expected)
         for z, reference in zip(outputs, exact, strict=True):
@@ -267,6 +271,15 @@ def test_defaults_are_those_of_the_paper():
     assert DEFAULT_OPERATORS == ("add", "multiply", "concat", "fusion")
     assert len(LoMixLoss(2, 4).maps) == 48
     assert len(LoMixLoss(2, 7).maps) == 7 + 44  # only the four finest are mixed
+
+
+def test_states_from_before_operators_had_their_name_are_loaded():
+    first, second = (randomise(LoMixLoss(3, 2), seed) for seed in (0, 1))
+    old = {key.replace("operators.", "mixers."): value for key, value in first.state_dict().items()}
+    assert any(key.startswith("mixers.concat_0_1.") for key in old)
+    second.load_state_dict(old)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("rule", ["barrier", "softplus"])
@@ -355,3 +368,81 @@ def test_wrong_number_of_regions_in_the_target(ignore_label, channels):
     loss = LoMixLoss(3, 2, regions=True, ignore_label=ignore_label)
     with pytest.raises(ValueError, match=rf"\(B, {channels}, .*got \(2, 1"):
         loss(images((3, 8, 8), (3, 4, 4)), torch.zeros(2, 1, 8, 8))
+
+
+class Annotated(torch.Tensor):
+    """A subclass that does something else in some operations, as MONAI's MetaTensor does."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if kwargs and kwargs.get("out") is not None:
+            raise TypeError(f"{function.__name__} has no out for {cls.__name__}")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("backend", ["plain", "lean"])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_subclasses_of_tensors_have_the_same_loss(backend, sampled):
+    values, gradients = [], []
+    for kind in (torch.Tensor, Annotated):
+        sampling = {"sampled_mutants": 4} if sampled else {}
+        loss = (SamplingLoMixLoss if sampled else LoMixLoss)(3, 3, backend=backend, **sampling)
+        arrays, target = tensors(*oracle.example([(8, 8), (4, 4), (2, 2)]), CPU, torch.float32)
+        outputs = [z.detach().as_subclass(kind).requires_grad_() for z in arrays]
+        for _ in range(2):
+            value = loss(outputs, target.as_subclass(kind))
+        value.backward()
+        assert type(value) is torch.Tensor
+        values.append(value)
+        gradients.append([z.grad.as_subclass(torch.Tensor) for z in outputs])
+    assert torch.equal(*values)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_loss_converted_to_half_precision_is_refused(dtype):
+    with pytest.raises(ValueError, match=f"converted to {dtype}, .*: convert the network alone"):
+        LoMixLoss(3, 2).to(dtype)([z.to(dtype) for z in images((3, 8, 8), (3, 4, 4))], torch.zeros(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("backend", ["plain", "lean"])
+def test_a_loss_in_double_precision_takes_outputs_in_single_precision(backend):
+    arrays = oracle.example([(8, 8), (4, 4)])
+    loss = LoMixLoss(3, 2, backend=backend).double()
+    outputs, target = tensors(*arrays, CPU, torch.float32)
+    got = loss.losses(outputs, target)
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, loss.losses([z.double() for z in outputs], target), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "regions", "message"),
+    [
+        (0.7, False, "the label 0.7, but the 3 classes are 0 to 2"),
+        (255, True, "the value 255, but regions are 0 or 1"),
+        (0.5, True, "the value 0.5, but regions are 0 or 1"),
+        (float("nan"), False, "the label nan"),
+    ],
+)
+def test_values_that_are_no_label_and_no_region(value, regions, message):
+    target = torch.zeros(2, 3 if regions else 1, 8, 8)
+    target[1, 0, 2, 3] = value
+    with pytest.raises(ValueError, match=message):
+        LoMixLoss(3, 2, regions=regions)(images((3, 8, 8), (3, 4, 4)), target)
+
+
+def test_outputs_stacked_in_one_tensor():
+    """MONAI's DynUNet gives copies of its coarse heads at full resolution, stacked."""
+    outputs, target = tensors(*oracle.example([(8, 8)] * 3), CPU, torch.float32)
+    loss = LoMixLoss(3, 3)
+    torch.testing.assert_close(loss(torch.stack(outputs, 1), target), loss(outputs, target), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="3 outputs, got 2"):
+        loss(torch.stack(outputs[:2], 1), target)
+
+
+def test_the_example_in_the_documents_trains_a_network_of_monai():
+    text = (Path(__file__).parents[2] / "docs" / "method.md").read_text()
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "DynUNet" in code]
+    names = {}
+    exec(example, names)
+    assert names["value"].isfinite() and all(p.grad is not None for p in names["loss"].parameters())

@@ -90,9 +90,9 @@ def test_new_backend(register):
         def suits(self, case):
             return False  # only where it is named
 
-        def __call__(self, outputs, target, maps, criterion):
+        def __call__(self, outputs, target, maps, criterion, chosen=None):
             calls.append(len(maps))
-            return BACKENDS["plain"]()(outputs, target, maps, criterion)
+            return BACKENDS["plain"]()(outputs, target, maps, criterion, chosen)
 
     register(BACKENDS, "counted", Counted)
     loss = LoMixLoss(2, 2, backend="counted")

@@ -6,16 +6,21 @@ import logging
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import distributed as dist
+from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_lomix import LoMixLoss, trainers
 from nnunet_lomix.loss import OPERATORS
 from nnunet_lomix.trainers import lomix, nnUNetTrainerLoMix
+
+from ..conftest import DEVICE
 
 pytestmark = pytest.mark.end_to_end
 
@@ -56,6 +61,7 @@ def batch(trainer, seed, samples=slice(None)):
 def make(prepared, tmp_path, monkeypatch, device):
     """Makes a trainer of a class; its results go to a folder of the test's own."""
     torch.set_num_threads(1)
+    monkeypatch.setenv("nnUNet_compile", "f")  # on a GPU nnU-Net compiles, which takes longer than all tests
 
     def make_trainer(cls, labels="classes", configuration="2d", dataset_json=None, initialize=True, device=device):
         nnunet = prepared(labels)
@@ -70,7 +76,11 @@ def make(prepared, tmp_path, monkeypatch, device):
             trainer.initialize()
         return trainer
 
-    return make_trainer
+    yield make_trainer
+    logger = logging.getLogger("nnunet_lomix")
+    for handler in [h for h in logger.handlers if isinstance(h, lomix.TrainingLog)]:
+        logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
 
 
 def train_steps(trainer, steps=1, samples=slice(None)):
@@ -80,7 +90,7 @@ def train_steps(trainer, steps=1, samples=slice(None)):
 
 
 def assert_same(a, b):
-    """Nested dictionaries and lists with bit-equal tensors; on a GPU, where sums are in any order, with close ones."""
+    """Nested dictionaries and lists with bit-equal tensors."""
     if isinstance(a, dict):
         assert a.keys() == b.keys()
         for key in a:
@@ -89,12 +99,18 @@ def assert_same(a, b):
         assert len(a) == len(b)
         for x, y in zip(a, b, strict=True):
             assert_same(x, y)
-    elif isinstance(a, torch.Tensor) and a.is_cuda:
-        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
     elif isinstance(a, torch.Tensor):
         assert torch.equal(a, b)
     else:
         assert a == b
+
+
+def assert_same_training(a, b):
+    """The states of two trainings that should be the same: bit for bit, but on a GPU, where the network's sums vary."""
+    if DEVICE.type == "cpu":
+        assert_same(a, b)
+    else:
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
 def test_the_network_is_nnunets_to_the_last_bit(make):
@@ -125,8 +141,8 @@ def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(make):
     second.run_training()
 
     for part in ("network", "loss", "optimizer", "loss_optimizer"):
-        assert_same(getattr(whole, part).state_dict(), getattr(second, part).state_dict())
-    assert_same(*(t.logger.get_value(lomix.HISTORY, None) for t in (whole, second)))
+        assert_same_training(getattr(whole, part).state_dict(), getattr(second, part).state_dict())
+    assert_same_training(*(t.logger.get_value(lomix.HISTORY, None) for t in (whole, second)))
     assert len(second.logger.get_value(lomix.HISTORY, None)) == 4
 
 
@@ -143,7 +159,7 @@ def test_loss_parameters_have_a_learning_rate_of_their_own_and_no_weight_decay(m
     before = {name: p.clone() for name, p in trainer.loss.named_parameters()}
     for p in trainer.loss.parameters():
         p.grad = torch.zeros_like(p)
-    trainer._step_loss_optimizer(trainer.loss_optimizer, scale=1.0)
+    trainer._step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
     assert_same(before, dict(trainer.loss.named_parameters()))
 
 
@@ -163,7 +179,7 @@ def test_no_step_on_gradients_that_are_not_finite(make):
     train_steps(trainer)
     before = {name: p.clone() for name, p in trainer.loss.named_parameters()}
     next(trainer.loss.parameters()).grad[0] = torch.inf
-    trainer._step_loss_optimizer(trainer.loss_optimizer, scale=1.0)
+    trainer._step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
     assert_same(before, dict(trainer.loss.named_parameters()))
 
 
@@ -242,6 +258,98 @@ def test_a_full_disk_does_not_end_a_training(make, monkeypatch):
     trainer.run_training()
     with open(trainer.log_file) as log:
         assert "The LoMix weights could not be written: no space left on device" in log.read()
+
+
+def test_a_skipped_step_leaves_no_trace_and_the_next_one_counts(make):
+    """Whether there is a step is decided on the device; the moments must not take in what was not finite."""
+    skipping, smooth = make(LoMixTiny), make(LoMixTiny)
+    for trainer in (skipping, smooth):
+        train_steps(trainer)
+    for p in skipping.loss.parameters():
+        p.grad = torch.full_like(p, torch.nan)
+    skipping._step_loss_optimizer(skipping.loss_optimizer, torch.ones((), device=skipping.device))
+    for trainer in (skipping, smooth):
+        for p in trainer.loss.parameters():
+            p.grad = torch.ones_like(p)
+        trainer._step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
+    assert_same(dict(skipping.loss.named_parameters()), dict(smooth.loss.named_parameters()))
+    assert_same(skipping.loss_optimizer.state_dict()["state"], smooth.loss_optimizer.state_dict()["state"])
+
+
+def test_moments_of_an_unfused_optimizer_are_continued(make, tmp_path):
+    """As checkpoints had them before the step was decided on the device."""
+    first = make(LoMixTiny)
+    train_steps(first)
+    first.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=False)
+    for group in checkpoint["lomix"]["optimizer"]["param_groups"]:
+        group["fused"] = None
+    torch.save(checkpoint, tmp_path / "old.pth")
+    second = make(LoMixTiny)
+    second.load_checkpoint(str(tmp_path / "old.pth"))
+    assert all(group["fused"] for group in second.loss_optimizer.param_groups)
+    for trainer in (first, second):
+        train_steps(trainer)
+    assert_same_training(first.loss.state_dict(), second.loss.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("device", "patch", "classes", "setting", "expected"),
+    [
+        ("cpu", (128, 128, 128), 14, None, None),
+        ("cuda", (128, 128, 128), 14, None, 16),
+        ("cuda", (128, 128, 128), 3, None, None),  # 64 would do, there are 44
+        ("cuda", (128, 128, 128), 14, "all", None),
+        ("cuda", (128, 128, 128), 14, 5, 5),
+        ("cpu", (16, 16), 3, 5, 5),
+        ("cuda", (16, 16), 3, None, None),
+    ],
+)
+def test_how_many_mutants_a_step_evaluates(device, patch, classes, setting, expected):
+    trainer = SimpleNamespace(
+        device=torch.device(device),
+        sampled_mutants=setting,
+        configuration_manager=SimpleNamespace(batch_size=2, patch_size=patch),
+    )
+    trainer._affordable_mutants = functools.partial(nnUNetTrainerLoMix._affordable_mutants, trainer)
+    loss = nnUNetTrainerLoMix.make_loss(trainer, classes, 4)
+    assert getattr(loss, "sampled_mutants", None) == expected
+
+
+@pytest.mark.parametrize("other", ["nnUNetTrainerDiceCELoss_noSmooth", "nnUNetTrainerTopk10Loss"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_losses_are_not_combined(make, other, order):
+    variant = recursive_find_trainer_class_by_name(other)
+    combined = type("Combined", (variant, nnUNetTrainerLoMix)[::order], {})
+    with pytest.raises(SystemExit, match=f"Combined combines {other}, which brings a loss of its own, with LoMix"):
+        make(combined, initialize=False)
+
+
+def test_other_variants_of_nnunet_combine_well(make):
+    variants = [
+        "nnUNetTrainer_5epochs",
+        "nnUNetTrainerDA5",
+        "nnUNetTrainerNoMirroring",
+        "nnUNetTrainerBN",
+        "nnUNetTrainerAdam",
+    ]
+    for name in variants:
+        combined = type("Combined", (Tiny, recursive_find_trainer_class_by_name(name), nnUNetTrainerLoMix), {})
+        trainer = make(combined)
+        assert len(trainer.loss.maps) == 19
+        train_steps(trainer)
+
+
+def test_a_finished_checkpoint_of_another_trainer_is_not_taken_for_a_training_with_lomix(make):
+    stock = make(StockTiny)
+    stock.num_epochs = 1
+    stock.run_training()
+    checkpoint = os.path.join(stock.output_folder, "checkpoint_final.pth")
+    ours = make(LoMixTiny)
+    ours.load_checkpoint(checkpoint)  # 1 of 4 epochs: goes on
+    ours.num_epochs = 1
+    with pytest.raises(SystemExit, match="by StockTiny that has ended: .* -pretrained_weights"):
+        ours.load_checkpoint(checkpoint)
 
 
 def test_a_dataset_without_foreground_is_refused(make):
@@ -354,9 +462,10 @@ def test_a_compiled_network_trains_and_is_saved_without_prefix(make, monkeypatch
     trainer, eager = make(Compiled), make(LoMixTiny)
     for t in (trainer, eager):
         train_steps(t)
+    assert isinstance(trainer.network, OptimizedModule)
     trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
     saved = torch.load(tmp_path / "checkpoint.pth", weights_only=False)
-    assert_same(dict(saved["network_weights"]), dict(eager.network.state_dict()))
+    assert_same_training(dict(saved["network_weights"]), dict(eager.network.state_dict()))
 
 
 def test_the_choice_of_a_backend_is_in_the_log_of_the_training(make):

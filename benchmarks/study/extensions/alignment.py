@@ -47,7 +47,9 @@ def measure_alignment(
     parameters = [p for p in network.parameters() if p.requires_grad]
     with full_precision(data.device.type), kept(list(network.buffers())):
         with torch.enable_grad():
-            loss_of_z_0 = loss.losses(network(data[first]), target[first], loss.maps[:1])
+            loss_of_z_0 = loss.losses(
+                network(data[first]), target[first], torch.zeros(1, dtype=torch.long, device=data.device)
+            )
             grads = torch.autograd.grad(loss_of_z_0, parameters, allow_unused=True)
         # Outputs other than z_0 have heads of their own, which the loss of z_0 doesn't depend on.
         pairs = [(p, grad) for p, grad in zip(parameters, grads, strict=True) if grad is not None]

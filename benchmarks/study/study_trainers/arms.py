@@ -37,7 +37,7 @@ ALIGNMENT = extensions.nnUNetTrainerLoMixAlignment
 DISTILLATION = extensions.nnUNetTrainerLoMixDistillation
 FADING = extensions.nnUNetTrainerLoMixFading
 if os.environ.get("TRITON_INTERPRET") == "1":  # the interpreter takes as long for a block of any size
-    fused.VALUES_OF_BLOCK = 2**14
+    fused.VALUES_OF_WARP = 2**14
 
 
 def adamw(trainer: nnUNetTrainer) -> tuple[Optimizer, LRScheduler]:
@@ -98,6 +98,7 @@ ARMS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     "originals_only": (LOMIX, {"rule": "barrier", "operators": ()}),
     "K_2": (LOMIX, {"rule": "barrier", "mixed_scales": 2}),
     "K_3": (LOMIX, {"rule": "barrier", "mixed_scales": 3}),
+    "sampled_third": (LOMIX, {"rule": "barrier", "sampled_mutants": 5}),  # of 16, as on a GPU for 14 classes in 3D
     **{f"backend_{b}": (LOMIX, {"rule": "barrier", "backend": b}) for b in ("plain", "lean", "fused")},
     # the paper's free weights sum to 13 where all others sum to 1: is it the larger step that helps?
     "nnUNetTrainer_x13": (nnUNetTrainer, {"factor": 13}),

@@ -1,6 +1,6 @@
 """The interface of a backend, which one is chosen, and what the backends share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_lomix.loss.criterion import Criterion, PixelSums, Target
+from nnunet_lomix.loss.criterion import Criterion, PixelSums, Target, TargetSums
 from nnunet_lomix.loss.registry import Registry
 
 
@@ -29,7 +29,8 @@ class Case(NamedTuple):
 
     Attributes:
         device, dtype, shape: of ``z_0``, ``(B, C, *spatial)``, in the dtype of the computation.
-        maps: all maps of the loss, also where a step evaluates a sample of them.
+        maps: all maps of the loss.
+        evaluated: how many maps a step computes.
         criterion: what a map costs.
     """
 
@@ -37,11 +38,12 @@ class Case(NamedTuple):
     dtype: torch.dtype
     shape: torch.Size
     maps: Sequence[BoundMap]
+    evaluated: int
     criterion: Criterion
 
 
 class Backend(Protocol):
-    """Computes the sums over pixels of all maps; every loss has a backend object of its own.
+    """Computes the sums over pixels of all maps; a loss makes one for each kind of case.
 
     Attributes:
         priority: of the backends that suit a case, the one with the highest is chosen.
@@ -56,31 +58,60 @@ class Backend(Protocol):
         """Whether it is a good choice for the case if nobody has named a backend."""
 
     def __call__(
-        self, outputs: Sequence[Tensor], target: Target, maps: Sequence[BoundMap], criterion: Criterion
-    ) -> PixelSums:
-        """The sums of all maps, differentiable by the outputs and by the parameters of the operators.
+        self,
+        outputs: Sequence[Tensor],
+        target: Target,
+        maps: Sequence[BoundMap],
+        criterion: Criterion,
+        chosen: Tensor | None = None,
+    ) -> tuple[PixelSums, TargetSums]:
+        """The sums of the maps, differentiable by the outputs and by the parameters of the operators, and the target's.
 
         Args:
             outputs: of the decoder, ``(B, C, *spatial_j)``, finest first, in the dtype of the computation.
             target: the prepared target.
-            maps: the M maps to compute.
+            maps: all maps of the loss.
             criterion: what a map costs.
+            chosen: numbers of the M maps to compute, int64 on the device of the outputs, also the same one twice; None
+                for all.
         """
 
 
 BACKENDS: Registry[type[Backend]] = Registry("backend")
 
 
-def choose(case: Case, backends: Mapping[str, Backend]) -> tuple[str, list[str]]:
-    """The name of the backend for a case, and why those that would be chosen before it can't be used."""
-    refusals: list[str] = []
-    for name, backend in sorted(backends.items(), key=lambda item: -item[1].priority):
-        if backend.suits(case):
+def choose(case: Case, named: str | None = None) -> tuple[str, Backend, dict[str, str]]:
+    """The backend for a case: the named one, or else that of the highest priority among those that suit the case.
+
+    Returns:
+        Its name, the backend, and for each that would have come before it why it can't be used.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    refusals: dict[str, str] = {}
+    by_priority = sorted(BACKENDS, key=lambda name: -BACKENDS[name].priority)
+    for name in by_priority if named is None else [named, *by_priority]:
+        backend = BACKENDS[name]()
+        if name not in refusals and (name == named or backend.suits(case)):
             reason = backend.unsupported(case)
             if reason is None:
-                return name, refusals
-            refusals.append(f"{name!r} can't be used: {reason}")
-    raise RuntimeError(f"no backend supports this loss: {'; '.join(refusals)}")
+                return name, backend, refusals
+            refusals[name] = reason
+    raise RuntimeError(f"no backend supports this loss: {refusals}")
+
+
+def of_chosen(
+    compute: Callable[[Sequence[BoundMap]], PixelSums], maps: Sequence[BoundMap], chosen: Tensor | None
+) -> PixelSums:
+    """The sums of the chosen maps by a function that takes a list of maps, each of them once.
+
+    The host has to know the list, so a GPU that has chosen is waited for.
+    """
+    if chosen is None:
+        return compute(maps)
+    numbers, places = chosen.unique(return_inverse=True)
+    return compute([maps[i] for i in numbers.tolist()]).select_maps(places)
 
 
 def resample(logits: Tensor, size: torch.Size) -> Tensor:

@@ -1,39 +1,58 @@
 """Triton: all maps of a block of pixels in registers. See :mod:`nnunet_lomix.loss.backends.kernels`.
 
-The walk over parts, the resampling and the matrix products of concat are those of the lean backend; what else is done
-with a piece of a part is different. Not deterministic: sums over blocks are added by atomic operations, in any order.
-Before the kernels are used for a kind of maps they are compared with the lean backend on a small example, so that a
-driver or compiler that gets them wrong costs time, not a training.
+The whole batch goes through one kernel forward, and backward through one and one more for each coarser output. How many
+launches, copies and additions there are depends neither on the size of the images nor on the batch; nothing is copied
+from the host, and the host waits for nothing. What is static for the maps and shapes is made once and kept.
+
+Two runs give the same bits. Before the kernels are used for a kind of maps they are compared with the lean backend on a
+small example, so that a driver or compiler that gets them wrong costs time, not a training.
 """
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import cache
-from itertools import accumulate, chain
+from itertools import accumulate
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from nnunet_lomix.loss.backends.banks import Bank
 from nnunet_lomix.loss.backends.base import BACKENDS, BoundMap, Case
-from nnunet_lomix.loss.backends.lean import LeanEvaluator, walk
-from nnunet_lomix.loss.criterion import ClassCriterion, Criterion, PixelSums, RegionCriterion, Target, TargetPart
+from nnunet_lomix.loss.backends.lean import Lean
+from nnunet_lomix.loss.criterion import (
+    ClassCriterion,
+    Criterion,
+    PixelSums,
+    RegionCriterion,
+    Target,
+    TargetSums,
+)
 from nnunet_lomix.loss.operators import Add, Concat, Fusion, Multiply, Original
 
 KINDS = (Original, Add, Multiply, Concat, Fusion)  # in the order of the operators in the kernels
 MOST_CLASSES = 128
-VALUES_OF_BLOCK = 2**9  # classes × pixels, padded: each lane of a warp has 16 of each scale, in as many registers
-VALUES_OF_PIECE = 2**25  # of the maps by concat: an eighth of a gigabyte
-WARPS = 1  # of a block: sums over classes and scales need no other warp
+VALUES_OF_WARP = 2**9  # classes × pixels of a block, padded: each lane has 16 of each scale, in as many registers
+LEAST_PIXELS = 16  # of a block: what a product of matrices takes
+PROGRAMS = 2**11  # side by side: a modern GPU has room for so many warps with as many registers as they can have
+MOST_ROWS = 2**24  # values in the rows of sums or gradients of all programs
+COARSE_AT_ONCE = 3  # coarser outputs whose gradients at full resolution lie in memory at a time, for the whole batch
+PIXELS_OF_ADJOINT = 2**7  # coarse pixels of a program
 TOLERANCE = 1e-2  # of the comparison with lean, relative to the largest value
+logger = logging.getLogger(__name__)
 
 
 @BACKENDS.register("fused")
 class Fused:
-    """Memory: as lean, and VALUES_OF_PIECE."""
+    """Memory: gradients of up to COARSE_AT_ONCE outputs at full resolution, and the rows of the programs."""
 
-    priority = 1
+    priority = 3
+
+    def __init__(self) -> None:
+        self._layouts: dict[tuple[object, ...], Layout] = {}
 
     def unsupported(self, case: Case) -> str | None:
         if case.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -44,155 +63,297 @@ class Fused:
             return f"the kernels compute in float32, not {case.dtype}"
         if case.shape[1] > MOST_CLASSES:
             return f"there are more than {MOST_CLASSES} classes"
+        if prod(case.shape[1:]) >= 2**31:
+            return "a sample has 2^31 values or more"
         others = {type(m.operator).__name__ for m in case.maps if type(m.operator) not in KINDS}
         if others:
             return f"there is no kernel for {', '.join(sorted(others))}"
-        if torch.are_deterministic_algorithms_enabled():
-            return "deterministic algorithms are asked for"
         kinds = tuple(kind for kind in KINDS[1:] if any(type(m.operator) is kind for m in case.maps))
-        scales = len({j for m in case.maps for j in m.scales})
+        scales = max(j for m in case.maps for j in m.scales) + 1
         regions = isinstance(case.criterion, RegionCriterion)
-        return self_check(kinds, scales, case.shape[1], regions, case.criterion.ignores, case.device)
+        _, classes, *size = case.shape
+        return self_check(kinds, scales, classes, len(size), regions, case.criterion.ignores, case.device)
 
     def suits(self, case: Case) -> bool:
         return case.device.type == "cuda"
 
     def __call__(
+        self,
+        outputs: Sequence[Tensor],
+        target: Target,
+        maps: Sequence[BoundMap],
+        criterion: Criterion,
+        chosen: Tensor | None = None,
+    ) -> tuple[PixelSums, TargetSums]:
+        layout = self._layout(outputs, target, maps, criterion)
+        table = layout.table if chosen is None else layout.choose(chosen)
+        parameters = [p for m in maps for p in m.operator.parameters()]
+        sums, sums_of_target = Sums.apply(layout, table, target, len(outputs), *outputs, *parameters)
+        classes = target.num_classes
+        pixel_sums = PixelSums(
+            sums[..., 0].sum(0), sums[..., 1 : 1 + classes].transpose(0, 1), sums[..., 1 + classes :].transpose(0, 1)
+        )
+        return pixel_sums, TargetSums(sums_of_target[:, 0].sum(), sums_of_target[:, 1 + classes :])
+
+    def _layout(
         self, outputs: Sequence[Tensor], target: Target, maps: Sequence[BoundMap], criterion: Criterion
-    ) -> PixelSums:
-        return walk(outputs, target, FusedEvaluator(maps, criterion, outputs[0]))
+    ) -> "Layout":
+        z_0 = outputs[0]
+        key = (*(z.shape for z in outputs), z_0.device, *((type(m.operator), m.scales) for m in maps))
+        if key not in self._layouts:
+            self._layouts[key] = Layout(outputs, target, maps, criterion)
+        return self._layouts[key]
+
+
+class Table(NamedTuple):
+    """Which maps the kernels evaluate, M of them, in an order in which those of an operator follow each other.
+
+    Attributes:
+        ranges, subsets, offsets: int32, see :mod:`nnunet_lomix.loss.backends.kernels`.
+        places: ``(M,)``, for each map in the order of the caller its place among those evaluated.
+        evaluated: ``(M,)``, the other way round.
+    """
+
+    ranges: Tensor
+    subsets: Tensor
+    offsets: Tensor
+    places: Tensor
+    evaluated: Tensor
+
+
+class Layout:
+    """What is static for the maps and the shapes, on the device of the outputs.
+
+    Attributes:
+        table: of all maps.
+        sizes: ``(S, 3)``, depth, height and width of each output.
+        block: the constants of a launch.
+        samples: of which the backward kernel treats so many at a time.
+    """
+
+    def __init__(self, outputs: Sequence[Tensor], target: Target, maps: Sequence[BoundMap], criterion: Criterion):
+        z_0 = outputs[0]
+        self.device, self.batch, self.classes = z_0.device, z_0.shape[0], z_0.shape[1]
+        self.pixels = prod(target.size)
+        sizes = [(1, *z.shape[2:])[-3:] for z in outputs]
+        self.sizes = self._tensor(sizes)
+        # a coarse value is interpolated to fewer than 2 fine ones for each that lie between two coarse ones, and more
+        # at the ends; see _span of the kernels
+        self.spans = [
+            tuple(-(-2 * fine // coarse) + 4 for fine, coarse in zip(sizes[0], s, strict=True)) for s in sizes
+        ]
+
+        kinds = [KINDS.index(type(m.operator)) for m in maps]
+        order = sorted(range(len(maps)), key=kinds.__getitem__)
+        counts = [kinds.count(kind) for kind in range(len(KINDS))]
+        ends = list(accumulate(counts))
+        numbers = [sum(p.numel() for p in m.operator.parameters()) for m in maps]
+        offsets = [end - number for end, number in zip(accumulate(numbers), numbers, strict=True)]
+        self.parameters = sum(numbers)
+        evaluated = torch.tensor(order, device=self.device)
+        self.table = Table(
+            self._tensor([(end - count, end) for end, count in zip(ends, counts, strict=True)]),
+            self._tensor([sum(1 << j for j in maps[i].scales) for i in order]),
+            self._tensor([offsets[i] for i in order]),
+            evaluated.argsort(),
+            evaluated,
+        )
+
+        self.block = {
+            **block_of(self.classes),
+            "S": len(outputs),
+            "VOLUME": len(target.size) == 3,
+            "REGIONS": isinstance(criterion, RegionCriterion),
+            "VALID": criterion.ignores,
+        }
+        self.samples = max(1, self.batch // -(-(len(outputs) - 1) // COARSE_AT_ONCE))
+
+    def _tensor(self, numbers: Sequence[Any]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int32, device=self.device)
+
+    def choose(self, chosen: Tensor) -> Table:
+        """The table of some maps, also the same one twice, given by their numbers; made on the device."""
+        places_of_all, evaluated = self.table.places[chosen].sort()
+        starts_and_ends = torch.searchsorted(places_of_all, self.table.ranges.long())
+        return Table(
+            starts_and_ends.int(),
+            self.table.subsets[places_of_all],
+            self.table.offsets[places_of_all],
+            evaluated.argsort(),
+            evaluated,
+        )
+
+    def programs(self, samples: int, row: int) -> int:
+        """How many programs share a sample, each with a row of so many values, where so many samples go together."""
+        blocks = -(-self.pixels // int(self.block["P"]))
+        return max(1, min(blocks, PROGRAMS // samples, MOST_ROWS // (row * self.batch)))
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """First sample and number of samples that the backward kernel treats at a time."""
+        for first in range(0, self.batch, self.samples):
+            yield first, min(self.samples, self.batch - first)
+
+
+class Sums(torch.autograd.Function):
+    """Outputs and parameters of the operators to the sums of the M maps and of the target.
+
+    ``(B, M, 2 C + 1)``: cross-entropy, intersections and volumes. ``(B, 2 C + 1)``: number of valid pixels, zeros, and
+    volumes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, layout: Layout, table: Table, target: Target, num_outputs: int, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        from nnunet_lomix.loss.backends import kernels  # imports Triton, which not everybody has
+
+        outputs = tuple(z.contiguous() for z in tensors[:num_outputs])
+        parameters = _flatten(tensors[num_outputs:], outputs[0])
+        maps, row = len(table.subsets), 2 * layout.classes + 1
+        programs = layout.programs(layout.batch, (maps + 1) * row)
+        rows = outputs[0].new_zeros(layout.batch, programs, maps + 1, row)
+        with _on(layout.device):
+            kernels.forward_kernel[(programs, layout.batch)](
+                outputs, layout.sizes, *_target(target, outputs[0]), *table[:3], parameters, rows,
+                layout.classes, layout.pixels, maps, **layout.block,
+            )  # fmt: skip
+        sums = rows.sum(1)
+        ctx.save_for_backward(*outputs, *tensors[num_outputs:])
+        ctx.layout, ctx.table, ctx.target, ctx.num_outputs = layout, table, target, num_outputs
+        sums_of_target = sums[:, maps]
+        ctx.mark_non_differentiable(sums_of_target)
+        return sums[:, :maps].index_select(1, table.places), sums_of_target
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_sums: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        from nnunet_lomix.loss.backends import kernels
+
+        layout, table = ctx.layout, ctx.table
+        outputs, tensors = ctx.saved_tensors[: ctx.num_outputs], ctx.saved_tensors[ctx.num_outputs :]
+        parameters = _flatten(tensors, outputs[0])
+        grad_sums = grad_sums.index_select(1, table.evaluated)
+        grad_outputs = tuple(torch.empty_like(z) for z in outputs)
+        fine = (layout.samples, layout.classes, layout.pixels)
+        grad_resampled = tuple(z.new_empty(fine) for z in outputs[1:])
+        programs = layout.programs(layout.samples, max(1, layout.parameters))
+        rows = outputs[0].new_zeros(layout.batch, programs, max(1, layout.parameters))
+        with _on(layout.device):
+            for first, samples in layout.chunks():
+                kernels.backward_kernel[(programs, samples)](
+                    outputs, layout.sizes, *_target(ctx.target, outputs[0]), *table[:3], parameters, grad_sums,
+                    (grad_outputs[0][first:], *grad_resampled), rows[first:], first,
+                    layout.classes, layout.pixels, len(table.subsets), layout.parameters, **layout.block,
+                )  # fmt: skip
+                for j in range(1, len(outputs)):
+                    coarse = prod(outputs[j].shape[2:])
+                    kernels.adjoint_kernel[(-(-coarse // PIXELS_OF_ADJOINT), samples * layout.classes)](
+                        grad_resampled[j - 1], grad_outputs[j][first:], layout.sizes, j, *layout.spans[j],
+                        P=PIXELS_OF_ADJOINT, VOLUME=layout.block["VOLUME"], num_warps=4,
+                    )  # fmt: skip
+        grad_parameters = rows.sum((0, 1)).split([p.numel() for p in tensors]) if tensors else ()
+        return (
+            *(None, None, None, None),
+            *grad_outputs,
+            *(grad.view_as(p) for grad, p in zip(grad_parameters, tensors, strict=True)),
+        )
+
+
+def _flatten(parameters: Sequence[Tensor], like: Tensor) -> Tensor:
+    """All parameters in one row; something else of the device if there are none."""
+    return torch.cat([p.detach().flatten() for p in parameters]) if parameters else like
+
+
+def _target(target: Target, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, regions and what is valid; ``like`` takes the place of what there isn't."""
+    values = target.values.contiguous()
+    regions = values.is_floating_point()
+    valid = like if target.valid is None else target.valid.contiguous()
+    return (like, values, valid) if regions else (values, like, valid)
+
+
+def _on(device: torch.device) -> Any:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def has_triton() -> bool:
     """Whether there is a Triton that knows tuples of tensors."""
     try:
         from triton import language
-    except ImportError:
+    except Exception:  # whatever a broken installation raises
         return False
     return hasattr(language, "tuple")
 
 
 @cache
 def self_check(
-    kinds: tuple[type[nn.Module], ...], scales: int, classes: int, regions: bool, ignore: bool, device: torch.device
+    kinds: tuple[type[nn.Module], ...],
+    scales: int,
+    classes: int,
+    dimensions: int,
+    regions: bool,
+    ignore: bool,
+    device: torch.device,
 ) -> str | None:
     """Compare the kernels with the lean backend on a small random example; says what is wrong, if anything."""
     try:
-        errors = [worst_error(kinds, scales, classes, regions, ignore, device, odd) for odd in (False, True)]
-    except Exception as error:  # whatever a driver or compiler says: training goes on without the kernels
-        return f"the kernels failed on this device ({type(error).__name__}: {error})"
-    wrong = [f"the kernels are wrong by up to {error:.1%} on this device" for error in errors if not error < TOLERANCE]
-    return wrong[0] if wrong else None
+        error = worst_error(kinds, scales, classes, dimensions, regions, ignore, device)
+        reason = None if error < TOLERANCE else f"the kernels are wrong by up to {error:.1%} on this device"
+    except Exception as failure:  # whatever a driver or compiler says: training goes on without the kernels
+        reason = f"the kernels failed on this device ({type(failure).__name__}: {failure})"
+    if reason is not None:
+        logger.warning("LoMix: another backend takes the place of 'fused': %s", reason)
+    return reason
 
 
 def worst_error(
     kinds: tuple[type[nn.Module], ...],
     scales: int,
     classes: int,
+    dimensions: int,
     regions: bool,
     ignore: bool,
     device: torch.device,
-    odd: bool,
 ) -> float:
-    """The error for a random image of two blocks, of a size that isn't a multiple of 16 if ``odd``.
+    """The error for two random images of more than two blocks, with outputs of odd sizes.
 
     Relative to the largest value of each tensor; NaN if there is one.
     """
-    pixels = max(16, 3 * VALUES_OF_BLOCK // power_of_two(classes) // 32 * 16) + odd
     generator = torch.Generator().manual_seed(0)
-    maps = [BoundMap(Original(), (j,)) for j in range(scales)]
+    size = (*[3] * (dimensions - 1), block_of(classes)["P"] + 3)
+    sizes = [tuple(max(1, -(-n // (j + 1))) for n in size) for j in range(scales)]
+    z = [torch.randn(2, classes, *s, generator=generator).to(device).requires_grad_() for s in sizes]
     subsets = {tuple(range(scales)), tuple(range(0, scales, 2)), tuple(range(scales - 1))}
+    maps = [BoundMap(Original(), (j,)) for j in range(scales)]
     maps += [BoundMap(kind(classes, len(c)), c) for kind in kinds for c in sorted(subsets) if len(c) > 1]
     for m in maps:
         for p in m.operator.parameters():
             torch.nn.init.normal_(p, std=0.3, generator=generator)
         m.operator.to(device)
     criterion = RegionCriterion(ignore) if regions else ClassCriterion(classes if ignore else None)
-    labels = torch.randint(classes + ignore, (2, 1, pixels), generator=generator)
+    labels = torch.randint(classes + ignore, (2, 1, *size), generator=generator)
     if regions:
-        labels = torch.nn.functional.one_hot(labels[:, 0], criterion.target_channels(classes)).mT
-    part = criterion.part(criterion.prepare(labels.to(device), classes, torch.float32))
-    z = {j: torch.randn(2, classes, pixels, generator=generator).to(device) for j in range(scales)}
+        labels = torch.nn.functional.one_hot(labels[:, 0], criterion.target_channels(classes)).movedim(-1, 1)
+    target = criterion.prepare(labels.to(device), classes, torch.float32)
+    leaves = [*z, *(p for m in maps for p in m.operator.parameters())]
     results: list[list[Tensor]] = []
-    for evaluator in (LeanEvaluator(maps, criterion, z[0]), FusedEvaluator(maps, criterion, z[0])):
-        sums = evaluator.forward(z, part)
-        grad_scales, grad_parameters = evaluator.backward(z, part, sums)
-        results.append([*sums, *grad_scales, *grad_parameters])
+    for backend in (Lean(), Fused()):
+        with torch.enable_grad():
+            sums, target_sums = backend(z, target, maps, criterion)
+            value = sum(((s * s.detach()).sum() for s in sums), start=torch.zeros((), device=device))
+            grads = torch.autograd.grad(value, leaves)
+        results.append([*(s.detach() for s in sums), *target_sums, *grads])
     errors = [(a - b).abs().max() / a.abs().max().clamp_min(1e-3) for a, b in zip(*results, strict=True)]
     return float(torch.stack(errors).max())
 
 
-class FusedEvaluator(LeanEvaluator):
-    """The sums and gradients of a piece in one kernel each; maps by concat as in the lean backend.
-
-    What the kernels need to know of the maps is sent to the device of ``like`` once for all pieces.
-    """
-
-    def __init__(self, maps: Sequence[BoundMap], criterion: Criterion, like: Tensor):
-        super().__init__(maps, criterion, like)
-        ends = dict(zip(self.numbers_of, accumulate(map(len, self.numbers_of.values())), strict=True))
-        ranges = [(ends[kind] - len(self.numbers_of[kind]), ends[kind]) if kind in ends else (0, 0) for kind in KINDS]
-        place = {j: i for i, j in enumerate(self.used)}
-        subsets = [sum(1 << place[j] for j in maps[i].scales) for i in chain(*self.numbers_of.values())]
-        self.table = [torch.tensor(t, dtype=torch.int32, device=like.device) for t in (ranges, subsets)]
-
-    def values_of_piece(self) -> int:
-        return VALUES_OF_PIECE
-
-    def _forward_piece(self, z: Tensor, part: TargetPart) -> PixelSums:
-        sums = PixelSums.zeros(len(self.maps), z[:1])  # of one sample and C classes
-        self._launch("forward_kernel", z, self._concats(z), part, sums)
-        return sums
-
-    def _backward_piece(self, z: Tensor, part: TargetPart, grad_sums: PixelSums) -> tuple[Tensor, list[list[Tensor]]]:
-        concats, grad_z = self._concats(z), torch.empty_like(z)
-        packed: dict[type[nn.Module], list[Tensor]] = {kind: [] for kind in self.numbers_of}
-        if Fusion in packed:
-            packed[Fusion] = [torch.zeros_like(p) for p in self._parameters(Fusion)]
-        grad_fusion = packed.get(Fusion, [z, z])
-        grads = [grad.contiguous() for grad in grad_sums]
-        self._launch("backward_kernel", z, concats, part, [*grads, grad_z, *grad_fusion])
-        if Concat in packed:
-            packed[Concat] = self._bank(Concat).backward(z, None, concats, grad_z)
-        return grad_z, list(packed.values())
-
-    def _bank(self, kind: type[nn.Module]) -> Bank:
-        return self.banks[list(self.numbers_of).index(kind)]
-
-    def _parameters(self, kind: type[nn.Module]) -> list[Tensor]:
-        """Weight and bias of R maps as their bank packs them.
-
-        By concat ``(R C, S C)`` and ``(R C,)``, by fusion ``(S, R, C)`` and ``(S, R)``.
-        """
-        bank = self._bank(kind)
-        return [bank.weight, bank.bias[..., 0]]  # type: ignore[attr-defined]
-
-    def _concats(self, z: Tensor) -> Tensor:
-        """The maps by concat without their bias, which the kernels add; ``z`` if there are none."""
-        if Concat not in self.numbers_of:
-            return z
-        weight, _ = self._parameters(Concat)
-        return (weight @ z.flatten(0, 1)).view(-1, *z.shape[1:])
-
-    def _launch(self, kernel: str, z: Tensor, concats: Tensor, part: TargetPart, more: Iterable[Tensor]) -> None:
-        """``z`` takes the place of what a case doesn't have."""
-        from nnunet_lomix.loss.backends import kernels  # imports Triton, which not everybody has
-
-        scales, classes, pixels = z.shape
-        padded = power_of_two(classes)
-        block = VALUES_OF_BLOCK // padded
-        regions = isinstance(self.criterion, RegionCriterion)
-        tensors = (part.labels, part.y if regions else None, part.valid)
-        labels, y, valid = (z if t is None else t.contiguous() for t in tensors)
-        concat_b = self._parameters(Concat)[1] if Concat in self.numbers_of else z
-        fusion = self._parameters(Fusion) if Fusion in self.numbers_of else [z, z]
-        with torch.cuda.device(z.device) if z.is_cuda else nullcontext():
-            getattr(kernels, kernel)[(-(-pixels // block),)](
-                z, concats, concat_b, labels, y, valid, *self.table, *fusion, *more, classes, pixels,
-                S=scales, BC=padded, P=block, REGIONS=regions, VALID=part.valid is not None, num_warps=WARPS,
-            )  # fmt: skip
+def block_of(classes: int) -> dict[str, int]:
+    """Padded classes and pixels of a block, and the number of warps of a program."""
+    padded = power_of_two(classes)
+    pixels = max(LEAST_PIXELS, VALUES_OF_WARP // padded)
+    return {"BC": padded, "P": pixels, "num_warps": max(1, padded * pixels // VALUES_OF_WARP)}
 
 
 def power_of_two(number: int) -> int:
-    """The smallest that is not less."""
+    """The smallest power of two that is at least ``number``."""
     return 1 << (number - 1).bit_length()

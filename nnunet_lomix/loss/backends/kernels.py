@@ -1,11 +1,21 @@
-"""The Triton kernels of the fused backend. A program is one warp, and takes a block of pixels of one sample.
+"""The Triton kernels of the fused backend: the whole batch in one launch forward, and few launches backward.
 
-All scales of the block lie in registers: a tuple of S tensors ``(BC, P)``, classes padded to a power of two by pixels.
-Every map is formed from them and is gone before the next one is formed. The maps of an operator follow each other, as
-in the banks of the lean backend, so each operator has a loop of its own without the code of the others. Maps by concat
-are the exception: they come from a matrix product, here without the bias, and their gradients go into one.
+A program is a few warps (one, but for many classes). It takes blocks of pixels of one sample, one after the other. All
+scales of a block are interpolated from the outputs and lie in registers: a tuple of S tensors ``(BC, P)``, classes
+padded to a power of two by pixels. Every map is formed from them and is gone before the next one is formed. The maps of
+an operator follow each other, so each operator has a loop of its own without the code of the others.
 
-Where there is no GPU, the tests run them by Triton's interpreter, and compile them for GPUs.
+What a program sums over its blocks it keeps in a row of its own in memory, and the rows are added afterwards in a fixed
+order. Nothing is added by atomic operations: two runs give the same bits.
+
+A table says which maps there are. It lies in the memory of the device, so that it may be made there:
+
+- ``ranges (5, 2)``: where the maps of each operator begin and end, in the order of the codes below;
+- ``subsets (M,)``: a bit for each scale of a map;
+- ``offsets (M,)``: where the parameters of a map begin in the row of all parameters: for concat its weight
+  ``(C, |c|, C)`` and bias ``(C,)``, for fusion its weight ``(|c|, C)`` and bias ``(|c|,)``.
+
+Positions within a sample fit into 32 bits, the samples are found by 64 bits.
 """
 
 import triton
@@ -13,28 +23,69 @@ import triton.language as tl
 
 ORIGINAL, SUM, PRODUCT, CONCAT, FUSION = (tl.constexpr(code) for code in range(5))
 OPERATORS = tl.constexpr(5)
+SMALLEST_DOT = tl.constexpr(16)  # classes from which a product of matrices goes to the tensor cores
 
 
 @triton.jit
-def _load_scales(z, at, inside, C, N, S: tl.constexpr):
-    """S times (BC, P) of z (S, C, N); 0 outside."""
-    scales = ()
-    for j in tl.static_range(S):
-        scales = scales + (tl.load(z + j * C * N + at, mask=inside, other=0.0),)
+def _neighbours(position, coarse, fine):
+    """The two coarse positions beside a fine one, and how far it lies between them; as F.interpolate has them."""
+    centre = tl.maximum((position.to(tl.float32) + 0.5) * (coarse.to(tl.float32) / fine.to(tl.float32)) - 0.5, 0.0)
+    low = tl.minimum(centre.to(tl.int32), coarse - 1)
+    return low, tl.minimum(low + 1, coarse - 1), centre - low.to(tl.float32)
+
+
+@triton.jit
+def _row(z, at, h, w, height, width, inside):
+    """Values (BC, P) of one plane, bilinear; ``at (BC, P)`` is where the plane begins."""
+    h_low, h_high, h_part = h
+    w_low, w_high, w_part = w
+    a = tl.load(z + at + h_low * width + w_low, mask=inside, other=0.0)
+    b = tl.load(z + at + h_low * width + w_high, mask=inside, other=0.0)
+    c = tl.load(z + at + h_high * width + w_low, mask=inside, other=0.0)
+    d = tl.load(z + at + h_high * width + w_high, mask=inside, other=0.0)
+    top, bottom = a + (b - a) * w_part, c + (d - c) * w_part
+    return top + (bottom - top) * h_part
+
+
+@triton.jit
+def _interpolate(z, sizes, j, sample, channel, pixel, inside, C, VOLUME: tl.constexpr):
+    """An output (B, C, depth, height, width) at full resolution: (BC, P)."""
+    full_d, full_h, full_w = tl.load(sizes), tl.load(sizes + 1), tl.load(sizes + 2)
+    depth, height, width = tl.load(sizes + 3 * j), tl.load(sizes + 3 * j + 1), tl.load(sizes + 3 * j + 2)
+    z += sample.to(tl.int64) * C * depth * height * width
+    h = _neighbours((pixel // full_w) % full_h, height, full_h)
+    w = _neighbours(pixel % full_w, width, full_w)
+    at = channel * (depth * height * width)
+    if VOLUME:
+        d_low, d_high, d_part = _neighbours(pixel // (full_w * full_h), depth, full_d)
+        front = _row(z, at + d_low * (height * width), h, w, height, width, inside)
+        back = _row(z, at + d_high * (height * width), h, w, height, width, inside)
+        return front + (back - front) * d_part
+    else:
+        return _row(z, at, h, w, height, width, inside)
+
+
+@triton.jit
+def _load_scales(outputs, sizes, sample, channel, pixel, inside, C, N, S: tl.constexpr, VOLUME: tl.constexpr):
+    """S times (BC, P); 0 outside."""
+    scales = (tl.load(outputs[0] + sample.to(tl.int64) * C * N + channel * N + pixel, mask=inside, other=0.0),)
+    for j in tl.static_range(1, S):
+        scales = scales + (_interpolate(outputs[j], sizes, j, sample, channel, pixel, inside, C, VOLUME),)
     return scales
 
 
 @triton.jit
-def _load_target(labels, y, valid, channel, pixels, at, inside, N, REGIONS: tl.constexpr, VALID: tl.constexpr):
-    """y (BC, P) of 0 and 1, valid (P,) of 0 and 1."""
-    counts = (pixels < N).to(tl.float32)
+def _load_target(labels, y, valid, sample, channel, pixel, inside, C, N, REGIONS: tl.constexpr, VALID: tl.constexpr):
+    """y (BC, P) of 0 and 1, and what counts, (1, P) of 0 and 1."""
+    counts = (pixel < N).to(tl.float32)
+    first = sample.to(tl.int64) * N
     if VALID:
-        counts = tl.load(valid + pixels, mask=pixels < N, other=0.0)
+        counts = tl.load(valid + first + pixel, mask=pixel < N, other=0.0)
     if REGIONS:
-        truth = tl.load(y + at, mask=inside, other=0.0)
+        truth = tl.load(y + first * C + channel * N + pixel, mask=inside, other=0.0)
     else:
-        truth = (channel == tl.load(labels + pixels, mask=pixels < N, other=0)[None, :]).to(tl.float32)
-    return truth * counts[None, :], counts
+        truth = (channel == tl.load(labels + first + pixel, mask=pixel < N, other=0)).to(tl.float32)
+    return truth * counts, counts
 
 
 @triton.jit
@@ -61,28 +112,79 @@ def _product(scales, subset):
 
 
 @triton.jit
-def _weight(fusion_w, row, rows, j, channel, C):
-    """(BC, 1) of weight (S, rows, C), padded with 0."""
-    return tl.load(fusion_w + (j * rows + row) * C + channel, mask=channel < C, other=0.0)
+def _count(subset, S: tl.constexpr):
+    """The number of scales of a subset."""
+    count = subset & 1
+    for j in tl.static_range(1, S):
+        count += (subset >> j) & 1
+    return count
 
 
 @triton.jit
-def _attention(scales, subset, fusion_w, fusion_b, row, rows, channel, C):
-    """S times (P,): softmax over the scales of the subset."""
-    top = tl.full((scales[0].shape[1],), float("-inf"), tl.float32)
-    scores, exponentials, attention = (), (), ()
+def _channel_of(z, channel, c):
+    """(1, P): one channel of (BC, P)."""
+    return tl.sum(tl.where(channel == c, z, 0.0), axis=0)[None, :]
+
+
+@triton.jit
+def _matrix(weight, count, C, BC: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """(BC, BC) of a weight (C, |c|, C) that begins at one of its scales, or transposed; padded with 0."""
+    row, column = tl.arange(0, BC)[:, None], tl.arange(0, BC)[None, :]
+    inside = (row < C) & (column < C)
+    if TRANSPOSED:
+        return tl.load(weight + column * count * C + row, mask=inside, other=0.0)
+    else:
+        return tl.load(weight + row * count * C + column, mask=inside, other=0.0)
+
+
+@triton.jit
+def _multiply_matrix(weight, count, z, channel, C, BC: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """The matrix of :func:`_matrix` times z (BC, P)."""
+    if BC >= SMALLEST_DOT:  # three products in TF32 make one that is as good as in single precision
+        return tl.dot(_matrix(weight, count, C, BC, TRANSPOSED), z, input_precision="tf32x3")
+    else:
+        product = tl.zeros_like(z)
+        for c in tl.static_range(BC):
+            at = c * count * C + channel if TRANSPOSED else channel * count * C + c
+            column = tl.load(weight + at, mask=(channel < C) & (c < C), other=0.0)
+            product += column * _channel_of(z, channel, c)
+        return product
+
+
+@triton.jit
+def _concat(scales, subset, parameters, channel, C, BC: tl.constexpr):
+    count = _count(subset, len(scales))
+    logits = tl.zeros_like(scales[0]) + tl.load(parameters + count * C * C + channel, mask=channel < C, other=0.0)
+    place = 0
     for j in tl.static_range(len(scales)):
-        score = tl.full((scales[0].shape[1],), float("-inf"), tl.float32)
         if _has(subset, j):
-            weight = _weight(fusion_w, row, rows, j, channel, C)
-            score = tl.sum(weight * scales[j], axis=0) + tl.load(fusion_b + j * rows + row)
+            logits += _multiply_matrix(parameters + place * C, count, scales[j], channel, C, BC, False)
+            place += 1
+    return logits
+
+
+@triton.jit
+def _attention(scales, subset, parameters, channel, C):
+    """S times (1, P): softmax over the scales of the subset."""
+    count = _count(subset, len(scales))
+    top = tl.full((1, scales[0].shape[1]), float("-inf"), tl.float32)
+    scores = ()
+    place = 0
+    for j in tl.static_range(len(scales)):
+        score = tl.full((1, scales[0].shape[1]), float("-inf"), tl.float32)
+        if _has(subset, j):
+            weight = tl.load(parameters + place * C + channel, mask=channel < C, other=0.0)
+            score = tl.sum(weight * scales[j], axis=0)[None, :] + tl.load(parameters + count * C + place)
+            place += 1
         scores = scores + (score,)
         top = tl.maximum(top, score)
     total = tl.zeros_like(top)
+    exponentials = ()
     for j in tl.static_range(len(scales)):
         e = tl.exp(scores[j] - top)
         exponentials = exponentials + (e,)
         total += e
+    attention = ()
     for j in tl.static_range(len(scales)):
         attention = attention + (exponentials[j] * (1 / total),)
     return attention
@@ -93,22 +195,20 @@ def _weighted_sum(scales, subset, attention):
     logits = tl.zeros_like(scales[0])
     for j in tl.static_range(len(scales)):
         if _has(subset, j):
-            logits += attention[j][None, :] * scales[j]
+            logits += attention[j] * scales[j]
     return logits
 
 
 @triton.jit
-def _map(operator: tl.constexpr, scales, subset, concats, concat_b, row, rows, fusion_w, fusion_b,
-         channel, at, inside, C, N):  # fmt: skip
-    """A map (BC, P), and the attention that fusion pays to the scales, S times (P,)."""
+def _map(operator: tl.constexpr, scales, subset, parameters, channel, C, BC: tl.constexpr):
+    """The logits (BC, P) of a map, and the attention that fusion pays to the scales, S times (1, P)."""
     attention = ()
     if operator == PRODUCT:
         logits = _product(scales, subset)
     elif operator == CONCAT:
-        logits = tl.load(concats + row * C * N + at, mask=inside, other=0.0)
-        logits += tl.load(concat_b + row * C + channel, mask=channel < C, other=0.0)
+        logits = _concat(scales, subset, parameters, channel, C, BC)
     elif operator == FUSION:
-        attention = _attention(scales, subset, fusion_w, fusion_b, row, rows, channel, C)
+        attention = _attention(scales, subset, parameters, channel, C)
         logits = _weighted_sum(scales, subset, attention)
     else:
         logits = _sum(scales, subset)
@@ -117,133 +217,269 @@ def _map(operator: tl.constexpr, scales, subset, concats, concat_b, row, rows, f
 
 @triton.jit
 def _softmax(logits, counts, channel, C):
-    """p (BC, P), 0 where a pixel doesn't count, and the logarithm of the sum of exponentials (P,)."""
+    """p (BC, P), 0 where a pixel doesn't count, and the logarithm of the sum of exponentials (1, P)."""
     logits = tl.where(channel < C, logits, float("-inf"))
-    top = tl.max(logits, axis=0)
-    e = tl.exp(logits - top[None, :])
-    total = tl.sum(e, axis=0)
-    return e * (counts / total)[None, :], top + tl.log(total)
+    top = tl.max(logits, axis=0)[None, :]
+    e = tl.exp(logits - top)
+    total = tl.sum(e, axis=0)[None, :]
+    return e * (counts / total), top + tl.log(total)
 
 
 @triton.jit
-def _sum_of_all(values):
-    return tl.sum(tl.sum(values, axis=1), axis=0)
+def _add(at, values, mask):
+    """Add to what the program's row has there."""
+    tl.store(at, values + tl.load(at, mask=mask, other=0.0), mask=mask)
 
 
 @triton.jit
-def forward_kernel(z, concats, concat_b, labels, y, valid, ranges, subsets, fusion_w, fusion_b,
-                      cross_entropy, intersection, volume,
-                      C, N, S: tl.constexpr, BC: tl.constexpr, P: tl.constexpr,
-                      REGIONS: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
-    """Adds the sums over the block to cross_entropy (M,), intersection and volume (M, C).
-
-    The order in which blocks add doesn't matter, so additions are relaxed: else each one would empty the cache.
-    ``ranges (5, 2)`` says where the maps of each operator begin and end, ``subsets (M,)`` has a bit for each scale.
-    """
-    pixels, channel = tl.program_id(0) * P + tl.arange(0, P), tl.arange(0, BC)[:, None]
-    at, inside = channel * N + pixels[None, :], (channel < C) & (pixels[None, :] < N)
-    scales = _load_scales(z, at, inside, C, N, S)
-    truth, counts = _load_target(labels, y, valid, channel, pixels, at, inside, N, REGIONS, VALID)
+def _add_sums(row, entropy, intersection, volume, C, BC: tl.constexpr):
+    """A row of sums is the cross-entropy, C intersections and C volumes."""
     classes = tl.arange(0, BC)
-    for operator in tl.static_range(OPERATORS):
-        first, end = tl.load(ranges + 2 * operator), tl.load(ranges + 2 * operator + 1)
-        for i in range(first, end):
-            subset = tl.load(subsets + i)
-            logits, attention = _map(operator, scales, subset, concats, concat_b, i - first, end - first,
-                                     fusion_w, fusion_b, channel, at, inside, C, N)  # fmt: skip
-            if REGIONS:
-                e = tl.exp(-tl.abs(logits))
-                p = tl.where(logits < 0, e, 1.0) / (1 + e) * counts[None, :]
-                entropy = tl.maximum(logits, 0.0) * counts[None, :] - logits * truth + tl.log(1 + e) * counts[None, :]
-                entropy = _sum_of_all(tl.where(channel < C, entropy, 0.0))
-            else:
-                p, log_sum = _softmax(logits, counts, channel, C)
-                entropy = _sum_of_all((log_sum[None, :] - logits) * truth)
-            tl.atomic_add(cross_entropy + i, entropy, sem="relaxed")
-            tl.atomic_add(intersection + i * C + classes, tl.sum(p * truth, axis=1), mask=classes < C, sem="relaxed")
-            tl.atomic_add(volume + i * C + classes, tl.sum(p, axis=1), mask=classes < C, sem="relaxed")
+    _add(row + 1 + classes, intersection, classes < C)
+    _add(row + 1 + C + classes, volume, classes < C)
+    tl.store(row, entropy + tl.load(row))
 
 
-@triton.jit
-def backward_kernel(z, concats, concat_b, labels, y, valid, ranges, subsets, fusion_w, fusion_b,
-                    grad_cross_entropy, grad_intersection, grad_volume, grad_z, grad_fusion_w, grad_fusion_b,
-                    C, N, S: tl.constexpr, BC: tl.constexpr, P: tl.constexpr,
+# Where a size is a multiple of 16, Triton would load neighbours at once and spread the classes over lanes for that.
+# Here a lane has all classes of its pixels, so that sums over classes need no other lane.
+UNSPECIALISED = ["N", "M", "NUMBER", "first_sample"]
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def forward_kernel(outputs, sizes, labels, y, valid, ranges, subsets, offsets, parameters, rows, C, N, M,
+                   S: tl.constexpr, BC: tl.constexpr, P: tl.constexpr, VOLUME: tl.constexpr,
+                   REGIONS: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
+    """Adds to ``rows (B, G, M + 1, 2 C + 1)`` the sums of M maps over the blocks of each of G programs a sample.
+
+    The last map stands for the target: how many pixels count, nothing, and how many are of each class.
+    """
+    program, sample = tl.program_id(0), tl.program_id(1)
+    channel = tl.arange(0, BC)[:, None]
+    row = rows + (sample.to(tl.int64) * tl.num_programs(0) + program) * (M + 1) * (2 * C + 1)
+    for block in range(program, tl.cdiv(N, P), tl.num_programs(0)):
+        pixel = block * P + tl.arange(0, P)[None, :]
+        inside = (channel < C) & (pixel < N)
+        scales = _load_scales(outputs, sizes, sample, channel, pixel, inside, C, N, S, VOLUME)
+        truth, counts = _load_target(labels, y, valid, sample, channel, pixel, inside, C, N, REGIONS, VALID)
+        for operator in tl.static_range(OPERATORS):
+            for i in range(tl.load(ranges + 2 * operator), tl.load(ranges + 2 * operator + 1)):
+                subset, offset = tl.load(subsets + i), tl.load(offsets + i)
+                logits, _ = _map(operator, scales, subset, parameters + offset, channel, C, BC)
+                if REGIONS:
+                    e = tl.exp(-tl.abs(logits))
+                    p = tl.where(logits < 0, e, 1.0) / (1 + e) * counts
+                    entropy = tl.maximum(logits, 0.0) * counts - logits * truth + tl.log(1 + e) * counts
+                    entropy = tl.where(channel < C, entropy, 0.0)
+                else:
+                    p, log_sum = _softmax(logits, counts, channel, C)
+                    entropy = (log_sum - logits) * truth
+                entropy = tl.sum(tl.sum(entropy, axis=0), axis=0)
+                _add_sums(row + i * (2 * C + 1), entropy, tl.sum(p * truth, axis=1), tl.sum(p, axis=1), C, BC)
+        volume = tl.sum(truth, axis=1)
+        number = tl.sum(tl.sum(counts, axis=0), axis=0)
+        _add_sums(row + M * (2 * C + 1), number, tl.zeros_like(volume), volume, C, BC)
+        tl.debug_barrier()  # the next block adds to what other lanes have written
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def backward_kernel(outputs, sizes, labels, y, valid, ranges, subsets, offsets, parameters, grad_sums,
+                    grad_scales, grad_parameters, first_sample, C, N, M, NUMBER,
+                    S: tl.constexpr, BC: tl.constexpr, P: tl.constexpr, VOLUME: tl.constexpr,
                     REGIONS: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
-    """Writes grad_z (S, C, N), adds to the gradients of fusion, and puts that by each map of concat in its place."""
-    pixels, channel = tl.program_id(0) * P + tl.arange(0, P), tl.arange(0, BC)[:, None]
-    at, inside = channel * N + pixels[None, :], (channel < C) & (pixels[None, :] < N)
-    scales = _load_scales(z, at, inside, C, N, S)
-    truth, counts = _load_target(labels, y, valid, channel, pixels, at, inside, N, REGIONS, VALID)
-    totals = ()
-    for j in tl.static_range(S):
-        totals = totals + (tl.zeros_like(scales[j]),)
-    for operator in tl.static_range(OPERATORS):
-        first, end = tl.load(ranges + 2 * operator), tl.load(ranges + 2 * operator + 1)
-        for i in range(first, end):
-            subset, row, rows = tl.load(subsets + i), i - first, end - first
-            logits, attention = _map(operator, scales, subset, concats, concat_b, row, rows, fusion_w, fusion_b,
-                                     channel, at, inside, C, N)  # fmt: skip
+    """Writes the gradients by the scales at full resolution, each of S ``(b, C, N)``, for b samples from the first.
 
-            # the gradient by the logits of the map, (BC, P): as Criterion.pixel_sums_vjp
-            grad_entropy = tl.load(grad_cross_entropy + i)
-            grad_of_truth = tl.load(grad_intersection + i * C + channel, mask=channel < C, other=0.0)
-            a = tl.load(grad_volume + i * C + channel, mask=channel < C, other=0.0) + truth * grad_of_truth
-            if REGIONS:
-                p = 1 / (1 + tl.exp(-logits))
-                grad_logits = (a * p * (1 - p) + grad_entropy * (p - truth)) * counts[None, :]
-                grad_logits = tl.where(channel < C, grad_logits, 0.0)
-            else:
-                p, log_sum = _softmax(logits, counts, channel, C)
-                grad_logits = p * (a + (grad_entropy - tl.sum(a * p, axis=0))[None, :]) - grad_entropy * truth
+    And adds the gradients by the NUMBER parameters to ``grad_parameters (b, G, NUMBER)``, a row for each program.
+    ``grad_sums (B, M, 2 C + 1)`` is the gradient by the sums of the forward kernel.
+    """
+    program, local = tl.program_id(0), tl.program_id(1)
+    sample = first_sample + local
+    channel = tl.arange(0, BC)[:, None]
+    row = grad_parameters + (local.to(tl.int64) * tl.num_programs(0) + program) * NUMBER
+    for block in range(program, tl.cdiv(N, P), tl.num_programs(0)):
+        pixel = block * P + tl.arange(0, P)[None, :]
+        inside = (channel < C) & (pixel < N)
+        scales = _load_scales(outputs, sizes, sample, channel, pixel, inside, C, N, S, VOLUME)
+        truth, counts = _load_target(labels, y, valid, sample, channel, pixel, inside, C, N, REGIONS, VALID)
+        totals = ()
+        for j in tl.static_range(S):
+            totals = totals + (tl.zeros_like(scales[j]),)
+        for operator in tl.static_range(OPERATORS):
+            for i in range(tl.load(ranges + 2 * operator), tl.load(ranges + 2 * operator + 1)):
+                subset, offset = tl.load(subsets + i), tl.load(offsets + i)
+                logits, attention = _map(operator, scales, subset, parameters + offset, channel, C, BC)
 
-            if operator == CONCAT:
-                tl.store(concats + row * C * N + at, grad_logits, mask=inside)
-            elif operator == PRODUCT:
-                totals = _product_vjp(totals, grad_logits, scales, subset)
-            else:
-                totals = _sum_or_fusion_vjp(operator, totals, grad_logits, logits, scales, subset, attention, row, rows,
-                                            fusion_w, grad_fusion_w, grad_fusion_b, channel, C)  # fmt: skip
-    for j in tl.static_range(S):
-        tl.store(grad_z + j * C * N + at, totals[j], mask=inside)
+                # the gradient by the logits of the map: as Criterion.pixel_sums_vjp
+                grads = grad_sums + (sample * M + i) * (2 * C + 1)
+                grad_entropy = tl.load(grads)
+                grad_intersection = tl.load(grads + 1 + channel, mask=channel < C, other=0.0)
+                grad_volume = tl.load(grads + 1 + C + channel, mask=channel < C, other=0.0)
+                grad_p = grad_volume + truth * grad_intersection
+                if REGIONS:
+                    p = 1 / (1 + tl.exp(-logits))
+                    grad = (grad_p * p * (1 - p) + grad_entropy * (p - truth)) * counts
+                    grad = tl.where(channel < C, grad, 0.0)
+                else:
+                    p, _ = _softmax(logits, counts, channel, C)
+                    grad = p * (grad_p + (grad_entropy - tl.sum(grad_p * p, axis=0)[None, :])) - grad_entropy * truth
+
+                if operator == PRODUCT:
+                    totals = _product_vjp(totals, grad, scales, subset)
+                elif operator == CONCAT:
+                    totals = _concat_vjp(totals, grad, scales, subset, parameters + offset, row + offset,
+                                         channel, C, BC)  # fmt: skip
+                elif operator == FUSION:
+                    totals = _fusion_vjp(totals, grad, logits, scales, subset, attention, parameters + offset,
+                                         row + offset, channel, C, BC)  # fmt: skip
+                else:
+                    totals = _sum_vjp(totals, grad, subset)
+        for j in tl.static_range(S):
+            at = grad_scales[j] + local.to(tl.int64) * C * N + channel * N + pixel
+            tl.store(at, totals[j], mask=inside)
+        tl.debug_barrier()  # the next block adds to what other lanes have written
 
 
 @triton.jit
-def _sum_or_fusion_vjp(operator: tl.constexpr, totals, grad_logits, logits, scales, subset, attention, row, rows,
-                       fusion_w, grad_fusion_w, grad_fusion_b, channel, C):  # fmt: skip
-    """The totals of the scales with the gradient by a map carried back to them: as the banks of the lean backend."""
-    if operator == FUSION:
-        mean = tl.sum(grad_logits * logits, axis=0)  # Σ over scales of attention times what it is multiplied with
-    carried = ()
-    for j in tl.static_range(len(scales)):
+def _sum_vjp(totals, grad, subset):
+    """The totals of the scales with the gradient by a map added."""
+    added = ()
+    for j in tl.static_range(len(totals)):
         total = totals[j]
         if _has(subset, j):
-            if operator == FUSION:
-                grad_score = attention[j] * (tl.sum(grad_logits * scales[j], axis=0) - mean)
-                total += attention[j][None, :] * grad_logits
-                total += _weight(fusion_w, row, rows, j, channel, C) * grad_score[None, :]
-                grad_weight = tl.sum(grad_score[None, :] * scales[j], axis=1, keep_dims=True)
-                at_weight = grad_fusion_w + (j * rows + row) * C + channel
-                tl.atomic_add(at_weight, grad_weight, mask=channel < C, sem="relaxed")
-                tl.atomic_add(grad_fusion_b + j * rows + row, tl.sum(grad_score, axis=0), sem="relaxed")
-            else:
-                total += grad_logits
-        carried = carried + (total,)
-    return carried
+            total += grad
+        added = added + (total,)
+    return added
 
 
 @triton.jit
-def _product_vjp(totals, grad_logits, scales, subset):
+def _product_vjp(totals, grad, scales, subset):
     """The same for a product: each scale gets the product of those before it and of those after it."""
-    before, product = (), tl.zeros_like(grad_logits) + 1
+    before, product = (), tl.zeros_like(grad) + 1
     for j in tl.static_range(len(scales)):
         before = before + (product,)
         if _has(subset, j):
             product *= scales[j]
-    carried, after = (), grad_logits
+    added, after = (), grad
     for j in tl.static_range(len(scales) - 1, -1, -1):
         total = totals[j]
         if _has(subset, j):
             total += after * before[j]
             after *= scales[j]
-        carried = (total,) + carried
-    return carried
+        added = (total,) + added
+    return added
+
+
+@triton.jit
+def _concat_vjp(totals, grad, scales, subset, parameters, row, channel, C, BC: tl.constexpr):
+    """The same for a convolution, whose parameters have their gradients added to the program's row."""
+    count = _count(subset, len(scales))
+    _add(row + count * C * C + tl.arange(0, BC), tl.sum(grad, axis=1), tl.arange(0, BC) < C)
+    added = ()
+    place = 0
+    for j in tl.static_range(len(scales)):
+        total = totals[j]
+        if _has(subset, j):
+            total += _multiply_matrix(parameters + place * C, count, grad, channel, C, BC, True)
+            _add_outer_product(row + place * C, grad, scales[j], count, channel, C, BC)
+            place += 1
+        added = added + (total,)
+    return added
+
+
+@triton.jit
+def _add_outer_product(at, grad, z, count, channel, C, BC: tl.constexpr):
+    """Σ over pixels of grad (BC, P) times z (BC, P), each channel by each, added to a weight (C, |c|, C)."""
+    if BC >= SMALLEST_DOT:
+        row, column = tl.arange(0, BC)[:, None], tl.arange(0, BC)[None, :]
+        product = tl.dot(grad, tl.trans(z), input_precision="tf32x3")
+        _add(at + row * count * C + column, product, (row < C) & (column < C))
+    else:
+        row = tl.arange(0, BC)
+        for c in tl.static_range(BC):
+            column = tl.sum(grad * _channel_of(z, channel, c), axis=1)
+            _add(at + row * count * C + c, column, (row < C) & (c < C))
+
+
+@triton.jit
+def _fusion_vjp(totals, grad, logits, scales, subset, attention, parameters, row, channel, C,
+                BC: tl.constexpr):  # fmt: skip
+    """The same for a sum that is weighted by attention."""
+    count = _count(subset, len(scales))
+    classes = tl.arange(0, BC)
+    mean = tl.sum(grad * logits, axis=0)[None, :]  # Σ over scales of attention times its gradient
+    added = ()
+    place = 0
+    for j in tl.static_range(len(scales)):
+        total = totals[j]
+        if _has(subset, j):
+            grad_score = attention[j] * (tl.sum(grad * scales[j], axis=0)[None, :] - mean)
+            weight = tl.load(parameters + place * C + channel, mask=channel < C, other=0.0)
+            total += attention[j] * grad + weight * grad_score
+            _add(row + place * C + classes, tl.sum(grad_score * scales[j], axis=1), classes < C)
+            bias = row + count * C + place
+            tl.store(bias, tl.load(bias) + tl.sum(tl.sum(grad_score, axis=0), axis=0))
+            place += 1
+        added = added + (total,)
+    return added
+
+
+@triton.jit
+def _span(position, coarse, fine):
+    """The fine positions, from and to (exclusive), that a coarse one may be a neighbour of."""
+    ratio = fine.to(tl.float32) / coarse.to(tl.float32)
+    start = tl.floor((position.to(tl.float32) - 0.5) * ratio - 1.5).to(tl.int32)
+    stop = tl.ceil((position.to(tl.float32) + 1.5) * ratio + 0.5).to(tl.int32)
+    return tl.maximum(start, 0), tl.minimum(stop, fine)
+
+
+@triton.jit
+def _share(fine_position, coarse_position, coarse, fine):
+    """What a coarse position contributes to a fine one along an axis."""
+    low, high, part = _neighbours(fine_position, coarse, fine)
+    return tl.where(low == coarse_position, 1 - part, 0.0) + tl.where(high == coarse_position, part, 0.0)
+
+
+@triton.jit
+def adjoint_kernel(grad_scale, grad_output, sizes, j, SPAN_D, SPAN_H, SPAN_W, P: tl.constexpr,
+                   VOLUME: tl.constexpr):  # fmt: skip
+    """The gradient by an output ``(planes, depth, height, width)`` from that by its interpolation ``(planes, N)``.
+
+    Each coarse value collects from the fine ones around it, at most SPAN of them along each axis.
+    """
+    full_d, full_h, full_w = tl.load(sizes), tl.load(sizes + 1), tl.load(sizes + 2)
+    depth, height, width = tl.load(sizes + 3 * j), tl.load(sizes + 3 * j + 1), tl.load(sizes + 3 * j + 2)
+    size = depth * height * width
+    plane = tl.program_id(1).to(tl.int64)
+    value = tl.program_id(0) * P + tl.arange(0, P)
+    inside = value < size
+    d, h, w = value // (width * height), (value // width) % height, value % width
+    h_start, h_stop = _span(h, height, full_h)
+    w_start, w_stop = _span(w, width, full_w)
+    grad_scale += plane * full_d * full_h * full_w
+    total = tl.zeros((P,), tl.float32)
+    if VOLUME:
+        d_start, d_stop = _span(d, depth, full_d)
+        for k in range(SPAN_D):
+            x = d_start + k
+            share_d = tl.where(x < d_stop, _share(x, d, depth, full_d), 0.0)
+            total += share_d * _collect(grad_scale + tl.minimum(x, full_d - 1) * (full_h * full_w), h, w, h_start,
+                                        h_stop, w_start, w_stop, height, width, full_h, full_w, inside, SPAN_H, SPAN_W,
+                                        P)  # fmt: skip
+    else:
+        total = _collect(grad_scale + 0 * value, h, w, h_start, h_stop, w_start, w_stop, height, width, full_h, full_w,
+                         inside, SPAN_H, SPAN_W, P)  # fmt: skip
+    tl.store(grad_output + plane * size + value, total, mask=inside)
+
+
+@triton.jit
+def _collect(at, h, w, h_start, h_stop, w_start, w_stop, height, width, full_h, full_w, inside, SPAN_H, SPAN_W,
+             P: tl.constexpr):  # fmt: skip
+    """Σ over a window of a fine plane that begins at ``at (P,)``."""
+    total = tl.zeros((P,), tl.float32)
+    for a in range(SPAN_H):
+        y = h_start + a
+        share_h = tl.where(y < h_stop, _share(y, h, height, full_h), 0.0)
+        for b in range(SPAN_W):
+            x = w_start + b
+            share = share_h * tl.where(x < w_stop, _share(x, w, width, full_w), 0.0)
+            total += share * tl.load(at + y * full_w + x, mask=inside & (share != 0), other=0.0)
+    return total

@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from nnunet_lomix.loss.backends.banks import BANKS, Bank, OneByOne
-from nnunet_lomix.loss.backends.base import BACKENDS, BoundMap, Case, full_precision
-from nnunet_lomix.loss.criterion import Criterion, PixelSums, Target, TargetPart
+from nnunet_lomix.loss.backends.base import BACKENDS, BoundMap, Case, full_precision, of_chosen
+from nnunet_lomix.loss.criterion import Criterion, PixelSums, Target, TargetPart, TargetSums
 
 # Values of an output in a part, and of the maps that each thread treats together in a piece of it: few enough for the
 # cache of a processor and enough to be worth a call (measured), or enough to keep a GPU busy.
@@ -40,9 +40,18 @@ class Lean:
         return True
 
     def __call__(
-        self, outputs: Sequence[Tensor], target: Target, maps: Sequence[BoundMap], criterion: Criterion
-    ) -> PixelSums:
-        return walk(outputs, target, LeanEvaluator(maps, criterion, outputs[0]))
+        self,
+        outputs: Sequence[Tensor],
+        target: Target,
+        maps: Sequence[BoundMap],
+        criterion: Criterion,
+        chosen: Tensor | None = None,
+    ) -> tuple[PixelSums, TargetSums]:
+        def compute(maps: Sequence[BoundMap]) -> PixelSums:
+            evaluator = LeanEvaluator(maps, criterion, outputs[0])
+            return PixelSums(*Walk.apply(target, evaluator, len(outputs), *outputs, *evaluator.parameters))
+
+        return of_chosen(compute, maps, chosen), criterion.target_sums(target)
 
 
 class LeanEvaluator:
@@ -58,7 +67,7 @@ class LeanEvaluator:
         used: the outputs that the maps need.
         parameters: those of the operators, map after map.
         numbers_of: for each kind of operator the numbers of its maps; the banks have them in this order.
-        order: the same in one row.
+        order: the numbers of all maps in the order of the banks, ``(M,)``.
     """
 
     def __init__(self, maps: Sequence[BoundMap], criterion: Criterion, like: Tensor):
@@ -81,21 +90,19 @@ class LeanEvaluator:
         for sample, pixels in self._pieces(z):
             sums = self._forward_piece(z[sample, :, :, pixels].contiguous(), part.piece(sample, pixels))
             total.add(sums, slice(sample, sample + 1))
-        return total.of_maps(self.order.argsort())
+        return total.select_maps(self.order.argsort())
 
     def backward(
         self, scales: dict[int, Tensor], part: TargetPart, grad_sums: PixelSums
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients by the used scales and by the parameters, from the gradient by the sums of :meth:`forward`."""
         z = torch.stack(list(scales.values()), 1)
-        grad_sums = grad_sums.of_maps(self.order)
+        grad_sums = grad_sums.select_maps(self.order)
         packed_of_banks: list[list[Tensor]] | None = None
         for sample, pixels in self._pieces(z):
-            piece, grad_of_sample = (
-                z[sample, :, :, pixels].contiguous(),
-                grad_sums.of_samples(slice(sample, sample + 1)),
-            )
-            grad_z, packed = self._backward_piece(piece, part.piece(sample, pixels), grad_of_sample)
+            piece = z[sample, :, :, pixels].contiguous()
+            grad_sums_of_sample = grad_sums.select_samples(slice(sample, sample + 1))
+            grad_z, packed = self._backward_piece(piece, part.piece(sample, pixels), grad_sums_of_sample)
             z[sample, :, :, pixels] = grad_z  # no other piece needs what was there
             if packed_of_banks is None:
                 packed_of_banks = packed
@@ -156,17 +163,16 @@ def gray_rank(scales: Sequence[int], used: Sequence[int]) -> list[int]:
 
     In this order neighbouring subsets differ in few scales, so the maps that have a scale form few runs, and fusion
     works on runs. A digit of the rank is the parity of the members so far.
+
+    >>> subsets = [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
+    >>> sorted(subsets, key=lambda scales: gray_rank(scales, [0, 1, 2]))
+    [(2,), (1, 2), (1,), (0, 1), (0, 1, 2), (0, 2), (0,)]
     """
     digits, parity = [], 0
     for j in used:
         parity ^= j in scales
         digits.append(parity)
     return digits
-
-
-def walk(outputs: Sequence[Tensor], target: Target, evaluator: LeanEvaluator) -> PixelSums:
-    """The sums of all maps over the whole target, part by part."""
-    return PixelSums(*Walk.apply(target, evaluator, len(outputs), *outputs, *evaluator.parameters))
 
 
 class Walk(torch.autograd.Function):
@@ -198,7 +204,9 @@ class Walk(torch.autograd.Function):
                 with torch.enable_grad():
                     resampled = [band.resampled() for band in bands]
                 scales = {j: z.detach() for j, z in zip(evaluator.used, resampled, strict=True)}
-                grad_scales, grad_of_part = evaluator.backward(scales, part, PixelSums(*grad_sums).of_samples(samples))
+                grad_scales, grad_of_part = evaluator.backward(
+                    scales, part, PixelSums(*grad_sums).select_samples(samples)
+                )
                 for total, grad in zip(grad_parameters, grad_of_part, strict=True):
                     total += grad
                 for j, band, z, grad in zip(evaluator.used, bands, resampled, grad_scales, strict=True):
@@ -235,32 +243,55 @@ class Band:
     def __init__(self, output: Tensor, samples: slice, rows: slice, size: torch.Size):
         self.size = size
         self.rows = rows
-        self.interpolates = output.shape[2] != size[0]
-        if self.interpolates:
-            self._find_neighbours(output, rows)
+        self.row_neighbours = None
+        if output.shape[2] != size[0]:
+            self.row_neighbours = Neighbours(output, 2, rows, size[0])
+            self.rows = self.row_neighbours.needed
         self.values = output[samples, :, self.rows].detach().requires_grad_()
-
-    def _find_neighbours(self, output: Tensor, rows: slice) -> None:
-        """The rows below and above the centre of each row, and where between them it lies.
-
-        As F.interpolate with align_corners=False.
-        """
-        height = output.shape[2]
-        centres = [max((row + 0.5) * height / self.size[0] - 0.5, 0.0) for row in range(rows.start, rows.stop)]
-        low = [int(centre) for centre in centres]
-        high = [min(row + 1, height - 1) for row in low]
-        self.rows = slice(low[0], high[-1] + 1)
-        self.low, self.high = (torch.tensor(r, device=output.device) - low[0] for r in (low, high))
-        fractions = [centre - row for centre, row in zip(centres, low, strict=True)]
-        self.fraction = output.new_tensor(fractions).view(-1, *[1] * (output.ndim - 3))
 
     def resampled(self) -> Tensor:
         """``(b, C, n)`` at full resolution, pixels flattened."""
         z = self.values
-        if self.interpolates:
-            z = torch.lerp(z.index_select(2, self.low), z.index_select(2, self.high), self.fraction)
+        if self.row_neighbours is not None:
+            z = self.row_neighbours.interpolate(z)
         rest = self.size[1:]
         if z.shape[3:] != rest:
-            mode = "linear" if len(rest) == 1 else "bilinear"
-            z = F.interpolate(z.flatten(1, 2), rest, mode=mode, align_corners=False).unflatten(1, z.shape[1:3])
+            if len(rest) == 1 and z.is_cuda:  # there F.interpolate is slow along one axis, and not deterministic
+                z = Neighbours(z, 3, slice(0, rest[0]), rest[0]).interpolate(z)
+            else:
+                mode = "linear" if len(rest) == 1 else "bilinear"
+                channels_and_rows = z.shape[1:3]
+                z = F.interpolate(z.flatten(1, 2), rest, mode=mode, align_corners=False)
+                z = z.unflatten(1, channels_and_rows)
         return z.flatten(2)
+
+
+class Neighbours:
+    """The coarse positions along an axis beside some fine ones, and how far between them these lie.
+
+    As F.interpolate with align_corners=False.
+
+    Args:
+        z: what has the coarse axis.
+        axis: its number.
+        fine: the fine positions.
+        size: how many fine positions there are in all.
+
+    Attributes:
+        needed: the coarse positions that are neighbours.
+    """
+
+    def __init__(self, z: Tensor, axis: int, fine: slice, size: int):
+        coarse = z.shape[axis]
+        centres = [max((position + 0.5) * coarse / size - 0.5, 0.0) for position in range(fine.start, fine.stop)]
+        low = [int(centre) for centre in centres]
+        high = [min(position + 1, coarse - 1) for position in low]
+        self.axis = axis
+        self.needed = slice(low[0], high[-1] + 1)
+        self.low, self.high = (torch.tensor(positions, device=z.device) - low[0] for positions in (low, high))
+        fractions = [centre - position for centre, position in zip(centres, low, strict=True)]
+        self.fraction = z.new_tensor(fractions).view(-1, *[1] * (z.ndim - axis - 1))
+
+    def interpolate(self, z: Tensor) -> Tensor:
+        """``z``, which has the needed positions along the axis, with the fine ones in their place."""
+        return torch.lerp(z.index_select(self.axis, self.low), z.index_select(self.axis, self.high), self.fraction)

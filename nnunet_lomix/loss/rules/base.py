@@ -70,7 +70,7 @@ class WeightingRule(nn.Module):
         """Effective weights, ``(num_maps,)``."""
         v = self.raw()
         z_0_alone = torch.zeros_like(v)
-        z_0_alone[0] = 1
+        z_0_alone[:1].fill_(1)  # z_0_alone[0] = 1 would copy the number from the host
         return self.share * z_0_alone + (1 - self.share) * v / v.sum()
 
 
