@@ -1,7 +1,9 @@
 """What is measured: every case of every benchmark, and which of them are measured on which device."""
 
 from dataclasses import dataclass
+from itertools import product
 from math import prod
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ DEFAULT_CASES = {  # by benchmark and device
     "memory": {"cpu": ["3d-14-all", "3d-14-smallest"], "cuda": GPU},
     "growth": {"cpu": GROWTH, "cuda": GROWTH},
     "step": {"cpu": ["hippocampus-2d", "hippocampus-3d"], "cuda": GPU},
+    "gpu": {"cpu": ["tiny"], "cuda": GPU},
 }
 
 # beyond this number of values of all maps the backend plain, which keeps every map, needs more than about 10 GB
@@ -77,6 +80,56 @@ MOST_VALUES_OF_PLAIN = 2**29
 # the kernels are compiled for outputs of so many scales and classes, for GPUs of this compute capability
 KERNEL_CASES = [(5, 14), (4, 14), (5, 3), (7, 4), (5, 64)]
 GPUS = {"A100": 80, "RTX 3090": 86, "H100": 90}
+
+# of the benchmark ``gpu``; those that take longest to compile come first
+GPU_PARTS = ["step", "epochs", "tests", "kernels", "loss", "correctness"]
+
+
+class Card(NamedTuple):
+    """The limits of a GPU, of its SXM module.
+
+    Attributes:
+        kind: its name in ``GPUS``, for which the kernels are compiled.
+        clock: Hz, the highest.
+        bandwidth: bytes a second of its memory.
+    """
+
+    kind: str
+    clock: float
+    bandwidth: float
+
+
+CARDS = {  # by a part of the name that torch gives
+    "H200": Card("H100", 1.98e9, 4.8e12),
+    "H100": Card("H100", 1.98e9, 3.35e12),
+    "A100": Card("A100", 1.41e9, 2.04e12),
+}
+
+
+class Check(NamedTuple):
+    """The fused backend is compared with lean on a small example of this kind."""
+
+    scales: int
+    classes: int
+    dimensions: int
+    regions: bool
+    ignore: bool
+
+    def __str__(self) -> str:
+        kind = ("regions" if self.regions else "classes") + (" and an ignore label" if self.ignore else "")
+        return f"S = {self.scales}, C = {self.classes}, {kind}, {self.dimensions}D"
+
+
+# each number of scales with each number of classes; the kinds take turns, each time with other classes
+# (dimensions, regions, ignore)
+KINDS = list(product((2, 3), (False, True), (False, True)))
+CHECKS = [
+    Check(scales, classes, *KINDS[(5 * i + j) % len(KINDS)])
+    for i, scales in enumerate(range(3, 8))
+    for j, classes in enumerate((3, 9, 14, 17))
+]
+# value and gradients are compared with float64 for one case of middle size each: of classes, of regions, and in 2D
+ERROR_CASES = {"cpu": ["tiny"], "cuda": ["3d-14-small", "3d-3-regions-small", "2d-9-small"]}
 
 # `nnunet_lomix compare` is measured on so many cases
 NUMBERS_OF_CASES = [20, 200]

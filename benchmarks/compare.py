@@ -1,7 +1,8 @@
 """Time and memory of ``nnunet_lomix compare`` by number of cases.
 
-Two folders of predictions and one of references, of 128³ voxels with 8 organs. The voxels of all cases are those of a
-few files, but no case has the bytes of another one, so that the cache finds none; then a second call finds all of them.
+Two folders of predictions and one of references, of ``WIDTH``³ voxels with 8 organs. The voxels of all cases are those
+of a few files, but no case has the bytes of another one, so that the cache finds none; then a second call finds all of
+them.
 """
 
 import gzip
@@ -20,7 +21,8 @@ from results import Rows
 from scipy.ndimage import gaussian_filter
 
 KEY = ("cases",)
-SHAPE, DISTINCT = (128, 128, 128), 4
+WIDTH = 128  # voxels along each axis
+DISTINCT = 4  # files of different voxels in each folder
 NOISE = {"references": 0, "old": 0.5, "new": 0.3}  # how far each folder is from the references
 
 
@@ -42,12 +44,14 @@ def measure(numbers_of_cases: Sequence[int], jobs: int) -> Rows:
 
 
 def make_segmentation(number: int, noise: float) -> bytes:
-    """A file of organs, a bumpy ball about 40 voxels wide in each octant."""
+    """A file of organs, a bumpy ball in each octant; it fills about two thirds of the octant's width."""
+    shape, octant_width = (WIDTH, WIDTH, WIDTH), WIDTH // 2
     rng = np.random.default_rng(number)
-    bumps, changes = (rng.standard_normal(SHAPE, dtype=np.float32) for _ in range(2))
-    bumps = gaussian_filter(bumps + noise * changes, 6)
-    octant, position = np.divmod(np.indices(SHAPE), 64)
-    inside = np.linalg.norm(position - 31.5, axis=0) + 4 * bumps / bumps.std() < 20
+    bumps, changes = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
+    bumps = gaussian_filter(bumps + noise * changes, octant_width * 6 / 64)
+    octant, position = np.divmod(np.indices(shape), octant_width)
+    radius = np.linalg.norm(position - (octant_width - 1) / 2, axis=0)
+    inside = radius + octant_width / 16 * bumps / bumps.std() < octant_width / 3.2
     labels = np.where(inside, 1 + np.tensordot((1, 2, 4), octant, 1), 0).astype(np.uint8)
     image = sitk.GetImageFromArray(labels)
     image.SetSpacing((0.8, 0.8, 2.5))

@@ -19,6 +19,7 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.files import replacing
 
 ROOT = Path(__file__).parents[1]
+ON_A_GPU = "_cuda.json"  # files of results that only a machine with a GPU can write end so
 TABLE = re.compile(r"(<!-- table: (\w+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -29,7 +30,7 @@ def write_documents(root: Path = ROOT, results: Path = FOLDER) -> list[Path]:
         The files that have changed.
 
     Raises:
-        LoMixError: a document names a file or a table that isn't there.
+        LoMixError: a document names a table that isn't there, or a file that isn't and needs no GPU.
     """
     changed = []
     for document in list_documents(root):
@@ -58,6 +59,8 @@ def fill_tables(text: str, results: Path) -> str:
         start, table, name, end = match.groups()
         if table not in TABLES:
             raise LoMixError(f"There is no table {table!r}; choose from: {', '.join(TABLES)}")
+        if not (results / name).exists() and name.endswith(ON_A_GPU):
+            return f"{start}No GPU has run this yet.\n{end}"
         if not (results / name).exists():
             raise LoMixError(f"There are no results {name}: run the benchmark, python benchmarks/run.py …")
         record = read_record(results / name)
@@ -145,6 +148,90 @@ def kernels_table(record: Record) -> pd.DataFrame:
     return rows.assign(**texts)
 
 
+def gpu_table(record: Record) -> pd.DataFrame:
+    """The aims: the loss by the trainer's default, nnU-Net's own, and the ratio of two steps or epochs."""
+    rows = rows_of_parts(record, "loss", "step", "epochs")
+    return pd.DataFrame(
+        [
+            {
+                "case": case,
+                "loss, ms (all maps)": with_other(
+                    find(rows, case, "default", "full_ms.median"), find(rows, case, "all maps", "full_ms.median")
+                ),
+                "nnU-Net's loss, ms": find(rows, case, "nnU-Net", "full_ms.median"),
+                "step / nnUNetTrainer's (without torch.compile)": find(
+                    rows, case, "nnUNetTrainerLoMix", "epoch_ratio", ".2f"
+                )
+                or with_other(
+                    find(rows, case, "default, compiled", "ratio.median", ".2f"),
+                    find(rows, case, "default", "ratio.median", ".2f"),
+                ),
+            }
+            for case in rows["case"].unique()
+        ]
+    )
+
+
+def gpu_kernels_table(record: Record) -> pd.DataFrame:
+    """Milliseconds of the kernels alone, in brackets their limits if they are known; launches and copies."""
+    rows = rows_of_parts(record, "kernels")
+    table = pd.DataFrame({"case": rows["case"], "loss": rows["what"], "maps": whole(number_column(rows, "maps"))})
+    for kernel in ("forward", "backward", "adjoint"):
+        times = number_column(rows, f"{kernel}_kernel_ms")
+        limits = pd.DataFrame(
+            {unit: number_column(rows, f"{kernel}_{unit}_ms") for unit in ("bandwidth", "exponentials", "instructions")}
+        )
+        table[f"{kernel}, ms (limits)"] = [
+            with_other(as_number(time), ", ".join(f"{unit} {ms:.2g}" for unit, ms in own.dropna().items()))
+            for time, (_, own) in zip(times, limits.iterrows(), strict=True)
+        ]
+    table["other, ms"] = number_column(rows, "other_ms").map(as_number)
+    table["launches"] = whole(number_column(rows, "launches"))
+    table["copies"] = whole(number_column(rows, "copies"))
+    return table
+
+
+def gpu_checks_table(record: Record) -> pd.DataFrame:
+    """Errors of the kernels, how the tests went, and everything that has failed."""
+    rows = as_table(record)
+    error = number_column(rows, "error").map(lambda number: as_number(number, ".0e"))
+    result = text_column(rows, "failure") + text_column(rows, "summary") + error
+    table = rows[["part", "case", "what"]].assign(result=result)
+    return table[table["result"] != ""]
+
+
+def rows_of_parts(record: Record, *parts: str) -> pd.DataFrame:
+    """The rows of these parts of the benchmark ``gpu`` that have not failed."""
+    rows = as_table(record)
+    return rows[rows["part"].isin(parts) & (rows["what"] != "failure")]
+
+
+def find(rows: pd.DataFrame, case: str, what: str, column: str, form: str = ".4g") -> str:
+    """The number that a row of a case has in a column, as text; none if there isn't one."""
+    numbers = number_column(rows, column)[(rows["case"] == case) & (rows["what"] == what)].dropna()
+    return as_number(numbers.iloc[0], form) if len(numbers) else ""
+
+
+def number_column(rows: pd.DataFrame, column: str) -> pd.Series:
+    """A column of numbers; NaN if nothing has it."""
+    return rows[column] if column in rows else pd.Series(float("nan"), rows.index)
+
+
+def text_column(rows: pd.DataFrame, column: str) -> pd.Series:
+    """A column of texts; empty where there is none."""
+    return rows[column].fillna("") if column in rows else pd.Series("", rows.index)
+
+
+def as_number(number: float, form: str = ".3g") -> str:
+    """As text, an unknown one as none."""
+    return "" if pd.isna(number) else format(number, form)
+
+
+def with_other(text: str, other: str) -> str:
+    """A text with another one in brackets, if there is one."""
+    return f"{text} ({other})".strip() if other else text
+
+
 def compare_table(record: Record) -> pd.DataFrame:
     """Every row of ``compare``."""
     rows = as_table(record)
@@ -178,4 +265,7 @@ TABLES: dict[str, Callable[[Record], pd.DataFrame]] = {
     "step": step_table,
     "kernels": kernels_table,
     "compare": compare_table,
+    "gpu": gpu_table,
+    "gpu_kernels": gpu_kernels_table,
+    "gpu_checks": gpu_checks_table,
 }

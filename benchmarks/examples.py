@@ -33,18 +33,18 @@ def backends_for(case: Case, device: str, wanted: Sequence[str] = ()) -> list[st
     return [NNUNET, *(name for name, reason in reasons.items() if reason is None)]
 
 
-def default_backend(case: Case, device: str) -> str:
-    """The backend that LoMix takes by itself."""
-    name, _ = backends.choose(engine_case(case, device), {name: make() for name, make in BACKENDS.items()})
+def default_backend(case: Case, device: str, evaluated: int | None = None) -> str:
+    """The backend that LoMix takes by itself if so many maps are evaluated, default all."""
+    name, _, _ = backends.choose(engine_case(case, device, evaluated))
     return name
 
 
-def engine_case(case: Case, device: str) -> backends.Case:
+def engine_case(case: Case, device: str, evaluated: int | None = None) -> backends.Case:
     """A case as the backends know it."""
     loss = make_lomix(None, case, "cpu")
     maps = [backends.base.BoundMap(loss.operators[m.name], m.scales) for m in loss.maps]
     shape = torch.Size([case.batch, case.classes, *case.size])
-    return backends.Case(torch.device(device), torch.float32, shape, maps, loss.criterion)
+    return backends.Case(torch.device(device), torch.float32, shape, maps, evaluated or len(maps), loss.criterion)
 
 
 def make_loss(backend: str, case: Case, device: str) -> nn.Module:

@@ -43,11 +43,11 @@ def measure(cases: Sequence[tuple[int, int]]) -> Rows:
     ]
 
 
-def count(gpu: str, scales: int, classes: int, kernel: str) -> dict[str, float]:
+def count(gpu: str, scales: int, classes: int, kernel: str, regions: bool = False) -> dict[str, float]:
     """The figures of a row."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
-        binary.write_bytes(compile_for(GPUS[gpu], KERNELS[kernel], scales, classes).asm["cubin"])
+        binary.write_bytes(compile_for(GPUS[gpu], KERNELS[kernel], scales, classes, regions=regions).asm["cubin"])
         usage = run_tool("cuobjdump", "-res-usage", binary)
         loops = find_loops(run_tool("nvdisasm", "-c", binary).splitlines())
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
@@ -66,35 +66,33 @@ def compile_for(
     kernel: triton.JITFunction,
     scales: int,
     classes: int,
-    dimensions: int = 3,
     regions: bool = False,
     valid: bool = False,
 ) -> triton.compiler.CompiledKernel:
-    """As the backend ``fused`` launches it, for a GPU of this capability."""
+    """As the backend ``fused`` launches it on images whose size is a multiple of 16, for a GPU of this capability."""
     constants: dict[str, int] = {
         **fused.block_of(classes),
         "S": scales,
-        "VOLUME": dimensions == 3,
         "REGIONS": regions,
         "VALID": valid,
     }
     warps = constants.pop("num_warps")
     if classes == 1:  # a number 1 is a constant to Triton
         constants["C"] = 1
-    numbers = dict.fromkeys(["C", *kernels.UNSPECIALISED], "i32")
-    tables = dict.fromkeys(["sizes", "ranges", "subsets", "offsets"], "*i32")
+    numbers = dict.fromkeys(["C", "N", "NUMBER", *kernels.UNSPECIALISED], "i32")
+    tables = dict.fromkeys(["ranges", "subsets", "offsets"], "*i32")
     types = numbers | tables | {"labels": "*fp32" if regions else "*i64"}
     signature: dict[str, str | tuple[str, ...]] = {}
     aligned = {}
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
-        elif name in ("outputs", "grad_scales"):
+        elif name == "resampled":
             signature[name] = ("*fp32",) * scales
             aligned |= {(i, j): [["tt.divisibility", 16]] for j in range(scales)}
         else:
             signature[name] = types.get(name, "*fp32")
-            if name not in numbers:
+            if name not in numbers or name == "N":
                 aligned[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})

@@ -1,6 +1,6 @@
 """Time, memory and error of the loss by each backend, beside nnU-Net's deep supervision."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -15,9 +15,10 @@ from examples import (
     make_targets,
     time_passes,
 )
-from measuring import milliseconds, take_turns
+from measuring import Spread, milliseconds, take_turns
 from memory import memory_of_loss
 from results import Rows
+from torch import nn
 
 KEY = ("case", "backend")
 REPEATS = 9
@@ -33,26 +34,34 @@ def measure(cases: Sequence[Case], device: str, repeats: int, backends: Sequence
     rows = []
     for case in cases:
         names = backends_for(case, device, backends)
-        losses = {name: make_loss(name, case, device) for name in names}
-        outputs, targets = make_outputs(case, device), make_targets(case, device)
-        passes = {name: partial(time_passes, loss, outputs, targets, device) for name, loss in losses.items()}
-        seconds = take_turns(passes, repeats, warm_up=1)
+        times = time_losses({name: make_loss(name, case, device) for name in names}, case, device, repeats)
         for name in names:
-            forward, backward = seconds[name].T
             rows.append(
                 {
                     "case": str(case),
                     "backend": name,
                     "default": name == default_backend(case, device),
                     "maps": count_maps(name, case),
-                    "forward_ms": milliseconds(forward),
-                    "backward_ms": milliseconds(backward),
-                    "full_ms": milliseconds(forward + backward),
+                    **times[name],
                     "memory_mb": memory_of_loss(name, case, device),
                     "error": None if name == NNUNET else error(name, case, device),
                 }
             )
     return rows
+
+
+def time_losses(
+    losses: Mapping[str, nn.Module], case: Case, device: str, repeats: int, warm_up: int = 1
+) -> dict[str, dict[str, Spread]]:
+    """Of each loss, which take turns: ``forward_ms``, ``backward_ms``, and ``full_ms`` of both passes."""
+    outputs, targets = make_outputs(case, device), make_targets(case, device)
+    passes = {name: partial(time_passes, loss, outputs, targets, device) for name, loss in losses.items()}
+    times = {}
+    for name, seconds in take_turns(passes, repeats, warm_up).items():
+        forward, backward = seconds.T
+        spreads = {"forward_ms": forward, "backward_ms": backward, "full_ms": forward + backward}
+        times[name] = {part: milliseconds(values) for part, values in spreads.items()}
+    return times
 
 
 def error(backend: str, case: Case, device: str) -> float:

@@ -133,7 +133,8 @@ def compare_records(base: Record, new: Record) -> tuple[pd.DataFrame, list[str]]
         if column.endswith((LOW, HIGH)):
             continue
         name = column.removesuffix(MEDIAN)
-        ratios[name] = [f"{ratio:.2f}" if ratio == ratio else "" for ratio in after[column] / before[column]]
+        ratio = (after[column] / before[column]).where(after[column] != before[column], 1)  # also where both are 0
+        ratios[name] = ratio.map("{:.2f}".format).where(ratio.notna(), "")
         if column != name:
             slower = after[name + LOW] > before[name + HIGH]
             faster = after[name + HIGH] < before[name + LOW]

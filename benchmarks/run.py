@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 import torch
-from cases import CASES, DEFAULT_CASES, KERNEL_CASES, NNUNET, NUMBERS_OF_CASES
+from cases import CASES, DEFAULT_CASES, GPU_PARTS, KERNEL_CASES, NNUNET, NUMBERS_OF_CASES
 from results import FOLDER, Record, Rows, compare_records, differences, make_record, read_record, write_record
 
 from nnunet_lomix.cli import Commands
@@ -28,18 +28,23 @@ def main() -> None:
     """
 
 
-def device_options(command: Command) -> Command:
-    """The options of a benchmark that runs the loss on a device."""
+def case_options(command: Command) -> Command:
+    """Where a benchmark runs, how often, and for which cases."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for option in (
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default=device, show_default=True),
         click.option("--threads", default=1, show_default=True, help="Threads of the processor."),
         click.option("--repeats", type=click.IntRange(min=1), help="How often each is measured; each has a default."),
         click.option("--case", "cases", type=click.Choice(list(CASES)), multiple=True, help="May be repeated."),
-        click.option("--backend", "backends", type=click.Choice([NNUNET, *BACKENDS]), multiple=True, help="As --case."),
     ):
         command = option(command)
     return command
+
+
+def device_options(command: Command) -> Command:
+    """The options of a benchmark that runs the loss by several backends on a device."""
+    names = click.Choice([NNUNET, *BACKENDS])
+    return case_options(click.option("--backend", "backends", type=names, multiple=True, help="As --case.")(command))
 
 
 def result_options(command: Command) -> Command:
@@ -102,6 +107,53 @@ def measure_on_device(
 
 
 @main.command()
+@case_options
+@click.option("--part", "parts", type=click.Choice(GPU_PARTS), multiple=True, help="May be repeated; default all.")
+@click.option("--no-tests", is_flag=True, help="Leave out the tests.")
+@click.option("--only", hidden=True, help="Run this task once and nothing else, as the command does to compile.")
+@click.option("--folder", type=click.Path(path_type=Path), hidden=True, help="Of the trainings, for --only.")
+@result_options
+def gpu(
+    device: str,
+    threads: int,
+    repeats: int | None,
+    cases: Sequence[str],
+    parts: Sequence[str],
+    no_tests: bool,
+    only: str | None,
+    folder: Path,
+    base: Path | None,
+    out: Path | None,
+) -> None:
+    """All that a GPU has to show, in minutes: correctness, times of loss, kernels, steps and epochs, and the tests.
+
+    Without CUDA this only tries the benchmark; parts that need CUDA say so.
+    """
+    torch.set_num_threads(threads)
+    benchmark = import_module("gpu")
+    if out is None and device == "cuda" and not cases and not parts:
+        out = FOLDER / "gpu_cuda.json"
+    repeats = repeats or benchmark.REPEATS
+    cases = cases or DEFAULT_CASES["gpu"][device]
+    parts = [part for part in parts or GPU_PARTS if not (no_tests and part == "tests")]
+    if only is None:
+        tasks = benchmark.measure(parts, cases, device, repeats, side_by_side=device == "cuda")
+    else:
+        tasks = [benchmark.run_one(only, parts, cases, device, folder)]
+    options = {"threads": threads, "repeats": repeats}
+    unfinished = None if out is None else out.with_name(f"unfinished_{out.name}")
+    rows: Rows = []
+    for new in tasks:
+        rows += new
+        click.echo(f"{new[0]['part']}: {new[0]['case']}: {new[0].get('failure', 'done')}", err=True)
+        if unfinished is not None:  # what is known is kept, should the machine be taken away
+            write_record(make_record("gpu", rows, benchmark.KEY, device, options), unfinished)
+    finish("gpu", rows, benchmark.KEY, device, options, base, out, more_tables=("gpu_kernels", "gpu_checks"))
+    if unfinished is not None:
+        unfinished.unlink()
+
+
+@main.command()
 @result_options
 def kernels(base: Path | None, out: Path | None) -> None:
     """Instructions of the compiled Triton kernels, for GPUs that needn't be here."""
@@ -129,12 +181,15 @@ def finish(
     options: Mapping[str, object],
     base: Path | None,
     out: Path | None,
+    more_tables: Sequence[str] = (),
 ) -> None:
     """Print the results, compare them with those of ``base`` and write them to ``out``."""
     from documents import TABLES, as_markdown, describe
 
     record = make_record(name, rows, key, device, options)
-    click.echo(f"{as_markdown(TABLES[name](record))}\n\n{describe(record)}")
+    for table in (name, *more_tables):
+        click.echo(f"{as_markdown(TABLES[table](record))}\n")
+    click.echo(describe(record))
     if base is not None:  # is read before it may be overwritten
         echo_comparison(read_record(base), record)
     if out is not None:
@@ -151,10 +206,10 @@ def compare_results(base: Path, new: Path) -> None:
 
 
 def echo_comparison(base: Record, new: Record) -> None:
-    from documents import as_markdown
+    from documents import as_markdown, describe
 
     ratios, unmatched = compare_records(base, new)
-    click.echo("\nRelative to the base:\n")
+    click.echo(f"\nRelative to {describe(base)}\n")
     for line in differences(base, new):
         click.echo(f"- {line}")
     click.echo(f"\n{as_markdown(ratios)}\n")

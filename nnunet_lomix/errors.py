@@ -1,7 +1,7 @@
 """What the package raises where a user can help: one sentence that names the thing and the remedy.
 
-Library code raises these and knows no command line. ``cli.py`` and the trainers show the sentence alone, without a
-traceback.
+Library code raises these and imports no command line, though a sentence may name one of its options. ``cli.py`` and the
+trainers show the sentence alone, without a traceback.
 """
 
 

@@ -117,7 +117,7 @@ def back_up(file: Path) -> Path | None:
 
 
 def _content(fold: Split) -> tuple[frozenset[str], frozenset[str]]:
-    """Two folds with the same cases are the same fold, whatever the order of the cases."""
+    """Training and validation cases of a fold, by which two folds are the same, whatever the order of the cases."""
     return frozenset(fold["train"]), frozenset(fold["val"])
 
 
@@ -150,10 +150,15 @@ def _report(
     console.print(f"Train one with: nnUNetv2_train DATASET CONFIGURATION {min(drawn)} -tr TRAINER")
 
 
+def is_part(fold: Split, other: Split) -> bool:
+    """Whether a fold has some of another one's training cases and all of its validation cases."""
+    (train, val), (other_train, other_val) = _content(fold), _content(other)
+    return train < other_train and val == other_val
+
+
 def _describe(fold: Split, earlier: Sequence[Split]) -> str:
     """What the cases alone tell: part of an earlier fold, or a fold of its own."""
-    train, val = _content(fold)
     for number, other in enumerate(earlier):
-        if val == frozenset(other["val"]) and train < frozenset(other["train"]):
-            return f"{len(train)} of the {len(other['train'])} training cases of fold {number}"
+        if is_part(fold, other):
+            return f"{len(fold['train'])} of the {len(other['train'])} training cases of fold {number}"
     return "a fold of its own"

@@ -12,6 +12,7 @@ class nnUNetTrainerLoMixFixedWeights(nnUNetTrainerLoMix):
 
     rule = "equal"
     share = 0.0
+    sampled_mutants = "all"  # as the paper
 
 
 class nnUNetTrainerAdditiveMix(nnUNetTrainerLoMixFixedWeights):
@@ -34,6 +35,7 @@ class nnUNetTrainerLoMixPaper(nnUNetTrainerLoMix):
 
     rule = "softplus"
     share = 0.0
+    sampled_mutants = "all"
     weight_ce = 0.3
     weight_dice = 0.7
     weights_lr = 1e-4

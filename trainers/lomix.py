@@ -242,8 +242,12 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
             flat /= dist.get_world_size()
         means = flat.split([g.numel() for g in grads])
         torch._foreach_copy_(grads, [mean.view_as(g) for mean, g in zip(means, grads, strict=True)])
-        optimizer.found_inf = flat.isfinite().all().logical_not().to(torch.float32)  # type: ignore[attr-defined]
-        optimizer.step()
+        finite = flat.isfinite().all()
+        if getattr(optimizer, "_step_supports_amp_scaling", False) and flat.device.type in ("cuda", "cpu"):
+            optimizer.found_inf = finite.logical_not().to(torch.float32)  # type: ignore[attr-defined]
+            optimizer.step()
+        elif finite:  # another optimiser of a subclass, or another device: there the host has to know
+            optimizer.step()
 
     def on_epoch_end(self) -> None:
         weights = {m.name: w for m, w in zip(self.loss.maps, self.loss.weights().tolist(), strict=True)}
@@ -298,9 +302,9 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
             self.logger.local_logger.my_fantastic_logging[HISTORY] = [{} for _ in range(self.current_epoch)]
             return
         # before the first release the operators were called mixers; the loss loads them, too
-        keys = {key.replace("mixers.", "operators.", 1) for key in state["loss"]}
+        keys = {key.replace("mixers.", "operators.", 1) for key in state["loss"]} - {"last_losses"}
         found = state["rule"], state.get("maps"), keys
-        if found != (self.rule, [m.name for m in self.loss.maps], set(self.loss.state_dict())):
+        if found != (self.rule, [m.name for m in self.loss.maps], set(self.loss.state_dict()) - {"last_losses"}):
             raise LoMixError(
                 f"The checkpoint was written by {checkpoint['trainer_name']} with other LoMix maps or another rule "
                 f"than {type(self).__name__}'s: continue it as it was written, or start a new training."

@@ -1,7 +1,8 @@
 """Compare trainers on the same cases: Dice, NSD and HD95 with intervals, tests and effect per case.
 
 - ``sources``, ``from_results``, ``from_folders``: which files are compared;
-- ``segmentations``, ``metrics``, ``scoring``: the scores of each case;
+- ``segmentations``, ``grids``: reading them, and where their voxels are;
+- ``metrics``, ``scoring``: the scores of each case;
 - ``statistics``: what they say about the trainers;
 - ``tables``, ``words``, ``content``: a report's content; ``terminal``, ``markdown``, ``page`` with ``plots`` and
   ``overlays``: how it is shown; ``report``: its files.
@@ -43,14 +44,14 @@ class Comparison:
     """What :func:`compare` gives.
 
     Attributes:
-        scores: as from :func:`~nnunet_lomix.compare.scoring.score`.
+        scores: the table from :func:`~nnunet_lomix.compare.scoring.score`.
         comparison: as from :func:`~nnunet_lomix.compare.statistics.compare_trainers`.
         source: the files, and the learning curves.
         information: how this was made, in values that JSON knows: ``dataset``, ``configuration``, ``folds``,
             ``trainers``, ``folders`` (of each trainer, one for each seed), ``cases`` (their number), ``classes`` and
-            ``label_source``, ``tolerance_mm``, ``metrics`` (the implementation), ``statistics``, ``notes``,
-            ``epoch_seconds`` (median of each trainer that has curves; nnU-Net logs no memory), ``versions`` and
-            ``date``.
+            ``label_source``, ``distance_unit`` (mm or pixels), ``tolerance_mm`` or ``tolerance_pixels``, ``metrics``
+            (the implementation), ``statistics``, ``notes``, ``epoch_seconds`` (median of each trainer that has
+            curves; nnU-Net logs no memory), ``versions`` and ``date``.
     """
 
     scores: pd.DataFrame
@@ -64,16 +65,17 @@ def compare(source: Source, tolerance: float = 1.0, jobs: int = 1, cache_file: s
 
     Args:
         source: from :func:`read_results` or :func:`read_folders`.
-        tolerance: of the NSD, in mm. Best is what two experts differ by; along an axis with larger voxels a boundary
-            must be met exactly.
+        tolerance: of the NSD, in mm, or in pixels where the files have no scale. Best is what two experts differ by;
+            along an axis with larger voxels a boundary must be met exactly.
         jobs: number of processes.
         cache_file: where scores are kept, so that the same files are not scored again; None: nowhere.
 
     Raises:
         LoMixError: a file can't be scored.
     """
-    scores = score(source, tolerance, jobs, cache_file)
-    return Comparison(scores, compare_trainers(scores, source.trainers), source, _describe(source, tolerance))
+    scores, notes = score(source, tolerance, jobs, cache_file)
+    information = _describe(source, tolerance) | {"notes": [*source.notes, *notes]}
+    return Comparison(scores, compare_trainers(scores, source.trainers), source, information)
 
 
 def compare_into(folder: str | Path, source: Source, console: Console, tolerance: float = 1.0, jobs: int = 1) -> None:
@@ -104,10 +106,10 @@ def _describe(source: Source, tolerance: float) -> dict[str, Any]:
         "cases": len(source.references),
         "classes": {name: list(values) for name, values in source.labels.items()},
         "label_source": source.label_source,
-        "tolerance_mm": tolerance,
+        "distance_unit": source.distance_unit,
+        f"tolerance_{source.distance_unit}": tolerance,
         "metrics": IMPLEMENTATION,
         "statistics": STATISTICS,
-        "notes": list(source.notes),
         "epoch_seconds": source.curves.groupby("trainer", sort=False)["seconds"].median().to_dict(),
         "versions": {package: version(package) for package in packages},
         "date": date.today().isoformat(),

@@ -6,26 +6,41 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_lomix.compare.statistics import MEAN, verdict
+from nnunet_lomix.compare.metrics import METRICS
+from nnunet_lomix.compare.statistics import MEAN, is_about_networks, verdict
 from nnunet_lomix.compare.tables import Extremes, MetricTable, in_shown_units, list_extremes, make_table
-from nnunet_lomix.compare.words import describe_methods, describe_seeds, headline
+from nnunet_lomix.compare.words import describe_limits, describe_methods, describe_seeds, headline
 
 
 @dataclass(frozen=True)
 class Headline:
-    """What was found for one candidate: the verdict and the sentence on the first metric, and all others."""
+    """What was found for one candidate.
+
+    Attributes:
+        verdict: on the first metric.
+        about_networks: whether that is about the networks that were compared, and not about their trainers.
+        first: the sentence on the first metric.
+        seeds: what is known of the variance between trainings.
+        others: the sentences on the other metrics.
+    """
 
     verdict: str
+    about_networks: bool
     first: str
+    seeds: str
     others: list[str]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`describe` gives; ``trainers`` has the reference first, ``headlines`` one for each candidate."""
+    """What :func:`describe` gives.
+
+    ``trainers`` has the reference first, ``headlines`` one for each candidate; ``units`` are by metric.
+    """
 
     title: str
     trainers: list[str]
+    units: dict[str, str]
     headlines: list[Headline]
     notes: list[str]
     tables: list[MetricTable]
@@ -37,27 +52,30 @@ class Report:
 def describe(scores: pd.DataFrame, comparison: pd.DataFrame, information: Mapping[str, Any]) -> Report:
     """All that a report says; arguments as of :func:`~nnunet_lomix.compare.report.write_report`."""
     trainers = [comparison["reference"].iloc[0], *comparison["trainer"].unique()]
-    metrics = list(comparison["metric"].unique())
+    distance = information.get("distance_unit", "mm")
+    units = {metric: METRICS[metric].unit or distance for metric in comparison["metric"].unique()}
     means = comparison[comparison["class"] == MEAN]
     cases = scores["case"].nunique()
     trained = information.get("configuration")
     return Report(
         title=f"{information.get('dataset')} · {trained}" if trained else "Comparison",
         trainers=trainers,
-        headlines=[_make_headline(means[means["trainer"] == trainer], cases) for trainer in trainers[1:]],
-        notes=list(information.get("notes") or []),
-        tables=[make_table(comparison[comparison["metric"] == metric]) for metric in metrics],
-        extremes=list_extremes(scores, means),
-        methods=describe_methods(scores, metrics, information),
+        units=units,
+        headlines=[_make_headline(means[means["trainer"] == trainer], cases, units) for trainer in trainers[1:]],
+        notes=[*describe_limits(cases, distance), *(information.get("notes") or [])],
+        tables=[make_table(comparison[comparison["metric"] == metric], unit) for metric, unit in units.items()],
+        extremes=list_extremes(scores, means, units),
+        methods=describe_methods(scores, list(units), information, distance),
         facts=_list_facts(scores, trainers, information),
     )
 
 
-def _make_headline(means: pd.DataFrame, cases: int) -> Headline:
+def _make_headline(means: pd.DataFrame, cases: int, units: Mapping[str, str]) -> Headline:
     """From a candidate's means over classes, a row for each metric."""
-    first, *others = in_shown_units(means)
-    sentences = [describe_seeds(first), *(headline(row, cases) for row in others)]
-    return Headline(verdict(first), headline(first, cases), sentences)
+    rows = in_shown_units(means)
+    first, *others = (headline(row, cases, units[row["metric"]]) for row in rows)
+    seeds = describe_seeds(rows[0], units[rows[0]["metric"]])
+    return Headline(verdict(rows[0]), is_about_networks(rows[0]), first, seeds, others)
 
 
 def _list_facts(scores: pd.DataFrame, trainers: Sequence[str], information: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from nnunet_lomix.compare.segmentations import find_reader, guess_ending, list_v
 from nnunet_lomix.compare.sources import (
     Labels,
     Source,
-    list_files,
+    find_spacings,
     list_images,
     list_labels,
     match_cases,
@@ -21,7 +21,7 @@ from nnunet_lomix.compare.sources import (
     shorten,
 )
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.nnunet.datasets import name_image
+from nnunet_lomix.nnunet.datasets import list_cases, name_image
 from nnunet_lomix.nnunet.results import DATASET_JSON, read_dataset_json
 
 
@@ -40,7 +40,7 @@ def read_folders(
     Args:
         references: folder.
         folders: of predictions, those of the reference trainer first.
-        names: of the trainers, by default those of the folders; those of one name are its seeds.
+        names: of the trainers; those of one name are its seeds. By default as of :func:`name_folders`, no seeds.
         intersection: compare the cases that all have, instead of refusing others.
         jobs: number of processes that look for values, without dataset.json.
         images: folder with the images of the cases, named as nnU-Net's, for the pictures.
@@ -53,7 +53,7 @@ def read_folders(
     require_folders([reference_folder, *prediction_folders], "check --references and --predictions")
     require_folders([Path(images)] if images else [], "check --images")
     require_one_name_each(prediction_folders, names, "--predictions")
-    trainings = name_trainings(prediction_folders, names or [folder.resolve().name for folder in prediction_folders])
+    trainings = name_trainings(prediction_folders, names or name_folders(prediction_folders))
 
     # the dataset.json of a raw or preprocessed dataset lies above the references
     looked_in = [*prediction_folders, reference_folder, reference_folder.parent]
@@ -63,7 +63,7 @@ def read_folders(
     else:
         ending = guess_ending(reference_folder)
     predictions, notes = match_cases(
-        {training: list_files(folder, ending) for training, folder in trainings.items()}, trainings, intersection
+        {training: list_cases(folder, ending) for training, folder in trainings.items()}, trainings, intersection
     )
     files = pick_references(reference_folder, ending, next(iter(predictions.values())))
     dataset_json = next(iter(described.values()), {"file_ending": ending})
@@ -88,7 +88,33 @@ def read_folders(
         label_source=label_source,
         notes=notes,
         images=_require_images(Path(images), ending, list(files)) if images else {},
+        spacings=find_spacings(files, predictions.values(), reader),
     )
+
+
+def name_folders(folders: Sequence[Path]) -> list[str]:
+    """What tells folders apart: the shortest ends of their paths that differ, without the last parts that all share.
+
+    Folders that are called alike may hold anything, so they never get one name, but for a folder that is given twice.
+
+    >>> name_folders([Path("/data/before"), Path("/data/after")])
+    ['before', 'after']
+    >>> name_folders([Path("/runs/A/fold_0/validation"), Path("/runs/B/fold_0/validation")])
+    ['A', 'B']
+    >>> name_folders([Path("/runs/A/preds"), Path("/runs/B/preds"), Path("/ens")])
+    ['A/preds', 'B/preds', 'ens']
+    """
+    paths = [folder.resolve().parts for folder in folders]
+    different = set(paths)
+    while min(map(len, different)) > 1 and len({path[-1] for path in different}) == 1 < len(different):
+        paths = [path[:-1] for path in paths]
+        different = set(paths)
+    names = []
+    for path in paths:
+        # one part if no other path ends alike; the whole path is always enough
+        length = next(n for n in range(1, len(path) + 1) if sum(p[-n:] == path[-n:] for p in different) == 1)
+        names.append("/".join(path[-length:]))
+    return names
 
 
 def _require_images(folder: Path, ending: str, cases: Sequence[str]) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """What is compared, from nnU-Net's results folder: the validation cases of trained folds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from nnunet_lomix.compare.sources import (
     SHOWN,
     Source,
     Training,
-    list_files,
+    find_spacings,
     list_images,
     list_labels,
     match_cases,
@@ -25,11 +25,14 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.nnunet.datasets import (
     SPLITS,
     find_images,
+    find_labels,
     find_root,
+    list_cases,
     name_dataset,
     read_splits,
     require_references,
     require_root,
+    suggest_dataset,
 )
 from nnunet_lomix.nnunet.results import CURVE_COLUMNS, PLANS, ModelFolder, read_curves
 
@@ -54,10 +57,10 @@ def read_results(
         configuration: "2d", …
         trainers: the reference first.
         plans: their plans.
-        folds: by default all that are validated.
+        folds: by default all that are validated; with ``intersection`` those of them that all have.
         results: results folders, one for each seed, each with all trainers; by default ``nnUNet_results``.
         names: what to call the trainers, by default as they are; those of one name are its seeds.
-        intersection: compare the cases that all have, instead of refusing others.
+        intersection: compare the folds and cases that all have, instead of refusing others.
 
     Raises:
         LoMixError: something is missing, or folds, splits, cases, labels or spacing differ.
@@ -75,7 +78,7 @@ def read_results(
         require_equal({folder: own.get(part) for folder, own in planned.items()}, f"planned {part}")
     ending = require_equal({folder: content["file_ending"] for folder, content in json_files.items()}, "file ending")
 
-    folds = _find_folds(list(models.values()), folds, ending)
+    folds, fold_notes = _find_folds(list(models.values()), folds, ending, intersection)
     validated = {training: _list_validation(model, folds, ending) for training, model in models.items()}
     _require_same_splits({folders[t]: {case: fold for case, (fold, _) in own.items()} for t, own in validated.items()})
     predictions, match_notes = match_cases(
@@ -87,26 +90,37 @@ def read_results(
     if not intersection:
         _require_whole_folds(dataset, folds, cases)
     curves, curve_notes = _read_curves(models, folds)
-    notes = list(match_notes)
+    notes = [*fold_notes, *match_notes]
     if "all" in folds:
         notes.append("Fold all is validated on the cases that it was trained with: this says nothing about others.")
     notes += curve_notes
     images = find_images(dataset)
+    references = pick_references(require_references(dataset), ending, cases)
+    reader = next(iter(managers.values())).image_reader_writer_class
     return Source(
-        references=pick_references(require_references(dataset), ending, cases),
+        references=references,
         predictions=predictions,
         folders=folders,
         labels=labels,
         ignore=ignore,
-        reader=next(iter(managers.values())).image_reader_writer_class,
+        reader=reader,
         dataset=dataset,
         label_source="dataset.json of the trained models",
         configuration=configuration,
         folds=tuple(folds),
         notes=tuple(notes),
         images=list_images(images, ending, cases) if images else {},
+        spacings=find_spacings(references, predictions.values(), reader, find_labels(dataset)),
         curves=curves,
     )
+
+
+def _require_dataset(root: Path, dataset: str) -> None:
+    if not (root / dataset).is_dir():
+        raise LoMixError(
+            f"There is no {dataset} in the results folder {root}: train it, or check -d and --results"
+            f"{suggest_dataset(dataset)}"
+        )
 
 
 def _find_models(
@@ -121,6 +135,8 @@ def _find_models(
     folders = [
         ModelFolder.of(root, dataset, trainer, plans, configuration).path for root in roots for trainer in trainers
     ]
+    for root in roots:
+        _require_dataset(root, dataset)
     for folder in folders:
         if not folder.is_dir():
             there = sorted(file.parent.name for file in folder.parent.glob(f"*/{PLANS}"))
@@ -132,38 +148,66 @@ def _find_models(
     return {training: ModelFolder(folder) for training, folder in name_trainings(folders, repeated).items()}
 
 
-def _find_folds(models: Sequence[ModelFolder], wanted: Sequence[str], ending: str) -> list[str]:
+def _find_folds(
+    models: Sequence[ModelFolder], wanted: Sequence[str], ending: str, intersection: bool
+) -> tuple[list[str], list[str]]:
+    """The folds to compare, and notes on those left out, which ``intersection`` allows if any training has them."""
     validated = {
-        model.path: {fold.fold for fold in model.folds() if any(fold.validation.glob(f"*{ending}"))} for model in models
+        model.path: {fold.fold for fold in model.folds() if list_cases(fold.validation, ending)} for model in models
     }
-    wanted = list(dict.fromkeys(wanted)) or sorted(set().union(*validated.values()) - {"all"})
+    by_any = set().union(*validated.values())
+    wanted = list(dict.fromkeys(wanted)) or sorted(by_any - {"all"}, key=lambda fold: (len(fold), fold))
+    lacking = {fold: [folder for folder, own in validated.items() if fold not in own] for fold in wanted}
+    common = [fold for fold in wanted if not lacking[fold]]
     for folder, own in validated.items():
         missing = [fold for fold in wanted if fold not in own]
-        if missing:
+        if [fold for fold in missing if not intersection or fold not in by_any]:
             raise LoMixError(
-                f"{folder} has no validation of fold {shorten(missing)}: run nnUNetv2_train with --val, or choose "
-                "folds by -f."
+                f"{folder} has no validation of fold {shorten(missing)}: run nnUNetv2_train with --val, choose folds "
+                "by -f, or compare the common ones by --intersection."
             )
+    if wanted and not common:
+        raise LoMixError(f"No fold is validated in all of {shorten(validated)}: run nnUNetv2_train with --val.")
     if not wanted:
         raise LoMixError(
             f"No fold of {shorten(validated)} is validated: run nnUNetv2_train with --val. (fold_all is validated on "
             "its own training cases: ask for it by -f all.)"
         )
-    return wanted
+    if common == wanted:
+        return common, []
+    left_out = (
+        f"{fold} (not in {shorten(folder.name for folder in lacking[fold])})" for fold in wanted if fold not in common
+    )
+    return common, [f"Compared are the folds that all have, {', '.join(common)}; left out: {', '.join(left_out)}."]
 
 
 def _list_validation(model: ModelFolder, folds: Sequence[str], ending: str) -> dict[str, tuple[str, Path]]:
     """Fold and file of each case."""
+    files = {fold: list_cases(model.fold(fold).validation, ending) for fold in folds}
     found: dict[str, tuple[str, Path]] = {}
-    for fold in folds:
-        for case, file in list_files(model.fold(fold).validation, ending).items():
+    for fold, own in files.items():
+        for case, file in own.items():
             if case in found:
+                choices = ", or ".join(f"-f {' '.join(group)}" for group in _group_disjoint(files))
                 raise LoMixError(
-                    f"{case} is validated in folds {found[case][0]} and {fold} of {model.path}: compare one of them "
-                    "at a time by -f."
+                    f"{case} is validated in folds {found[case][0]} and {fold} of {model.path}, as a fold with few "
+                    f"training cases has the validation cases of the one that it is drawn from: choose {choices}."
                 )
             found[case] = fold, file
     return found
+
+
+def _group_disjoint(folds: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Folds that can be compared together: each joins the first group that has none of its cases."""
+    groups: list[list[str]] = []
+    for fold, cases in folds.items():
+        fitting = (group for group in groups if all(set(cases).isdisjoint(folds[other]) for other in group))
+        group = next(fitting, None)
+        if group is None:
+            groups.append([fold])
+        else:
+            group.append(fold)
+    return groups
 
 
 def _require_same_splits(folds: Mapping[Path, Mapping[str, str]]) -> None:

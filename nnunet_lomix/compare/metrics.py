@@ -13,6 +13,7 @@ Dice is nnU-Net's. For empty masks a metric has its best or worst value (Metrics
 NSD 1 and HD95 0; if one is, Dice 0, NSD 0 and HD95 the diagonal of the image.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,21 +32,23 @@ class Metric:
     """How a metric is shown to people.
 
     Attributes:
-        unit: that is shown.
+        unit: that is shown; None: that of distances, mm or pixels, as the files have a scale or not.
         factor: from the value to this unit.
+        largest: the largest value, in this unit; the smallest is 0.
         lower_is_better: whether a lower value is the better one.
     """
 
-    unit: str
+    unit: str | None
     factor: float
+    largest: float
     lower_is_better: bool
 
 
 # in the order of what `measure` returns
 METRICS = {
-    "Dice": Metric("points", 100, lower_is_better=False),
-    "NSD": Metric("points", 100, lower_is_better=False),
-    "HD95": Metric("mm", 1, lower_is_better=True),
+    "Dice": Metric("points", 100, 100, lower_is_better=False),
+    "NSD": Metric("points", 100, 100, lower_is_better=False),
+    "HD95": Metric(None, 1, math.inf, lower_is_better=True),
 }
 
 

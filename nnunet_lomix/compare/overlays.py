@@ -1,55 +1,59 @@
 """Pictures of cases: predictions over the image, as PNG."""
 
 import io
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import cycle
 
 import matplotlib
 import numpy as np
-import SimpleITK as sitk
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from nnunet_lomix.compare.grids import Grid, require_same_grid
+from nnunet_lomix.compare.segmentations import read_image, read_segmentation
+from nnunet_lomix.compare.sources import CaseFiles
+from nnunet_lomix.errors import LoMixError
+
 # Okabe and Ito's colours, which the colour-blind can tell apart; on grey images
 CLASS_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2")
+# where rows and columns of a picture should go, to the patient's left, to the back and upwards
+DOWN, RIGHT = np.array([0, 1, -1]), np.array([1, 1, 0])
 
 
-def draw_overlays(
-    image: Path | None, reference: Path, predictions: Mapping[str, Path], values: Sequence[int] | None = None
-) -> tuple[dict[str, bytes], str]:
-    """Each prediction as coloured areas over the image, the reference as white contours; in 3D one slice.
+def draw_overlays(files: CaseFiles, values: Sequence[int] | None = None) -> tuple[dict[str, bytes], str]:
+    """Each prediction as areas over the image, the reference as outlines, in the colours of the classes; in 3D a slice.
 
-    The slice is across the axis with the coarsest voxels: of those with reference the one where the predictions differ
-    in most voxels.
+    All files are read as they are for the scores. The slice is across the axis with the coarsest voxels: of those with
+    reference the one where the predictions differ in most voxels.
 
     Args:
-        image: image file; None, or one that can't be read or has another shape than the reference, leaves the ground
-            black.
-        reference: file of the reference segmentation.
-        predictions: file of the prediction of each trainer.
+        files: of the case; an image that isn't there, can't be read or has another shape than the reference leaves the
+            ground black.
         values: the labels to draw, in the order of ``CLASS_COLOURS``; None draws all but 0.
 
     Returns:
         A PNG for each trainer, and which slice it shows in words ("" for 2D).
 
     Raises:
-        RuntimeError: SimpleITK can't read a segmentation.
+        LoMixError: a segmentation can't be read, or has another shape or spacing than the reference.
     """
-    file = sitk.ReadImage(str(reference))
-    spacing = np.array(file.GetSpacing()[::-1])
-    expected = sitk.GetArrayFromImage(file)
-    predicted = {trainer: _read(path) for trainer, path in predictions.items()}
-    ground = _read_image(image, expected.shape)
+    expected, grid = read_segmentation(files.reference, files.reader, files.spacing)
+    predicted = {}
+    for trainer, file in files.predictions.items():
+        predicted[trainer], own_grid = read_segmentation(file, files.reader, files.spacing)
+        require_same_grid(file, own_grid, grid, placed=False)
+    ground = _read_ground(files, expected.shape)
     if values is None:
         values = sorted({int(v) for labels in (expected, *predicted.values()) for v in np.unique(labels)} - {0})
     where = ""
+    spacing = np.array(grid.spacing)
     if expected.ndim == 3:
         axis = expected.shape.index(1) if 1 in expected.shape else int(spacing.argmax())
         index = _pick_slice(expected, list(predicted.values()), axis)
         where = f"slice {index + 1} of {expected.shape[axis]}"
-        ground, expected = _cut(ground, index, axis), _cut(expected, index, axis)
-        predicted = {trainer: _cut(labels, index, axis) for trainer, labels in predicted.items()}
+        ground, expected = _cut(ground, index, axis, grid), _cut(expected, index, axis, grid)
+        predicted = {trainer: _cut(labels, index, axis, grid) for trainer, labels in predicted.items()}
         spacing = np.delete(spacing, axis)
     window = _crop((expected > 0) | np.any([labels > 0 for labels in predicted.values()], axis=0))
     aspect = spacing[0] / spacing[1]
@@ -60,18 +64,12 @@ def draw_overlays(
     return pictures, where
 
 
-def _read(path: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-
-
-def _read_image(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:
-    """Grey values; zeros where there is no image that fits."""
+def _read_ground(files: CaseFiles, shape: tuple[int, ...]) -> np.ndarray:
+    """Grey values of the image; zeros where there is none that fits."""
     try:
-        image = np.zeros(shape) if path is None else _read(path)
-    except RuntimeError:  # a picture without its ground is better than no report
+        image = np.zeros(shape) if files.image is None else read_image(files.image, files.reader)
+    except LoMixError:  # a picture without its ground is better than none
         return np.zeros(shape)
-    if image.ndim > len(shape):  # colours
-        image = image.mean(axis=-1)
     return image if image.shape == shape else np.zeros(shape)
 
 
@@ -86,10 +84,14 @@ def _pick_slice(expected: np.ndarray, predicted: Sequence[np.ndarray], axis: int
     return int((preferred if preferred.any() else voxels).argmax())
 
 
-def _cut(array: np.ndarray, index: int, axis: int) -> np.ndarray:
-    """A slice as it is drawn: only across the first axis does the second one point down, as in pictures."""
+def _cut(array: np.ndarray, index: int, axis: int, grid: Grid) -> np.ndarray:
+    """A slice as clinics show it: front or head at the top, the patient's left or back on the right."""
+    rows_go_up, columns_go_left = axis != 0, False  # as z, y, x of most images, where the reader knows no directions
+    if grid.steps:
+        down, right = np.delete(grid.steps, axis, axis=0)
+        rows_go_up, columns_go_left = bool(down @ DOWN < 0), bool(right @ RIGHT < 0)
     cut = array.take(index, axis)
-    return cut if axis == 0 else cut[::-1]
+    return cut[:: -1 if rows_go_up else 1, :: -1 if columns_go_left else 1]
 
 
 def _crop(mask: np.ndarray) -> tuple[slice, ...]:
@@ -113,12 +115,14 @@ def _draw_overlay(
         low, high = np.percentile(image, (1, 99))
         ax.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect="auto", interpolation="nearest")
         areas = np.zeros((*image.shape, 4))
-        for i, value in enumerate(values):
-            areas[predicted == value] = (*to_rgb(CLASS_COLOURS[i % len(CLASS_COLOURS)]), 0.5)
+        colours = dict(zip(values, cycle(CLASS_COLOURS), strict=False))
+        for value, colour in colours.items():
+            areas[predicted == value] = (*to_rgb(colour), 0.5)
         ax.imshow(areas, aspect="auto", interpolation="nearest")
-        for value in values:
+        for value, colour in colours.items():
             if (expected == value).any() and min(expected.shape) > 1:
-                contour = ax.contour(expected == value, [0.5], colors="white", linewidths=1.5)
+                # a quarter of a voxel inside, so that the outlines of neighbours lie side by side
+                contour = ax.contour(expected == value, [0.75], colors=colour, linewidths=1.5)
                 contour.set_path_effects([withStroke(linewidth=3, foreground="black")])
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130)

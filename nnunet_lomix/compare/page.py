@@ -2,9 +2,10 @@
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -24,6 +25,8 @@ from nnunet_lomix.compare.tables import (
     shown_classes,
     signed,
 )
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.errors import describe as describe_error
 
 SHOWN_CASES = 4
 
@@ -77,27 +80,31 @@ def to_html(
     )
     environment.filters["folding"] = _fold
     template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    metrics = [table.metric for table in report.tables]
+    first = report.tables[0]
     legend = _name_values(classes)
-    pictures, undrawn = _draw_overlays(scores, metrics[0], report.trainers, files, list(legend) or None)
+    pictures, undrawn = _draw_overlays(scores, first.metric, report.trainers, files, list(legend) or None)
     return template.render(
         report=report,
         symbols=plots.SYMBOLS,
         class_colours=overlays.CLASS_COLOURS,
         differences=[
-            _plot_differences(scores, comparison, metric, trainer, number)
+            _plot_differences(scores, comparison, metric, unit, trainer, number)
             for number, trainer in enumerate(report.trainers[1:], 1)
-            for metric in metrics
+            for metric, unit in report.units.items()
         ],
-        distributions=[_plot_distributions(scores, comparison, metric, report.trainers) for metric in metrics],
+        distributions=[
+            _plot_distributions(scores, comparison, metric, unit, report.trainers)
+            for metric, unit in report.units.items()
+        ],
         curves=_plot_curves(curves, report.trainers),
+        trainers_with_curves=[trainer for trainer in report.trainers if trainer in set(curves["trainer"])],
         overlays=pictures,
         undrawn=undrawn,
         legend=legend,
         several_seeds=scores["seed"].nunique() > 1,
         without_images=any(case.image is None for case in files.values()),
-        cases=list_cases(scores, metrics[0], report.trainers),
-        first_metric=f"{metrics[0]}, {METRICS[metrics[0]].unit}",
+        cases=list_cases(scores, first.metric, report.trainers),
+        first_metric=f"{first.metric}, {first.unit}",
     )
 
 
@@ -106,33 +113,48 @@ def _fold(name: str) -> Markup:
     return Markup("<wbr>").join(map(escape, re.split(r"(?<=^nnUNetTrainer)|(?=_)", name)))
 
 
-def _plot_differences(scores: pd.DataFrame, comparison: pd.DataFrame, metric: str, trainer: str, number: int) -> Plot:
+def _plot_differences(
+    scores: pd.DataFrame, comparison: pd.DataFrame, metric: str, unit: str, trainer: str, number: int
+) -> Plot:
     rows = comparison[(comparison["metric"] == metric) & (comparison["trainer"] == trainer)]
     classes = shown_classes(rows)
     reference = rows["reference"].iloc[0]
-    unit, lower_is_better = METRICS[metric].unit, METRICS[metric].lower_is_better
+    lower_is_better = METRICS[metric].lower_is_better
     means = pd.DataFrame(in_shown_units(rows)).set_index("class").loc[classes]
     listed = ", ".join(f"{name} {signed(value)} {unit}" for name, value in means["difference"].items())
     title = f"{metric} of {trainer} minus {reference}: {listed}"
     values = differences_by_case(scores, metric, trainer, reference)[classes]
-    svg = plots.draw_differences(values, means, number, unit, lower_is_better, title)
-    return Plot(metric, Markup(svg), trainer, number)
+    svg = _draw(plots.draw_differences, values, means, number, unit, lower_is_better, title)
+    return Plot(metric, svg, trainer, number)
 
 
-def _plot_distributions(scores: pd.DataFrame, comparison: pd.DataFrame, metric: str, trainers: Sequence[str]) -> Plot:
+def _plot_distributions(
+    scores: pd.DataFrame, comparison: pd.DataFrame, metric: str, unit: str, trainers: Sequence[str]
+) -> Plot:
     classes = shown_classes(comparison[comparison["metric"] == metric])
-    unit, lower_is_better = METRICS[metric].unit, METRICS[metric].lower_is_better
     values = by_case(scores, metric)[[(name, trainer) for name in classes for trainer in trainers]]
     medians = "; ".join(f"{name}, {trainer} {value:.2f}" for (name, trainer), value in values.median().items())
     title = f"{metric} of all cases, {unit}; medians: {medians}"
-    direction = "← lower is better" if lower_is_better else "higher is better →"
-    return Plot(metric, Markup(plots.draw_distributions(values, f"{unit}, {direction}", title)))
+    direction = "← lower is better" if METRICS[metric].lower_is_better else "higher is better →"
+    return Plot(metric, _draw(plots.draw_distributions, values, f"{unit}, {direction}", title))
 
 
 def _plot_curves(curves: pd.DataFrame, trainers: Sequence[str]) -> Markup | None:
     if curves.empty:
         return None
-    return Markup(plots.draw_curves(curves, trainers, f"Pseudo Dice over the epochs of {', '.join(trainers)}."))
+    return _draw(plots.draw_curves, curves, trainers, f"Pseudo Dice over the epochs of {', '.join(trainers)}.")
+
+
+def _draw(draw: Callable[..., str], *arguments: Any) -> Markup:
+    """An SVG, or a line in its place: a picture that fails must not cost the page."""
+    try:
+        return Markup(draw(*arguments))
+    except Exception as error:
+        return Markup('<p class="soft">This picture could not be drawn ({}).</p>').format(_explain(error))
+
+
+def _explain(error: Exception) -> str:
+    return str(error) if isinstance(error, LoMixError) else describe_error(error)
 
 
 def _draw_overlays(
@@ -145,16 +167,16 @@ def _draw_overlays(
     """The cases in which any candidate's first seed differs most from the reference's, the most different first.
 
     Returns:
-        Their pictures, and the cases with files that can't be drawn.
+        Their pictures, and the cases that can't be drawn, each with the reason.
     """
     means = by_case(scores[scores["seed"] == 0], metric)[MEAN]  # the files are those of the first seed
     largest = means.sub(means[trainers[0]], axis=0).abs().max(axis=1).sort_values(ascending=False, kind="stable")
     drawn, undrawn = [], []
     for case in [case for case in largest.index[largest > 0] if case in files][:SHOWN_CASES]:
         try:
-            pictures, where = overlays.draw_overlays(*files[case], values)
-        except RuntimeError:  # SimpleITK reads less than nnU-Net's readers: oblique NIfTIs, for one
-            undrawn.append(case)
+            pictures, where = overlays.draw_overlays(files[case], values)
+        except Exception as error:  # as for _draw
+            undrawn.append(f"{case} ({_explain(error)})")
             continue
         panels = [
             Panel(trainer, trainers.index(trainer), f"{means.loc[case, trainer]:.1f}", base64.b64encode(png).decode())

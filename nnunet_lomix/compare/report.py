@@ -1,7 +1,7 @@
 """The files of a comparison, and what is printed.
 
-For people, Dice and NSD are in points (0 to 100) and HD95 in mm; in ``scores.csv`` and ``comparison.json``, Dice and
-NSD are from 0 to 1.
+For people, Dice and NSD are in points (0 to 100); in ``scores.csv`` and ``comparison.json`` they are from 0 to 1. HD95
+is in mm everywhere, or in pixels where the files have no scale.
 """
 
 import json
@@ -36,11 +36,13 @@ def write_report(
 
     Args:
         folder: where to write; made if it isn't there.
-        scores: a row for each case, class, trainer, seed and metric; Dice and NSD from 0 to 1, HD95 in mm, never NaN.
+        scores: a row for each case, class, trainer, seed and metric; Dice and NSD from 0 to 1, HD95 in the unit of
+            distances; never NaN.
         comparison: a row for each metric, class (the last is ``mean``) and candidate, as of
             :func:`~nnunet_lomix.compare.statistics.compare_trainers`.
         information: any of ``dataset``, ``configuration``, ``folds``, ``classes`` (the values of each), ``metrics``
-            (their implementation), ``tolerance_mm`` (of the NSD), ``notes`` (sentences), ``epoch_seconds`` (by
+            (their implementation), ``distance_unit`` (``mm``, or ``pixels``), ``tolerance_mm`` or
+            ``tolerance_pixels`` (of the NSD), ``notes`` (sentences), ``epoch_seconds`` (by
             trainer), ``versions`` (by package), ``label_source`` and ``date``; all of it goes into ``comparison.json``.
         curves: ``trainer``, ``seed``, ``fold``, ``epoch``, ``pseudo_dice``; may be empty.
         files: of each case; may be empty.
@@ -68,6 +70,6 @@ def _write(path: Path, text: str) -> None:
 def to_json(comparison: pd.DataFrame, information: Mapping[str, Any]) -> str:
     """Information and statistics; what is not a number is null."""
     rows = json.loads(comparison.to_json(orient="records", double_precision=15))
-    units = {"Dice": "0 to 1", "NSD": "0 to 1", "HD95": "mm"}
+    units = {"Dice": "0 to 1", "NSD": "0 to 1", "HD95": information.get("distance_unit", "mm")}
     content = {"information": dict(information), "units": units, "comparison": rows}
     return json.dumps(content, indent=2, ensure_ascii=False, default=str)

@@ -1,14 +1,14 @@
 """The scores of every case and prediction: in parallel, and only once.
 
-Voxels that the reference marks as ignored are background in both masks. An image of a single slice is 2D.
+Voxels that the reference marks as ignored belong to no class in both masks. An image of a single slice is 2D.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,16 +17,30 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from rich.progress import track
 from scipy.ndimage import find_objects
 
+from nnunet_lomix.compare.grids import require_same_grid
 from nnunet_lomix.compare.metrics import IMPLEMENTATION, METRICS, measure
-from nnunet_lomix.compare.segmentations import Grid, read_segmentation
-from nnunet_lomix.compare.sources import Source
-from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.compare.segmentations import read_segmentation
+from nnunet_lomix.compare.sources import Source, shorten
 from nnunet_lomix.files import replacing
 
 # goes up with every change of results that IMPLEMENTATION doesn't show: both are part of the cache's keys
-VERSION = 1
+VERSION = 2
 SAVED_EVERY = 100  # cases: what a job that is killed leaves behind
-CaseScores = list[list[float]]  # [Dice, NSD, HD95] of each class
+NO_CLASS = -1  # instead of ignored labels: 0 may belong to a region
+
+
+class CaseScores(NamedTuple):
+    """What is known of a prediction.
+
+    Attributes:
+        scores: ``[Dice, NSD, HD95]`` of each class.
+        strangers: values of the prediction that are no label.
+        reference_strangers: those of the reference.
+    """
+
+    scores: list[list[float]]
+    strangers: list[int]
+    reference_strangers: list[int]
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,20 @@ class ScoringSettings:
     placed: bool = True
 
 
-def score(source: Source, tolerance: float, jobs: int, cache_file: str | Path | None = None) -> pd.DataFrame:
+class Scores(NamedTuple):
+    """What :func:`score` gives.
+
+    Attributes:
+        table: a row for each case, class, trainer, seed and metric: columns ``case``, ``class``, ``trainer``, ``seed``,
+            ``metric`` and ``value`` (Dice and NSD 0 to 1, HD95 in the unit of distances; never NaN).
+        notes: sentences that a reader of the scores should know.
+    """
+
+    table: pd.DataFrame
+    notes: list[str]
+
+
+def score(source: Source, tolerance: float, jobs: int, cache_file: str | Path | None = None) -> Scores:
     """Score all predictions.
 
     Memory does not grow with the number of cases: each process holds one reference and one prediction.
@@ -60,12 +87,8 @@ def score(source: Source, tolerance: float, jobs: int, cache_file: str | Path | 
         jobs: number of processes.
         cache_file: results by content of the files; also written if this is interrupted. None: no cache.
 
-    Returns:
-        A row for each case, class, trainer, seed and metric: columns ``case``, ``class``, ``trainer``, ``seed``,
-        ``metric`` and ``value`` (Dice and NSD 0 to 1, HD95 in mm; never NaN).
-
     Raises:
-        LoMixError: a file is no segmentation, or a prediction has another shape or spacing than its reference.
+        LoMixError: a file is no segmentation, or the voxels of a prediction aren't those of its reference.
     """
     settings = ScoringSettings(
         source.labels, source.ignore, tolerance, source.reader, placed=source.configuration is None
@@ -77,7 +100,7 @@ def score(source: Source, tolerance: float, jobs: int, cache_file: str | Path | 
         if key not in results:
             todo.setdefault(case, {})[key] = source.predictions[trainer, seed][case]
     try:
-        for done, scored in enumerate(_score_cases(todo, source.references, settings, jobs), 1):
+        for done, scored in enumerate(_score_cases(todo, source, settings, jobs), 1):
             results |= scored
             if done % SAVED_EVERY == 0:
                 _write_cache(cache_file, results)
@@ -87,23 +110,54 @@ def score(source: Source, tolerance: float, jobs: int, cache_file: str | Path | 
     rows = [
         (case, name, trainer, seed, metric, value)
         for (case, trainer, seed), key in keys.items()
-        for name, values in zip(source.labels, results[key], strict=True)
+        for name, values in zip(source.labels, results[key].scores, strict=True)
         for metric, value in zip(METRICS, values, strict=True)
     ]
-    return pd.DataFrame(rows, columns=["case", "class", "trainer", "seed", "metric", "value"])
+    table = pd.DataFrame(rows, columns=["case", "class", "trainer", "seed", "metric", "value"])
+    found = {place: results[key] for place, key in keys.items()}
+    return Scores(table, [*_note_strangers(found), *_note_missing_spacings(source)])
+
+
+def _note_strangers(found: Mapping[tuple[str, str, int], CaseScores]) -> list[str]:
+    """A sentence on values that are no label, if there are any; ``found`` is by case, trainer and seed."""
+    cases: dict[tuple[int, str], list[str]] = {}  # by value and where it is
+    for (case, trainer, _), scored in found.items():
+        for value in scored.reference_strangers:
+            cases.setdefault((value, "the references"), []).append(case)
+        for value in scored.strangers:
+            cases.setdefault((value, f"{trainer}'s predictions"), []).append(case)
+    if not cases:
+        return []
+    listed = (_list_cases(value, place, dict.fromkeys(own)) for (value, place), own in cases.items())
+    return [
+        f"Values that are no label count as background, {shorten(listed, '; ')}: if they mean a label, as 255 does in "
+        "masks of 0 and 255, write the label's value instead."
+    ]
+
+
+def _list_cases(value: int, place: str, cases: Collection[str]) -> str:
+    return f"{value} in {place} of {len(cases)} case{'s' if len(cases) > 1 else ''} ({shorten(cases)})"
+
+
+def _note_missing_spacings(source: Source) -> list[str]:
+    missing = [case for case in source.references if case not in source.spacings]
+    if not source.spacings or not missing:
+        return []
+    return [f"There is no spacing of {shorten(missing)}, so their voxels count as 1 mm: write it beside them, as JSON."]
 
 
 def _read_cache(file: str | Path | None) -> dict[str, CaseScores]:
     try:
-        return dict(json.loads(Path(file).read_text())) if file is not None and Path(file).exists() else {}
-    except (TypeError, ValueError):  # damaged: everything is scored again
+        content = json.loads(Path(file).read_text()) if file is not None and Path(file).exists() else {}
+        return {key: CaseScores(**scored) for key, scored in dict(content).items()}
+    except (TypeError, ValueError):  # damaged, or of an older version: everything is scored again
         return {}
 
 
 def _write_cache(file: str | Path | None, results: Mapping[str, CaseScores]) -> None:
     if file is not None:
         with replacing(file) as temporary:
-            temporary.write_text(json.dumps(results))
+            temporary.write_text(json.dumps({key: scored._asdict() for key, scored in results.items()}))
 
 
 def _make_keys(source: Source, settings: ScoringSettings, jobs: int) -> dict[tuple[str, str, int], str]:
@@ -121,7 +175,7 @@ def _make_keys(source: Source, settings: ScoringSettings, jobs: int) -> dict[tup
     files = {*source.references.values(), *(file for own in source.predictions.values() for file in own.values())}
     hashes = dict(Parallel(jobs, prefer="threads")(delayed(_hash_file)(file) for file in files))
     return {
-        (case, trainer, seed): f"{start} {hashes[source.references[case]]} {hashes[file]}"
+        (case, trainer, seed): f"{start} {hashes[source.references[case]]} {hashes[file]} {source.spacings.get(case)}"
         for (trainer, seed), own in source.predictions.items()
         for case, file in own.items()
     }
@@ -138,75 +192,75 @@ def _digest(content: bytes) -> str:
 
 
 def _score_cases(
-    todo: Mapping[str, Mapping[str, Path]], references: Mapping[str, Path], settings: ScoringSettings, jobs: int
+    todo: Mapping[str, Mapping[str, Path]], source: Source, settings: ScoringSettings, jobs: int
 ) -> Iterator[dict[str, CaseScores]]:
     if not todo:
         return
-    tasks = (delayed(score_case)(references[case], predictions, settings) for case, predictions in todo.items())
+    tasks = (
+        delayed(score_case)(source.references[case], predictions, settings, source.spacings.get(case))
+        for case, predictions in todo.items()
+    )
     # results come one by one, and tasks are handed out as they are needed
     scored = Parallel(min(jobs, len(todo)), return_as="generator_unordered")(tasks)
     yield from track(scored, "Scoring", total=len(todo))
 
 
-def score_case(reference: Path, predictions: Mapping[str, Path], settings: ScoringSettings) -> dict[str, CaseScores]:
+def score_case(
+    reference: Path,
+    predictions: Mapping[str, Path],
+    settings: ScoringSettings,
+    spacing: Sequence[float] | None = None,
+) -> dict[str, CaseScores]:
     """Score several predictions of one case.
 
     Args:
         reference: file.
         predictions: files, by any keys.
         settings: how.
+        spacing: mm along each of three axes, for files that should have their spacing beside them and don't.
 
     Returns:
-        For each key the values of each label: ``[[Dice, NSD, HD95], …]``.
+        What is known of each prediction, by its key.
 
     Raises:
         LoMixError: as :func:`score`.
     """
-    expected, grid = read_segmentation(reference, settings.reader)
+    known = {value for values in settings.labels.values() for value in values}
+    expected, grid = read_segmentation(reference, settings.reader, spacing)
     ignored = expected == settings.ignore  # nowhere if that is None
-    expected[ignored] = 0
+    expected[ignored] = NO_CLASS
+    # no further than to the highest label: a single voxel of 100 000 000 would make a list of that length
+    expected_boxes = find_objects(expected, max(known))
+    reference_strangers = _list_strangers(expected, expected_boxes, known)
     diagonal = float(np.linalg.norm(np.multiply(grid.shape, grid.spacing)))
-    expected_boxes = find_objects(expected)
-    scores: dict[str, CaseScores] = {}
+    found: dict[str, CaseScores] = {}
     for key, file in predictions.items():
-        predicted, own_grid = read_segmentation(file, settings.reader)
-        _require_same_grid(file, own_grid, grid, settings.placed)
-        predicted[ignored] = 0
-        boxes = [expected_boxes, find_objects(predicted)]
-        scores[key] = []
+        predicted, own_grid = read_segmentation(file, settings.reader, spacing)
+        require_same_grid(file, own_grid, grid, settings.placed)
+        predicted[ignored] = NO_CLASS
+        boxes = find_objects(predicted, max(known))
+        scores = []
         for values in settings.labels.values():
             # masks only where a label is: whole images are large, organs aren't
-            window = _enclose(values, boxes, predicted.ndim)
+            window = _enclose(values, [expected_boxes, boxes], predicted.ndim)
             mask, own_mask = (np.isin(labels[window], values) for labels in (expected, predicted))
-            scores[key].append(measure(mask, own_mask, grid.spacing, settings.tolerance, diagonal))
-    return scores
+            scores.append(measure(mask, own_mask, grid.spacing, settings.tolerance, diagonal))
+        found[key] = CaseScores(scores, _list_strangers(predicted, boxes, known), reference_strangers)
+    return found
 
 
-def _require_same_grid(file: Path, own: Grid, reference: Grid, placed: bool) -> None:
-    for what in ("shape", "spacing"):
-        found, expected = getattr(own, what), getattr(reference, what)
-        if not _agree(found, expected):
-            raise LoMixError(
-                f"{file} has the {what} {_format(found)}, but its reference {_format(expected)}: resample it."
-            )
-    # hundredths of mm are rounding
-    if placed and not _agree(own.placement, reference.placement, atol=1e-2):
-        raise LoMixError(
-            f"{file} has another origin or direction than its reference, so its voxels are elsewhere: resample it."
-        )
-
-
-def _agree(found: Sequence[float], expected: Sequence[float], atol: float = 1e-8) -> bool:
-    return len(found) == len(expected) and np.allclose(found, expected, rtol=1e-3, atol=atol)
-
-
-def _format(numbers: Sequence[float]) -> str:
-    return " × ".join(f"{n:g}" for n in numbers)
+def _list_strangers(labels: np.ndarray, boxes: Sequence[Any], known: Collection[int]) -> list[int]:
+    """All values that are no label; ``boxes`` are those from ``find_objects``, by value − 1."""
+    between = [value for value, box in enumerate(boxes, 1) if box and value not in known]
+    beyond = np.unique(labels[labels > len(boxes)])
+    return [*between, *map(int, beyond)]
 
 
 def _enclose(values: Sequence[int], boxes: Sequence[list[Any]], dimensions: int) -> tuple[slice, ...]:
     """The smallest window with all voxels of some values; ``boxes`` are lists by value − 1, from ``find_objects``."""
-    own = [found[v - 1] for found in boxes for v in values if v <= len(found) and found[v - 1]]
+    if 0 in values:  # around everything else
+        return (slice(None),) * dimensions
+    own = [found[v - 1] for found in boxes for v in values if found[v - 1]]
     if not own:
         return (slice(0),) * dimensions
     return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*own, strict=True))

@@ -4,7 +4,7 @@ A :class:`Source` comes from nnU-Net's results folder (``from_results``) or from
 functions here are what both need: what can't be compared is refused by name, before anything is scored.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,11 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunet_lomix.compare.segmentations import LARGEST_LABEL, read_spacing
 from nnunet_lomix.compare.statistics import MEAN
 from nnunet_lomix.errors import LoMixError, UsageError
-from nnunet_lomix.nnunet.datasets import name_image
+from nnunet_lomix.nnunet.datasets import list_cases, name_image
 from nnunet_lomix.nnunet.results import CURVE_COLUMNS, DATASET_JSON
 
 SHOWN = 5  # names in a message
@@ -25,11 +28,21 @@ Value = TypeVar("Value")
 
 
 class CaseFiles(NamedTuple):
-    """The files of a case: its image, where it is known, its reference, and each trainer's prediction."""
+    """The files of a case, and how they are read.
+
+    Attributes:
+        image: its first channel, where it is known.
+        reference: the reference segmentation.
+        predictions: of each trainer.
+        reader: class of nnU-Net that reads them.
+        spacing: mm along each axis, for files that should have it beside them and don't.
+    """
 
     image: Path | None
     reference: Path
     predictions: dict[str, Path]
+    reader: type[BaseReaderWriter]
+    spacing: tuple[float, ...] | None = None
 
 
 class Labels(NamedTuple):
@@ -57,6 +70,7 @@ class Source:
         folds: those compared; () for plain folders.
         notes: sentences that a reader of the results should know.
         images: file of the first channel of each case, where it is known.
+        spacings: mm along each axis of each case whose files have their spacing beside them, as 3D TIFFs do.
         curves: as from :func:`~nnunet_lomix.nnunet.results.read_curves`; empty for plain folders.
     """
 
@@ -72,7 +86,14 @@ class Source:
     folds: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     images: dict[str, Path] = field(default_factory=dict)
+    spacings: dict[str, tuple[float, ...]] = field(default_factory=dict)
     curves: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CURVE_COLUMNS))
+
+    @property
+    def distance_unit(self) -> str:
+        """``mm``, or ``pixels`` where files have no scale and nnU-Net takes 1: PNG, BMP, TIFF without a spacing."""
+        without_scale = issubclass(self.reader, Tiff3DIO) and not self.spacings
+        return "pixels" if without_scale or issubclass(self.reader, NaturalImage2DIO) else "mm"
 
     @property
     def trainers(self) -> list[str]:
@@ -84,7 +105,11 @@ class Source:
         """For each case its image, its reference, and the prediction of each trainer's first seed."""
         return {
             case: CaseFiles(
-                self.images.get(case), reference, {name: self.predictions[name, 0][case] for name in self.trainers}
+                self.images.get(case),
+                reference,
+                {name: self.predictions[name, 0][case] for name in self.trainers},
+                self.reader,
+                self.spacings.get(case),
             )
             for case, reference in self.references.items()
         }
@@ -112,7 +137,7 @@ def name_trainings(folders: Sequence[Path], names: Sequence[str]) -> dict[Traini
         alone = f"There is only {names[0]}: a comparison needs at least two trainers, the reference first"
         raise UsageError(f"{alike if len(set(folders)) > 1 else alone}.")
     for name, own in by_trainer.items():
-        if len(set(own)) < len(own):
+        if len({folder.resolve() for folder in own}) < len(own):
             raise UsageError(f"{name} is given twice with the same folder: seeds are in different folders.")
     return {(name, seed): folder for name, own in by_trainer.items() for seed, folder in enumerate(own)}
 
@@ -133,6 +158,11 @@ def list_labels(folder: Path, dataset_json: Mapping[str, Any]) -> Labels:
         raise LoMixError(f"The labels of {folder / DATASET_JSON} aren't as nnU-Net v2 wants them: {error}") from error
     if MEAN in manager.label_dict:
         raise LoMixError(f"No class can be called {MEAN}, as the mean over classes is: rename that label.")
+    if max(manager.all_labels) > LARGEST_LABEL:
+        raise LoMixError(
+            f"The labels of {folder / DATASET_JSON} end at {max(manager.all_labels)}, but nnU-Net's at "
+            f"{LARGEST_LABEL}: number them anew."
+        )
     scored = {_as_tuple(v) for v in (manager.foreground_regions if manager.has_regions else manager.foreground_labels)}
     named = {name: _as_tuple(values) for name, values in manager.label_dict.items() if name != "ignore"}
     return Labels({name: values for name, values in named.items() if values in scored}, manager.ignore_label)
@@ -165,11 +195,6 @@ def require_folders(folders: Sequence[Path], remedy: str) -> None:
         raise LoMixError(f"There is no folder {shorten(missing)}: {remedy}.")
 
 
-def list_files(folder: Path, ending: str) -> dict[str, Path]:
-    """Files by case, sorted."""
-    return {file.name.removesuffix(ending): file for file in sorted(folder.glob(f"*{ending}"))}
-
-
 def match_cases(
     predictions: Mapping[Training, Mapping[str, Path]], folders: Mapping[Training, Path], intersection: bool
 ) -> tuple[dict[Training, dict[str, Path]], tuple[str, ...]]:
@@ -187,6 +212,8 @@ def match_cases(
         LoMixError: a case is missing, or no case is predicted by all.
     """
     everything = sorted(set().union(*predictions.values()))
+    for training, own in predictions.items():
+        _refuse_images(folders[training], own, everything)
     common = [case for case in everything if all(case in own for own in predictions.values())]
     for training, own in predictions.items():
         missing = [case for case in everything if case not in own]
@@ -211,11 +238,51 @@ def pick_references(folder: Path, ending: str, cases: Iterable[str]) -> dict[str
     Raises:
         LoMixError: one is missing.
     """
-    references, cases = list_files(folder, ending), list(cases)
+    references, cases = list_cases(folder, ending), list(cases)
     missing = [case for case in cases if case not in references]
+    _refuse_images(folder, references, cases)
+    for case in references:
+        channel = name_image(case, 0, "")
+        if channel in missing:
+            raise LoMixError(
+                f"The predictions have {channel} where {folder} has {case}: _0000 marks images, so name the folder of "
+                "the segmentations."
+            )
     if missing:
         raise LoMixError(f"{folder} has no reference of {shorten(missing)}: add it, or remove the prediction.")
     return {case: references[case] for case in cases}
+
+
+def _refuse_images(folder: Path, files: Collection[str], cases: Collection[str]) -> None:
+    """Refuse a folder of images: instead of a case it has one with the number of a channel behind its name."""
+    channels = {case: name_image(case, 0, "") for case in cases if case not in files}
+    for case, channel in channels.items():
+        if channel in files:
+            raise LoMixError(
+                f"{folder} has {channel} and no {case}: _0000 marks images, so name the folder of the segmentations."
+            )
+
+
+def find_spacings(
+    references: Mapping[str, Path],
+    predictions: Iterable[Mapping[str, Path]],
+    reader: type[BaseReaderWriter],
+    raw_labels: Path | None = None,
+) -> dict[str, tuple[float, ...]]:
+    """The spacing of each case whose files have it beside them, from the first of its files that has it.
+
+    nnU-Net copies no spacings to ``gt_segmentations``, but ``raw_labels``, if they are there, are the same files, and
+    it writes spacings beside its predictions.
+    """
+    others = list(predictions)
+    found = {}
+    for case, reference in references.items():
+        raw = [raw_labels / reference.name] if raw_labels else []
+        files = [reference, *raw, *(own[case] for own in others)]
+        spacing = next(filter(None, (read_spacing(file, reader) for file in files)), None)
+        if spacing:
+            found[case] = spacing
+    return found
 
 
 def list_images(folder: Path, ending: str, cases: Iterable[str]) -> dict[str, Path]:

@@ -12,6 +12,8 @@ from scipy import stats
 from nnunet_lomix.compare.metrics import METRICS
 
 MEAN = "mean"
+# with fewer cases neither the interval can have 95 % nor can the test of signed ranks get below 0.05
+ENOUGH = 6
 
 # values that differ by less are equal: averages over seeds and classes are rounded
 _DECIMALS = 12
@@ -119,9 +121,12 @@ def bootstrap_mean(values: np.ndarray, resamples: int = 9999) -> tuple[np.ndarra
     """95 % interval of the mean over the last axis: bootstrap, bias-corrected and accelerated (BCa), expanded.
 
     The same numbers give the same interval, and the same draws are used for all rows. A bootstrap is too narrow for few
-    cases: its variance is σ² (n − 1) / n of theirs, and it knows no Student's t. So both ends are moved away from the
-    mean by the factor t / z · √(n / (n − 1)), the expansion of Hesterberg (2015), What Teachers Should Know about the
-    Bootstrap, The American Statistician 69(4): 1.10 for 20 cases, 1.04 for 50.
+    cases: its variance is σ² (n − 1) / n of theirs, and it knows no Student's t. So the ends are quantiles further out,
+    at the level Φ(−t √(n / (n − 1))) instead of 2.5 %: 1.6 % for 20 cases, 2.1 % for 50. This is the expanded
+    percentile interval of Hesterberg (2015), What Teachers Should Know about the Bootstrap, The American Statistician
+    69(4), for BCa as in ``CI.bca`` of his R package resample. Both ends are means of resamples, so they stay within
+    the values: none of a bounded score is impossible. For fewer than :data:`ENOUGH` cases this is a limit, too: see
+    :func:`largest_coverage`.
 
     Args:
         values: (..., n).
@@ -138,20 +143,33 @@ def bootstrap_mean(values: np.ndarray, resamples: int = 9999) -> tuple[np.ndarra
     if n == 1:
         low[:] = high[:] = np.nan
     elif spread.any():
-        middle = flat[spread].mean(axis=1)
+        expanded = stats.norm.cdf(stats.t.ppf(0.025, n - 1) * np.sqrt(n / (n - 1)))
         result = stats.bootstrap(
             (flat[spread],),
             np.mean,
             axis=-1,
             vectorized=True,
             method="BCa",
+            # a level of 1, to which two cases come, is beyond BCa's formula; no resample is as far out as this
+            confidence_level=1 - 2 * max(expanded, 1e-12),
             n_resamples=resamples,
             batch=max(1, _BATCH // flat[spread].size),
             rng=np.random.default_rng(0),
         )
-        expansion = stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * np.sqrt(n / (n - 1))
-        low[spread], high[spread] = (middle + expansion * (end - middle) for end in result.confidence_interval)
+        low[spread], high[spread] = result.confidence_interval
     return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
+
+
+def largest_coverage(cases: int) -> float:
+    """How often, at most, an interval within the values of so many cases contains the true mean.
+
+    A value lies below the mean with some probability p, so all n lie on one side of it with p^n + (1 − p)^n, which is
+    2^(1 − n) at least.
+
+    >>> largest_coverage(4), largest_coverage(ENOUGH) > 0.95
+    (0.875, True)
+    """
+    return 1 - 2.0 ** (1 - cases)
 
 
 def signed_rank(differences: np.ndarray) -> float:
@@ -183,26 +201,36 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return corrected
 
 
-def welch_interval(candidate: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
+def welch_interval(
+    candidate: Sequence[float], reference: Sequence[float], largest: float = np.inf
+) -> tuple[float, float]:
     """Welch's 95 % interval of the difference of two means over trainings.
 
-    Trainings are no pairs: nothing but their order would say which seed of the candidate belongs to which.
+    Trainings are no pairs: nothing but their order would say which seed of the candidate belongs to which. With two or
+    three of them Student's t is so wide that the interval of a bounded score would leave what is possible. So it is
+    taken on the scale of artanh(difference / largest), which has no ends, with the standard error by the delta method,
+    as Fisher did for correlations (z transformation).
 
     Args:
         candidate, reference: the mean of each training.
+        largest: value of the score; the smallest is 0.
 
     Returns:
         Both ends; NaN if one of them has a single training, the difference if neither varies.
     """
     if min(len(candidate), len(reference)) < 2:
         return np.nan, np.nan
+    difference = float(np.mean(candidate) - np.mean(reference))
     if np.ptp(candidate) == np.ptp(reference) == 0:
-        difference = float(np.mean(candidate) - np.mean(reference))
         return difference, difference
     with warnings.catch_warnings():
         # SciPy warns if the trainings of one trainer are equal, which is right here
         warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
         low, high = stats.ttest_ind(candidate, reference, equal_var=False).confidence_interval()
+    if np.isinf(largest):
+        return float(low), float(high)
+    half = (high - low) / 2 / (largest - difference**2 / largest)  # the slope of artanh(d / l) is 1 / (l − d² / l)
+    low, high = largest * np.tanh(np.arctanh(difference / largest) + np.array([-half, half]))
     return float(low), float(high)
 
 
@@ -210,7 +238,7 @@ def verdict(row: Mapping[str, Any]) -> str:
     """``better`` or ``worse`` if interval, corrected test *and* trainings exclude no difference, else ``undecided``.
 
     Args:
-        row: of :func:`compare_trainers`, in any unit.
+        row: of :func:`compare_trainers`, in the units that are shown.
     """
     if not (excludes_zero(row) and is_confirmed(row) and trainings_agree(row)):
         return "undecided"
@@ -234,5 +262,15 @@ def is_confirmed(row: Mapping[str, Any]) -> bool:
 
 def trainings_agree(row: Mapping[str, Any]) -> bool:
     """Whether the interval over trainings excludes zero; a single training can't disagree."""
-    low, high = welch_interval(row["by_seed"], row["reference_by_seed"])
+    low, high = interval_over_trainings(row)
     return not low <= 0 <= high
+
+
+def interval_over_trainings(row: Mapping[str, Any]) -> tuple[float, float]:
+    """:func:`welch_interval` of a row in the units that are shown."""
+    return welch_interval(row["by_seed"], row["reference_by_seed"], METRICS[row["metric"]].largest)
+
+
+def is_about_networks(row: Mapping[str, Any]) -> bool:
+    """Whether a trainer has a single training, so that nothing says how much another one would differ."""
+    return min(len(row["by_seed"]), len(row["reference_by_seed"])) == 1

@@ -1,6 +1,6 @@
-"""The tables of a report: numbers as people read them, Dice and NSD in points (0 to 100) and HD95 in mm."""
+"""The tables of a report: numbers as people read them, Dice and NSD in points (0 to 100), HD95 in mm or pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_lomix.compare.metrics import METRICS
-from nnunet_lomix.compare.statistics import MEAN, verdict
+from nnunet_lomix.compare.statistics import MEAN, is_about_networks, verdict
 
 # columns of a comparison that are in the unit of the metric
 _MEASURED = (
@@ -20,7 +20,11 @@ _MEASURED = (
 
 @dataclass(frozen=True)
 class Row:
-    """A trainer in a class, as text; ``number`` counts the trainers, and the reference, 0, has no difference."""
+    """A trainer in a class, as text.
+
+    ``number`` counts the trainers, and the reference, 0, has no difference. ``about`` says what a verdict other than
+    undecided is about, if not about the trainers.
+    """
 
     trainer: str
     number: int
@@ -30,6 +34,7 @@ class Row:
     interval: str = ""
     p: str = ""
     verdict: str = ""
+    about: str = ""
     counts: str = ""
 
 
@@ -43,19 +48,29 @@ class Group:
 
 @dataclass(frozen=True)
 class MetricTable:
-    """The table of one metric."""
+    """The table of one metric, in one unit."""
 
     metric: str
+    unit: str
     groups: list[Group]
 
     @property
     def title(self) -> str:
         """
-        >>> MetricTable("HD95", []).title
+        >>> MetricTable("HD95", "mm", []).title
         'HD95, mm, lower is better'
         """
-        metric = METRICS[self.metric]
-        return f"{self.metric}, {metric.unit}, {'lower' if metric.lower_is_better else 'higher'} is better"
+        return f"{self.metric}, {self.direction}"
+
+    @property
+    def direction(self) -> str:
+        """The unit, and what is better."""
+        return f"{self.unit}, {'lower' if METRICS[self.metric].lower_is_better else 'higher'} is better"
+
+    @property
+    def means(self) -> Group:
+        """The rows of the mean over classes; one class alone is its own mean."""
+        return self.groups[-1]
 
 
 @dataclass(frozen=True)
@@ -68,8 +83,8 @@ class Extremes:
     worst: tuple[str, str]
 
 
-def make_table(rows: pd.DataFrame) -> MetricTable:
-    """The table of one metric, from its rows of a comparison."""
+def make_table(rows: pd.DataFrame, unit: str) -> MetricTable:
+    """The table of one metric, from its rows of a comparison; ``unit`` is the metric's."""
     groups = []
     for name in shown_classes(rows):
         records = in_shown_units(rows[rows["class"] == name])
@@ -77,11 +92,12 @@ def make_table(rows: pd.DataFrame) -> MetricTable:
         mean = _format_mean(first["reference_mean"], first["reference_low"], first["reference_high"])
         reference = Row(first["reference"], 0, *mean)
         groups.append(Group(str(name), [reference, *(_make_row(record, i) for i, record in enumerate(records, 1))]))
-    return MetricTable(rows["metric"].iloc[0], groups)
+    return MetricTable(rows["metric"].iloc[0], unit, groups)
 
 
 def _make_row(record: dict[str, Any], number: int) -> Row:
     ends = [record["difference_low"], record["difference_high"]]
+    judged = verdict(record)
     return Row(
         record["trainer"],
         number,
@@ -89,13 +105,19 @@ def _make_row(record: dict[str, Any], number: int) -> Row:
         difference=signed(record["difference"]),
         interval="–" if np.isnan(ends).any() else f"{signed(ends[0])} to {signed(ends[1])}",
         p=format_p(record["p_holm"]),
-        verdict=verdict(record),
+        verdict=judged,
+        about=name_networks(record) if judged != "undecided" and is_about_networks(record) else "",
         counts=f"{record['wins']}:{record['ties']}:{record['losses']}",
     )
 
 
 def _format_mean(mean: float, low: float, high: float) -> tuple[str, str]:
     return f"{mean:.2f}", "–" if np.isnan([low, high]).any() else f"{low:.2f} to {high:.2f}"
+
+
+def name_networks(row: Mapping[str, Any]) -> str:
+    """What was compared, where a trainer has a single training; ``row`` is of a comparison."""
+    return "these two networks" if len(row["by_seed"]) == len(row["reference_by_seed"]) == 1 else "these networks"
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -153,19 +175,18 @@ def differences_by_case(scores: pd.DataFrame, metric: str, trainer: str, referen
     return table.xs(trainer, axis=1, level="trainer") - table.xs(reference, axis=1, level="trainer")
 
 
-def list_extremes(scores: pd.DataFrame, means: pd.DataFrame) -> list[Extremes]:
+def list_extremes(scores: pd.DataFrame, means: pd.DataFrame, units: Mapping[str, str]) -> list[Extremes]:
     """For each candidate and metric the best and the worst case, by the mean over classes.
 
     Args:
         scores: of all cases.
         means: the rows ``mean`` of their comparison.
+        units: of each metric.
     """
     extremes = []
     for row in means.to_dict("records"):
         changes = differences_by_case(scores, row["metric"], row["trainer"], row["reference"])[MEAN]
-        best, worst = (
-            (row[end], f"{signed(changes[row[end]])} {METRICS[row['metric']].unit}") for end in ("best", "worst")
-        )
+        best, worst = ((row[end], f"{signed(changes[row[end]])} {units[row['metric']]}") for end in ("best", "worst"))
         extremes.append(Extremes(row["trainer"], row["metric"], best, worst))
     return extremes
 

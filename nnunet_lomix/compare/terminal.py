@@ -14,6 +14,7 @@ LEGEND = (
     "p: Wilcoxon's test, after Holm's correction. b:s:w: cases better:same:worse. "
     "*: better or worse by interval, test and seeds; all others are undecided."
 )
+ABOUT_NETWORKS = " Where a trainer has one training, * is about these networks; another training may show otherwise."
 # names are folded, so that all columns fit
 WIDTHS = {"class": 12, "trainer": 18, "mean": 6, "difference": 10, "95 % interval": 16, "p": 6, "b:s:w": 8}
 
@@ -21,15 +22,16 @@ WIDTHS = {"class": 12, "trainer": 18, "mean": 6, "difference": 10, "95 % interva
 def print_report(report: Report, console: Console) -> None:
     """Print the headlines and a table for each metric."""
     for item in report.headlines:
-        console.print(Text(item.first, style="bold"))
-        for sentence in item.others:
+        console.print(Text(item.first, style="" if item.about_networks else "bold"))
+        for sentence in (item.seeds, *item.others):
             console.print(Text(sentence))
     for note in report.notes:
         console.print(Text(note))
     for table in report.tables:
         console.print()
         console.print(_to_rich(table))
-    console.print(Text(LEGEND))
+    about_networks = any(item.about_networks for item in report.headlines)
+    console.print(Text(LEGEND + ABOUT_NETWORKS if about_networks else LEGEND))
 
 
 def _to_rich(table: MetricTable) -> Table:

@@ -236,9 +236,11 @@ class ClassCriterion(Criterion):
         return 1
 
     def check_values(self, target: Tensor, num_classes: int) -> None:
-        known = (target >= 0) & (target < num_classes)
         if target.is_floating_point():
-            known &= target == target.round()
+            known = (target >= 0) & (target < num_classes) & (target == target.round())
+        else:
+            target = target.long()  # PyTorch compares no uint16
+            known = (target >= 0) & (target < num_classes)
         if self.ignore_label is not None:
             known |= target == self.ignore_label
         if not known.all():
@@ -321,6 +323,7 @@ class RegionCriterion(Criterion):
         return num_classes + self.ignores
 
     def check_values(self, target: Tensor, num_classes: int) -> None:
+        target = target if target.is_floating_point() else target.long()
         known = (target == 0) | (target == 1)
         if not known.all():
             raise ValueError(

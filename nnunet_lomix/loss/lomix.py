@@ -25,8 +25,10 @@ def _as_tensor(tensor: Tensor) -> Tensor:
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
-def _rename_mixers(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Before the first release the operators were called mixers: states from then are loaded, too."""
+def _adapt_state(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """States of a loss that samples are loaded by one that doesn't, and states from before operators had their name."""
+    if not hasattr(module, "last_losses"):
+        state.pop(f"{prefix}last_losses", None)
     for key in [key for key in state if key.startswith(f"{prefix}mixers.")]:
         state[key.replace("mixers.", "operators.", 1)] = state.pop(key)
 
@@ -128,7 +130,11 @@ class LoMixLoss(nn.Module):
         self._backends: dict[tuple[object, ...], Backend] = {}  # for each kind of case
         self._logged: set[str] = set()
         self._looked_at_a_target = False
-        self.register_load_state_dict_pre_hook(_rename_mixers)
+        self.register_load_state_dict_pre_hook(_adapt_state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what backends keep: it belongs to a device, which a copy or a loaded loss may not have."""
+        return self.__dict__ | {"_backends": {}}
 
     def weights(self) -> Tensor:
         """Effective weights of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached."""
@@ -196,8 +202,7 @@ class LoMixLoss(nn.Module):
 
     def _backend_for(self, z_0: Tensor, evaluated: int) -> Backend:
         """The named backend, or the one that suits; logged once, as a warning if it isn't the named one."""
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        key = (z_0.device, z_0.dtype, z_0.shape, evaluated, self.backend, deterministic)
+        key = (z_0.device, z_0.dtype, z_0.shape, evaluated, self.backend)
         if key not in self._backends:
             case = Case(z_0.device, z_0.dtype, z_0.shape, self._bound_maps, evaluated, self.criterion)
             name, self._backends[key], refusals = choose(case, self.backend)

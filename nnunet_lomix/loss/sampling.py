@@ -38,13 +38,16 @@ class SamplingLoMixLoss(LoMixLoss):
             raise ValueError(f"sampled_mutants must be between 1 and the {mutants} mutants, got {sampled_mutants}")
         self.sampled_mutants = sampled_mutants
         self.register_buffer("last_losses", torch.zeros(len(self.maps)))
+        self._knows_losses = False
+        self.register_load_state_dict_pre_hook(self._complete_state)
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
         if not torch.is_grad_enabled():
             return super().forward(outputs, target)
-        if self.rule.steps == 0:
+        if not self._knows_losses:
             losses = self.losses(outputs, target)
             self.remember(slice(None), losses)
+            self._knows_losses = True
             return self.weigh(losses)
         chosen, factors = self.draw(self.rule.steps)
         losses = self.losses(outputs, target, chosen)
@@ -52,6 +55,12 @@ class SamplingLoMixLoss(LoMixLoss):
         known = self.last_losses.clone()
         self.observe(known)
         return self.with_objective((factors * losses).sum(), known)
+
+    @staticmethod
+    def _complete_state(module: "SamplingLoMixLoss", state: dict[str, Any], prefix: str, *_: Any) -> None:
+        """The state of a loss that doesn't sample knows no losses: the next step evaluates all maps."""
+        module._knows_losses = f"{prefix}last_losses" in state
+        state.setdefault(f"{prefix}last_losses", torch.zeros_like(module.last_losses))
 
     def remember(self, chosen: Tensor | slice, losses: Tensor) -> None:
         """Note the losses of the chosen maps; one that isn't finite leaves what was known before."""

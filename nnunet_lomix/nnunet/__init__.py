@@ -1,7 +1,7 @@
 """All that this package knows of nnU-Net's files, folders and commands, each thing once.
 
 - :mod:`~nnunet_lomix.nnunet.registration`, ``lookup/``: how nnU-Net finds the trainers;
-- :mod:`~nnunet_lomix.nnunet.trainers`: which class nnU-Net takes for the name of a trainer;
+- :mod:`~nnunet_lomix.nnunet.trainer_lookup`: which class nnU-Net takes for the name of a trainer;
 - :mod:`~nnunet_lomix.nnunet.datasets`: environment variables, names and folders of datasets, ``splits_final.json``;
 - :mod:`~nnunet_lomix.nnunet.results`: what a training leaves in its results folder;
 - :mod:`~nnunet_lomix.nnunet.checkpoints`: reading checkpoints safely;

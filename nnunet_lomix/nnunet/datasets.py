@@ -1,6 +1,7 @@
 """Datasets: nnU-Net's environment variables, names and folders, and ``splits_final.json``."""
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypedDict
 
@@ -57,7 +58,8 @@ def name_dataset(dataset: str, check: str = "-d, nnUNet_preprocessed, nnUNet_raw
     try:
         return str(maybe_convert_to_dataset_name(dataset))
     except ValueError:
-        raise LoMixError(f"{dataset!r} is neither the number nor the name of a dataset.") from None
+        hint = suggest_dataset(dataset)
+        raise LoMixError(f"{dataset!r} is neither the number nor the name of a dataset{hint}") from None
     except RuntimeError as error:  # its first sentence says which
         raise LoMixError(f"{str(error).split('. ')[0]}: check {check}.") from None
 
@@ -72,9 +74,18 @@ def require_preprocessed(dataset: str) -> Path:
     name = name_dataset(dataset, "-d and nnUNet_preprocessed")
     if not (root / name).is_dir():
         raise LoMixError(
-            f"{name} is not in nnUNet_preprocessed ({root}): run nnUNetv2_plan_and_preprocess for it first."
+            f"{name} is not in nnUNet_preprocessed ({root}): run nnUNetv2_plan_and_preprocess for it first"
+            f"{suggest_dataset(name)}"
         )
     return root / name
+
+
+def suggest_dataset(name: str) -> str:
+    """The end of a message about a name that isn't found: which datasets it may mean, if some are called alike."""
+    roots = [root for root in map(find_root, VARIABLES) if root is not None]
+    there = sorted({folder.name for root in roots for folder in root.glob("Dataset*")} - {name})
+    close = [other for other in there if name.lower() in other.lower()] or get_close_matches(name, there, 3, 0.7)
+    return f"; did you mean {' or '.join(close[:3])}?" if close else "."
 
 
 def require_references(dataset: str) -> Path:
@@ -97,8 +108,31 @@ def require_references(dataset: str) -> Path:
 
 def find_images(dataset: str) -> Path | None:
     """The folder of the raw training images of a dataset, by its name; None if it isn't there."""
+    return _find_raw(dataset, "imagesTr")
+
+
+def find_labels(dataset: str) -> Path | None:
+    """The folder of the raw training labels of a dataset, by its name; None if it isn't there."""
+    return _find_raw(dataset, "labelsTr")
+
+
+def _find_raw(dataset: str, place: str) -> Path | None:
     root = find_root("nnUNet_raw")
-    return root / dataset / "imagesTr" if root is not None and (root / dataset / "imagesTr").is_dir() else None
+    return root / dataset / place if root is not None and (root / dataset / place).is_dir() else None
+
+
+def list_cases(folder: Path, ending: str) -> dict[str, Path]:
+    """The files of a folder with an ending, by case, sorted.
+
+    Names that begin with a dot are no cases: macOS leaves such a file beside each one that it copies.
+    """
+    files = (file for file in sorted(folder.glob(f"*{ending}")) if not is_hidden(file))
+    return {file.name.removesuffix(ending): file for file in files}
+
+
+def is_hidden(file: Path) -> bool:
+    """Whether the name begins with a dot."""
+    return file.name.startswith(".")
 
 
 def name_image(case: str, channel: int, ending: str) -> str:
@@ -152,10 +186,10 @@ def default_splits(folder: Path) -> list[Split]:
         LoMixError: nothing is preprocessed, configurations have different cases, or there are fewer than 5.
     """
     # each case has one file with its properties in the folder of each configuration
-    configurations = sorted({file.parent for file in folder.glob("*/*.pkl")})
+    configurations = sorted({file.parent for file in folder.glob("*/*.pkl") if not is_hidden(file)})
     if not configurations:
         raise LoMixError(f"{folder} has no preprocessed cases: run nnUNetv2_preprocess first.")
-    found = {c.name: set(infer_dataset_class(str(c)).get_identifiers(str(c))) for c in configurations}
+    found = {c.name: _list_preprocessed(c) for c in configurations}
     cases, *others = found.values()
     if any(other != cases for other in others):
         counts = ", ".join(f"{name} {len(cases)}" for name, cases in found.items())
@@ -165,3 +199,9 @@ def default_splits(folder: Path) -> list[Split]:
     splits = generate_crossval_split(list(np.sort(list(cases))), seed=12345, n_splits=5)
     # numpy's strings become Python's, as JSON wants them
     return [Split(train=[*map(str, fold["train"])], val=[*map(str, fold["val"])]) for fold in splits]
+
+
+def _list_preprocessed(folder: Path) -> set[str]:
+    """The cases in the folder of a preprocessed configuration."""
+    cases = infer_dataset_class(str(folder)).get_identifiers(str(folder))
+    return {case for case in cases if not is_hidden(Path(case))}

@@ -10,16 +10,18 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from click.testing import CliRunner
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.loss import BACKENDS
 from nnunet_lomix.loss.backends.plain import Plain
-from nnunet_lomix.loss.criterion import PixelSums, RegionCriterion
+from nnunet_lomix.loss.criterion import RegionCriterion
 from nnunet_lomix.trainers import nnUNetTrainerLoMix
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +173,13 @@ def test_a_comparison_tells_under_which_other_circumstances_it_was_measured(modu
     ]
 
 
+def test_numbers_that_are_zero_or_unknown_are_compared_too(module: Module) -> None:
+    memory = {"zero": (0, 0), "grown": (0, 5), "unknown": (None, None)}
+    base, new = (record(module, *(row(case, "lean", 1, mb[i]) for case, mb in memory.items())) for i in (0, 1))
+    ratios, _ = module("results").compare_records(base, new)
+    assert ratios["memory_mb"].tolist() == ["1.00", "inf", ""]
+
+
 def test_results_of_different_benchmarks_are_not_compared(module: Module) -> None:
     with pytest.raises(LoMixError, match="'step' can't be compared with those of 'loss'"):
         module("results").compare_records(record(module, benchmark="step"), record(module))
@@ -261,8 +270,11 @@ def test_loss_and_a_second_run_compared_with_it(
             assert 0 < r[part]["p20"] <= r[part]["median"] <= r[part]["p80"]
         assert r["full_ms"]["median"] == pytest.approx(r["forward_ms"]["median"] + r["backward_ms"]["median"])
     output = run(module, "loss", *TINY, *backends[:4], "--base", tmp_path / "first.json")
-    assert "Relative to the base" in output and "only in the base results: (2, 3, 8 × 8), S = 2, K = 2, lean" in output
-    assert "Relative to the base" in run(module, "compare-results", tmp_path / "first.json", tmp_path / "first.json")
+    assert (
+        "Relative to `python benchmarks/run.py loss" in output
+        and "only in the base results: (2, 3, 8 × 8), S = 2, K = 2, lean" in output
+    )
+    assert "| 1.00" in run(module, "compare-results", tmp_path / "first.json", tmp_path / "first.json")
 
 
 def test_memory(module: Module, tmp_path: Path) -> None:
@@ -274,9 +286,8 @@ def test_memory(module: Module, tmp_path: Path) -> None:
 
 def test_the_error_of_a_wrong_backend_is_seen(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(Plain):
-        def __call__(self, *args: object) -> PixelSums:
-            sums = super().__call__(*args)
-            return sums._replace(cross_entropy=1.01 * sums.cross_entropy)
+        def __call__(self, outputs: list[torch.Tensor], *args: Any) -> Any:
+            return super().__call__([1.01 * z for z in outputs], *args)
 
     monkeypatch.setitem(BACKENDS, "wrong", Wrong)
     tiny = module("cases").CASES["tiny"]
@@ -296,9 +307,7 @@ def test_a_backend_that_another_one_would_replace_is_not_measured(
 
 
 def test_step(module: Module, tmp_path: Path) -> None:
-    before = dict(os.environ)
     output = run(module, "step", *TINY, "--backend", "lean", "--out", tmp_path / "step.json")
-    assert dict(os.environ) == before
     assert "default (plain)" in output
     nnunet, default, lean = json.loads((tmp_path / "step.json").read_text())["rows"]
     assert [r["backend"] for r in (nnunet, default, lean)] == ["nnU-Net", "default", "lean"]
@@ -311,12 +320,14 @@ def test_step(module: Module, tmp_path: Path) -> None:
 @pytest.mark.parametrize("regions", [False, True])
 def test_a_step_is_that_of_the_trainer_on_outputs_of_the_case(module: Module, regions: bool) -> None:
     step, case = module("step"), module("cases").Case(2, 3, (16, 24, 8), 3, 2, regions)
+    environment = dict(os.environ)
     with step.nnunet_folders():
         trainer = step.make_trainer("lean", case, "cpu")
         batch = step.make_batch(case, "cpu")
         before = [p.detach().clone() for p in trainer.network.parameters()]
         trainer.train_step(batch)
         outputs = trainer.network(batch["data"])
+    assert dict(os.environ) == environment
     assert isinstance(trainer, nnUNetTrainerLoMix) and trainer.loss.backend == "lean"
     assert len(trainer.loss.maps) == 3 + 4
     assert isinstance(trainer.loss.criterion, RegionCriterion) == regions
@@ -324,6 +335,42 @@ def test_a_step_is_that_of_the_trainer_on_outputs_of_the_case(module: Module, re
     assert [tuple(z.shape) for z in outputs] == [(2, 3, *size) for size in sizes]
     assert [tuple(t.shape) for t in batch["target"]] == [(2, 3 if regions else 1, *size) for size in sizes]
     assert all(not torch.equal(p, old) for p, old in zip(trainer.network.parameters(), before, strict=True))
+
+
+def test_compare(module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = module("compare")
+    monkeypatch.setattr(compare, "WIDTH", 32)
+    monkeypatch.setattr(compare, "in_its_own_process", lambda function, *args: function(*args))
+    output = run(module, "compare", "--cases", 2, "--jobs", 1, "--out", tmp_path / "compare.json")
+    assert "MB of the largest worker" in output
+    (row,) = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    assert row["cases"] == 2 and all(row[name] > 0 for name in ("first_s", "again_s", "processors_s", "memory_mb"))
+
+
+def test_a_step_that_samples_says_how_many_maps_it_evaluates(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, case = module("step"), module("cases").Case(2, 3, (16, 24), 3, 3)
+    monkeypatch.setattr(nnUNetTrainerLoMix, "sampled_mutants", 5)
+    with step.nnunet_folders():
+        trainers = [step.make_trainer(name, case, "cpu") for name in ("nnU-Net", "default", "lean")]
+    assert [step.count_evaluated_maps(trainer, case) for trainer in trainers] == [2, 3 + 5, 19]
+
+
+def test_no_case_of_compare_has_the_bytes_of_another_one(
+    module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = module("compare")
+    monkeypatch.setattr(compare, "WIDTH", 32)
+    files = {name: [compare.make_segmentation(0, noise)] * compare.DISTINCT for name, noise in compare.NOISE.items()}
+    compare.write_cases(tmp_path, files, 3)
+    contents = [path.read_bytes() for path in tmp_path.glob("*/*.nii.gz")]
+    assert len(set(contents)) == len(contents) == 9
+    reference, other, old, new = (
+        sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / folder / f"case_{i}.nii.gz"))
+        for folder, i in (("references", 0), ("references", 1), ("old", 0), ("new", 0))
+    )
+    assert set(np.unique(reference)) == set(range(9))
+    np.testing.assert_array_equal(reference, other)
+    assert 0 < (new != reference).sum() < (old != reference).sum()
 
 
 def test_kernels_are_counted_without_a_gpu() -> None:
@@ -335,3 +382,113 @@ def test_kernels_are_counted_without_a_gpu() -> None:
     assert 16 < figures["registers"] <= 255
     assert all(5 < figures[operator] < 200 for operator in list(figures)[2:])
     assert figures["fusion"] > figures["add"]
+
+
+def test_gpu_is_tried_without_one(module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # the interpreter would take long
+    parts = ("--part", "loss", "--part", "step", "--part", "kernels")
+    output = run(module, "gpu", *TINY, *parts, "--out", tmp_path / "gpu.json")
+    assert os.listdir(tmp_path) == ["gpu.json"]
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    case = str(module("cases").CASES["tiny"])
+    rows = {(r["part"], r["what"]): r for r in written["rows"]}
+    assert {r["case"] for r in written["rows"]} == {case}
+    assert rows.keys() == {
+        ("loss", "nnU-Net"), ("loss", "all maps"), ("loss", "default"), ("step", "nnU-Net"), ("step", "default"),
+        ("kernels", "failure"),
+    }  # fmt: skip
+    assert [rows["loss", what]["maps"] for what in ("nnU-Net", "all maps", "default")] == [1, 6, 6]
+    assert all(r["full_ms"]["median"] > 0 for (part, _), r in rows.items() if part == "loss")
+    assert rows["step", "default"]["ratio"]["median"] > 0
+    assert rows["kernels", "failure"]["failure"] == "LoMixError: this part needs CUDA"
+    assert "LoMixError: this part needs CUDA" in output and "default" not in output.split("kernels")[0]
+
+
+def test_the_checks_on_a_gpu_cover_scales_classes_and_kinds(module: Module) -> None:
+    checks = module("cases").CHECKS
+    assert {(c.scales, c.classes) for c in checks} == {(s, c) for s in range(3, 8) for c in (3, 9, 14, 17)}
+    assert len({(c.dimensions, c.regions, c.ignore) for c in checks}) == 8
+    for classes in (3, 9, 14, 17):
+        assert len({(c.dimensions, c.regions, c.ignore) for c in checks if c.classes == classes}) >= 4
+    assert len({str(c) for c in checks}) == len(checks)
+
+
+def gpu_row(part: str, what: str, case: str = "a", **figures: object) -> dict[str, object]:
+    return {"part": part, "case": case, "what": what, **figures}
+
+
+def test_the_gpu_table_has_the_default_beside_nnunet(module: Module) -> None:
+    rows = [
+        gpu_row("loss", "nnU-Net", full_ms=spread_around(4)),
+        gpu_row("loss", "all maps", full_ms=spread_around(20)),
+        gpu_row("loss", "default", full_ms=spread_around(12)),
+        gpu_row("step", "default, compiled", ratio=spread_around(1.1)),
+        gpu_row("step", "default", ratio=spread_around(1.08)),
+        gpu_row("loss", "failure", "b", failure="OutOfMemoryError: 1 GB"),
+        gpu_row("epochs", "nnUNetTrainer", "c", epoch_s=2.0, epoch_ratio=1.0),
+        gpu_row("epochs", "nnUNetTrainerLoMix", "c", epoch_s=2.5, epoch_ratio=1.25),
+        gpu_row("correctness", "fused against lean", "d", error=3e-6),
+        gpu_row("tests", "pytest", "e", passed=False, summary="1 failed, 2 passed"),
+    ]
+    made = module("results").make_record("gpu", rows, ("part", "case", "what"), "cpu", {})
+    tables = module("documents").TABLES
+    assert tables["gpu"](made).values.tolist() == [["a", "12 (20)", "4", "1.10 (1.08)"], ["c", "", "", "1.25"]]
+    assert tables["gpu_checks"](made).values.tolist() == [
+        ["loss", "b", "failure", "OutOfMemoryError: 1 GB"],
+        ["correctness", "d", "fused against lean", "3e-06"],
+        ["tests", "e", "pytest", "1 failed, 2 passed"],
+    ]
+
+
+def test_the_kernels_table_shows_the_limits_that_are_known(module: Module) -> None:
+    times = {f"{kernel}_ms": 4.0 for kernel in ("forward_kernel", "backward_kernel", "adjoint_kernel", "other")}
+    counts = {"maps": 48, "launches": 30.0, "copies": 1.0}
+    rows = [
+        gpu_row("kernels", "all maps", **times, **counts, forward_bandwidth_ms=0.5, forward_instructions_ms=3.0),
+        gpu_row("kernels", "default", **times, **counts),
+    ]
+    made = module("results").make_record("gpu", rows, ("part", "case", "what"), "cpu", {})
+    assert module("documents").TABLES["gpu_kernels"](made).values.tolist() == [
+        ["a", "all maps", "48", "4 (bandwidth 0.5, instructions 3)", "4", "4", "4", "30", "1"],
+        ["a", "default", "48", "4", "4", "4", "4", "30", "1"],
+    ]
+
+
+def test_what_fails_on_a_gpu_stops_nothing_else(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = module("gpu")
+
+    def broken(*args: object) -> None:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(gpu, "measure_loss", broken)
+    monkeypatch.setattr(gpu, "run_tests", lambda: [{"what": "pytest", "passed": True, "summary": "2 passed"}])
+    (tests, loss) = gpu.measure(["loss", "tests"], ["tiny"], "cpu", 1, side_by_side=False)
+    assert tests[0]["summary"] == "2 passed"
+    assert loss[0]["failure"] == "RuntimeError: an illegal memory access"
+
+
+def test_a_first_run_that_fails_is_not_measured_and_one_without_times_not_repeated(
+    module: Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = module("gpu")
+
+    def first_run(task: object, **_: object) -> list[dict[str, object]]:
+        what, figures = ("failure", {"failure": "it took longer"}) if task.name == "bad" else ("first", {})
+        return [{"part": task.part, "case": task.name, "what": what, **figures}]
+
+    def task(part: str, name: str) -> object:
+        return gpu.Task(part, name, lambda: [{"what": "again"}])
+
+    tasks = [task("loss", "bad"), task("loss", "good"), task("correctness", "good")]
+    monkeypatch.setattr(gpu, "list_tasks", lambda *args: tasks)
+    monkeypatch.setattr(gpu, "run_in_process", first_run)
+    rows = gpu.measure(["loss", "correctness"], [], "cuda", 1, side_by_side=True)
+    assert [row["what"] for (row,) in rows] == ["failure", "again", "first"]
+
+
+def test_a_command_that_takes_too_long_is_ended(module: Module) -> None:
+    run_for = module("gpu").run_for
+    for_ever = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(9999)'])"
+    with pytest.raises(LoMixError, match="it took longer than 0.5 s"):
+        run_for([sys.executable, "-c", for_ever], 0.5, {})
+    assert run_for([sys.executable, "-c", "import os; print(os.environ['A']); exit(3)"], 60, {"A": "b"}) == (3, "b\n")

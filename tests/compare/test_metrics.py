@@ -174,7 +174,7 @@ def test_files_equal_brute_force_on_whole_images(tmp_path, scoring_settings, see
     expected, predicted = random_labels(seed), random_labels(seed + 100)
     expected[:, 3:5] = 3  # to be ignored
     files = [write(labels, tmp_path / f"{i}.nii.gz") for i, labels in enumerate((expected, predicted))]
-    (scores,) = score_case(files[0], {"p": files[1]}, scoring_settings).values()
+    ((scores, *_),) = score_case(files[0], {"p": files[1]}, scoring_settings).values()
     values = [list(v) if len(v) > 1 else v[0] for v in LABELS.values()]
     theirs = compute_metrics(
         *map(str, files), SimpleITKIO(), [tuple(v) if isinstance(v, list) else v for v in values], 3
@@ -200,9 +200,28 @@ def test_ignored_voxels_count_for_neither(tmp_path, scoring_settings):
     other[2:4] = 1 - (predicted[2:4] > 0)
     files = {"a": write(predicted, tmp_path / "a.nii.gz"), "b": write(other, tmp_path / "b.nii.gz")}
     scores = score_case(reference, files, scoring_settings)
-    assert (predicted != other).any() and scores["a"] == scores["b"]
+    assert (predicted != other).any() and scores["a"].scores == scores["b"].scores
     everywhere = score_case(reference, files, ScoringSettings(LABELS, None, 1.5, SimpleITKIO))
-    assert everywhere["a"] != everywhere["b"]
+    assert everywhere["a"].scores != everywhere["b"].scores
+
+
+@pytest.mark.parametrize("ignore", [None, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_region_may_contain_background(tmp_path, seed, ignore):
+    """nnU-Net's LabelManager allows it; Dice is nnU-Net's, the boundaries are those of the whole image."""
+    expected, predicted = random_labels(seed), random_labels(seed + 100)
+    if ignore:
+        expected[:, 3:5] = ignore
+    files = [write(labels, tmp_path / f"{i}.nii.gz") for i, labels in enumerate((expected, predicted))]
+    regions = {"all but 2": (0, 1), "2": (2,), "not there but 0": (0, 5)}
+    ((scores, *_),) = score_case(files[0], {"p": files[1]}, ScoringSettings(regions, ignore, 1.5, SimpleITKIO)).values()
+    theirs = compute_metrics(*map(str, files), SimpleITKIO(), list(regions.values()), ignore)["metrics"]
+    counted = expected != 3
+    for own, values in zip(scores, regions.values(), strict=True):
+        a, b = (np.isin(labels, values) & counted for labels in (expected, predicted))
+        assert own[0] == pytest.approx(theirs[values]["Dice"], abs=1e-9)
+        assert own[1] == pytest.approx(brute_nsd(a, b, (5.0, 0.7, 1.0), 1.5), abs=1e-5)
+        assert own[2] == pytest.approx(brute_hd95(a, b, (5.0, 0.7, 1.0)), rel=1e-5)
 
 
 def test_pictures_are_2d_with_pixels_of_1(tmp_path):
@@ -210,7 +229,7 @@ def test_pictures_are_2d_with_pixels_of_1(tmp_path):
     for name, labels in (("a", a), ("b", b)):
         imsave(tmp_path / f"{name}.png", labels, check_contrast=False)
     scoring_settings = ScoringSettings({"cell": (1,)}, None, 2.3, NaturalImage2DIO)
-    (((_, nsd, hd95),),) = score_case(tmp_path / "a.png", {"b": tmp_path / "b.png"}, scoring_settings).values()
+    ((((_, nsd, hd95),), *_),) = score_case(tmp_path / "a.png", {"b": tmp_path / "b.png"}, scoring_settings).values()
     assert nsd == pytest.approx(brute_nsd(a > 0, b > 0, (1.0, 1.0), 2.3), abs=1e-5)
     assert hd95 == pytest.approx(brute_hd95(a > 0, b > 0, (1.0, 1.0)), rel=1e-5)
 
@@ -288,17 +307,17 @@ def scored(monkeypatch) -> list:
     names = []
     original = scoring.score_case
 
-    def spy(reference, predictions, scoring_settings):
+    def spy(reference, predictions, *arguments):
         names.extend(file.name for file in predictions.values())
-        return original(reference, predictions, scoring_settings)
+        return original(reference, predictions, *arguments)
 
     monkeypatch.setattr(scoring, "score_case", spy)
     return names
 
 
 def test_scores_are_tidy(source):
-    scores = score(source, 1.0, 1)
-    assert list(scores) == ["case", "class", "trainer", "seed", "metric", "value"]
+    scores, notes = score(source, 1.0, 1)
+    assert not notes and list(scores) == ["case", "class", "trainer", "seed", "metric", "value"]
     assert len(scores) == 3 * 3 * 2 * 3 and not scores.duplicated(["case", "class", "trainer", "seed", "metric"]).any()
     perfect = scores[scores["trainer"] == "B"].groupby("metric")["value"]
     assert perfect.unique().map(list).to_dict() == {"Dice": [1], "NSD": [1], "HD95": [0]}
@@ -307,19 +326,19 @@ def test_scores_are_tidy(source):
 
 def test_scores_of_known_content_are_not_computed_again(source, scored, tmp_path):
     file = tmp_path / "cache.json"
-    first = score(source, 1.0, 1, file)
+    first = score(source, 1.0, 1, file).table
     assert len(scored) == 6
     scored.clear()
-    assert score(source, 1.0, 1, file).equals(first) and scored == []
+    assert score(source, 1.0, 1, file).table.equals(first) and scored == []
     write(random_labels(77), source.predictions["A", 0]["y"])
-    assert not score(source, 1.0, 1, file).equals(first) and scored == ["y_A.nii.gz"]
+    assert not score(source, 1.0, 1, file).table.equals(first) and scored == ["y_A.nii.gz"]
     scored.clear()
     write(random_labels(78), source.references["z"])
     score(source, 1.0, 1, file)
     assert scored == ["z_A.nii.gz", "z_B.nii.gz"]
 
 
-@pytest.mark.parametrize("change", [{"tolerance": 2.0}, {"labels": {"tumour": (2,)}}, {"ignore": 2}, {"version": 2}])
+@pytest.mark.parametrize("change", [{"tolerance": 2.0}, {"labels": {"tumour": (2,)}}, {"ignore": 2}, {"version": 99}])
 def test_scores_are_computed_again_if_their_meaning_changes(source, scored, tmp_path, monkeypatch, change):
     file = tmp_path / "cache.json"
     score(source, 1.0, 1, file)
@@ -352,7 +371,7 @@ def test_a_changed_spacing_beside_a_file_is_another_content(tmp_path):
     assert scoring._hash_file(file) != before
 
 
-@pytest.mark.parametrize("content", ["", '{"a":', "3", '[["a"]]'])
+@pytest.mark.parametrize("content", ["", '{"a":', "3", '[["a"]]', '{"a": [[1, 1, 0]]}', '{"a": {"scores": 1}}'])
 def test_a_damaged_cache_is_made_anew(source, scored, tmp_path, content):
     (tmp_path / "cache.json").write_text(content)
     score(source, 1.0, 1, tmp_path / "cache.json")
@@ -370,7 +389,7 @@ def test_scores_are_saved_on_the_way(source, tmp_path, monkeypatch):
 
 @pytest.mark.end_to_end
 def test_processes_give_the_same(source):
-    assert score(source, 1.0, 2).equals(score(source, 1.0, 1))
+    assert score(source, 1.0, 2).table.equals(score(source, 1.0, 1).table)
     write(random_labels(0, (3, 3, 3)), source.predictions["A", 0]["y"])
     with pytest.raises(LoMixError, match="y_A.nii.gz"):
         score(source, 1.0, 2)

@@ -12,15 +12,18 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from rich.console import Console
 
 from nnunet_lomix.compare import overlays, plots
+from nnunet_lomix.compare import report as report_module
 from nnunet_lomix.compare.content import describe
 from nnunet_lomix.compare.markdown import to_markdown
 from nnunet_lomix.compare.report import write_report
 from nnunet_lomix.compare.sources import CaseFiles
 from nnunet_lomix.compare.statistics import compare_trainers, verdict, welch_interval
 from nnunet_lomix.compare.words import headline
+from nnunet_lomix.errors import LoMixError
 
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainerLoMix")
 FILES = ("comparison.json", "report.html", "report.md", "scores.csv")
@@ -62,7 +65,7 @@ def make_files(folder, cases, trainers=TRAINERS, shape=(5, 12, 14)) -> dict:
             labels[..., 3:8, 3 : 6 + j] = 1
             predictions[trainer] = write(labels, f"{i}_{j}.nii.gz")
         image = write(rng.normal(size=shape).astype(np.float32), f"{i}.nii.gz")
-        files[case] = CaseFiles(image, write(labels, f"{i}_r.nii.gz"), predictions)
+        files[case] = CaseFiles(image, write(labels, f"{i}_r.nii.gz"), predictions, SimpleITKIO)
     return files
 
 
@@ -233,13 +236,20 @@ def row(metric="Dice", difference=1.2, low=0.3, high=2.1, p=0.01, by_seed=(81.2,
     return {"metric": metric, "trainer": "New", "reference": "Old", "ties": ties, **ends}
 
 
+TWO = "These two networks: "
+
+
 @pytest.mark.parametrize(
     "given_row, expected, judged",
     [
-        (row(), "New's mean Dice over 26 cases is 1.2 points higher than Old's (95 % interval 0.3 to 2.1).", "better"),
+        (
+            row(),
+            TWO + "New's mean Dice over 26 cases is 1.2 points higher than Old's (95 % interval 0.3 to 2.1).",
+            "better",
+        ),
         (
             row(difference=-1.2, low=-2.1, high=-0.3),
-            "New's mean Dice over 26 cases is 1.2 points lower than Old's (95 % interval 0.3 to 2.1).",
+            TWO + "New's mean Dice over 26 cases is 1.2 points lower than Old's (95 % interval 0.3 to 2.1).",
             "worse",
         ),
         (
@@ -250,23 +260,25 @@ def row(metric="Dice", difference=1.2, low=0.3, high=2.1, p=0.01, by_seed=(81.2,
         ),
         (
             row("HD95", -0.4, -0.7, -0.1),
-            "New's mean HD95 over 26 cases is 0.4 mm smaller than Old's, which is better (95 % interval 0.1 to 0.7).",
+            TWO
+            + "New's mean HD95 over 26 cases is 0.4 mm smaller than Old's, which is better (95 % interval 0.1 to 0.7).",
             "better",
         ),
         (
             row("HD95", 0.4, 0.1, 0.7),
-            "New's mean HD95 over 26 cases is 0.4 mm larger than Old's, which is worse (95 % interval 0.1 to 0.7).",
+            TWO
+            + "New's mean HD95 over 26 cases is 0.4 mm larger than Old's, which is worse (95 % interval 0.1 to 0.7).",
             "worse",
         ),
         # a bound of 0.03 is not 0.0
         (
             row(low=0.03),
-            "New's mean Dice over 26 cases is 1.20 points higher than Old's (95 % interval 0.03 to 2.10).",
+            TWO + "New's mean Dice over 26 cases is 1.20 points higher than Old's (95 % interval 0.03 to 2.10).",
             "better",
         ),
         (
             row(p=0.0625),
-            "New's mean Dice over 26 cases is 1.2 points higher than Old's (95 % interval 0.3 to 2.1), "
+            TWO + "New's mean Dice over 26 cases is 1.2 points higher than Old's (95 % interval 0.3 to 2.1), "
             "but the test doesn't confirm it (p = 0.062).",
             "undecided",
         ),
@@ -297,7 +309,7 @@ def row(metric="Dice", difference=1.2, low=0.3, high=2.1, p=0.01, by_seed=(81.2,
     ],
 )
 def test_headline(given_row, expected, judged):
-    assert headline(given_row, 26) == expected
+    assert headline(given_row, 26, {"Dice": "points", "HD95": "mm"}[given_row["metric"]]) == expected
     assert verdict(given_row) == judged
 
 
@@ -315,10 +327,10 @@ def test_words_fit_the_scores_through_all_steps():
     (item,) = told.headlines
     assert item.verdict == "better"
     assert re.search(r"mean Dice over 12 cases is (4\.9|5\.0|5\.1) points higher than nnUNetTrainer's", item.first)
-    seeds, nsd, hd95 = item.others
+    nsd, hd95 = item.others
     assert "have the same mean NSD in each of 12 cases" in nsd
     assert "3.0 mm larger" in hd95 and "which is worse" in hd95
-    assert "One training each" in seeds
+    assert "One training each" in item.seeds
     verdicts = {t.metric: [g.rows[1].verdict for g in t.groups] for t in told.tables}
     assert verdicts == {"Dice": ["better"] * 3, "NSD": ["undecided"] * 3, "HD95": ["worse"] * 3}
     means = {t.metric: [float(r.mean) for r in t.groups[0].rows] for t in told.tables}
@@ -334,10 +346,13 @@ def test_how_much_seeds_differ_is_told():
     better = (scores["trainer"] == TRAINERS[1]) & (scores["seed"] == 1) & (scores["metric"] == "Dice")
     scores.loc[better, "value"] = 0.7
     told = describe(scores, compare_trainers(scores, resamples=200), {})
-    sentence = told.headlines[0].others[0]
+    sentence = told.headlines[0].seeds
     assert "by seed, points: nnUNetTrainerLoMix 50.0 / 70.0, nnUNetTrainer 50.0 / 50.0;" in sentence
-    # the standard error is 10 points, and 12.706 times that with one degree of freedom
-    assert "other trainings (Welch's t): −117.1 to +137.1." in sentence
+    # the standard error is 10 points, and 12.706 times that with one degree of freedom: −117 to +137, if Dice had no
+    # bounds. On the scale of artanh(d / 100) it is 1 / (1 − 0.1²) times a hundredth
+    half = 12.7062 * 0.1 / 0.99
+    low, high = (100 * np.tanh(np.arctanh(0.1) + end) for end in (-half, half))
+    assert f"other trainings (Welch's t): −{-low:.1f} to +{high:.1f}." in sentence and -100 < low < high < 100
     assert "not in the interval" in told.methods[-1]
 
 
@@ -362,7 +377,7 @@ def test_cases_that_cannot_be_drawn_are_named(tmp_path):
     files["a"].reference.write_bytes(b"broken")
     report(tmp_path, scores, files=files)
     text = (tmp_path / "report.html").read_text()
-    assert "read the files of a: they are scored, but not drawn" in text and "b</" in text
+    assert re.search(r"Scored, but not drawn: a \(nnU-Net.*SimpleITKIO can.*read .*0_r.nii.gz", text) and "b</" in text
 
 
 def test_best_and_worst_of_hd95_are_by_what_is_better(tmp_path):
@@ -375,16 +390,39 @@ def test_best_and_worst_of_hd95_are_by_what_is_better(tmp_path):
     assert (hd95.best, hd95.worst) == (("much better", "−0.40 mm"), ("worse", "+0.40 mm"))
 
 
-@pytest.mark.parametrize("module, picture", [(plots, "draw_differences"), (overlays, "draw_overlays")])
-def test_a_picture_that_fails_leaves_whole_numbers_and_no_page(tmp_path, monkeypatch, module, picture):
+PICTURES = [(plots, f"draw_{kind}") for kind in ("differences", "distributions", "curves")]
+
+
+@pytest.mark.parametrize("module, picture", [*PICTURES, (overlays, "draw_overlays")])
+@pytest.mark.parametrize("error", [MemoryError(), IndexError("tuple index\nout of range"), LoMixError("No file.")])
+def test_a_picture_that_fails_is_left_out_with_a_line(tmp_path, monkeypatch, module, picture, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    scores = make_scores()
+    out = tmp_path / "out"
+    monkeypatch.setattr(module, picture, fail)
+    printed = report(out, scores, None, make_curves(), make_files(tmp_path, ["a"]))
+    assert sorted(p.name for p in out.iterdir()) == list(FILES) and "report.html" in printed
+    text = "".join(read_page(out).words)
+    reason = {MemoryError: "(MemoryError)", IndexError: "(IndexError: tuple index)", LoMixError: "(No file.)"}[
+        type(error)
+    ]
+    left_out = "Scored, but not drawn: a " if module is overlays else "This picture could not be drawn "
+    assert left_out + reason in text
+    missing = {"draw_differences": 2, "draw_distributions": 2, "draw_curves": 1, "draw_overlays": 0}[picture]
+    assert read_page(out).tags.count("svg") == 5 - missing
+
+
+def test_a_page_that_fails_leaves_whole_numbers(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise MemoryError
 
     scores = make_scores()
     out = tmp_path / "out"
-    monkeypatch.setattr(module, picture, fail)
+    monkeypatch.setattr(report_module, "to_html", fail)
     with pytest.raises(MemoryError):
-        report(out, scores, None, make_curves(), make_files(tmp_path, ["a"]))
+        report(out, scores)
     assert sorted(p.name for p in out.iterdir()) == ["comparison.json", "report.md", "scores.csv"]
     with open(out / "scores.csv") as file:
         assert sum(1 for _ in csv.reader(file)) == len(scores) + 1
@@ -402,46 +440,6 @@ def test_the_pictures_are_of_cases_in_which_what_is_shown_differs(tmp_path):
     alts = [value for tag, name, value in read_page(tmp_path / "out").attributes if (tag, name) == ("img", "alt")]
     assert [alt[0] for alt in alts[::2]] == ["c", "d", "a", "f"]
     assert alts[1].endswith("Dice, points: 20.0.")
-
-
-def test_an_unreadable_image_is_left_out(tmp_path):
-    image, *others = make_files(tmp_path, ["a"])["a"]
-    image.write_bytes(b"broken")
-    assert overlays.draw_overlays(image, *others) == overlays.draw_overlays(None, *others)
-
-
-def test_the_slice_with_most_differences_is_shown(tmp_path):
-    shape = (6, 10, 10)
-    arrays = [np.zeros(shape, np.uint8) for _ in range(3)]
-    for array in arrays:
-        array[2, 2:8, 2:8] = 1  # the largest slice, where all agree
-    arrays[1][4, 3:5, 3:5] = 1
-    arrays[0][4, 3, 3] = 1
-    arrays[1][5] = 1  # false positives without reference would be a picture without outlines
-    paths = [tmp_path / f"{i}.nii.gz" for i in range(3)]
-    for array, path in zip(arrays, paths, strict=True):
-        sitk.WriteImage(sitk.GetImageFromArray(array), path)
-    pictures, where = overlays.draw_overlays(None, paths[0], {"A": paths[1], "B": paths[2]})
-    assert where == "slice 5 of 6"
-    assert pictures["A"] != pictures["B"] and pictures["A"].startswith(b"\x89PNG")
-
-
-def test_where_there_is_no_reference_any_slice_will_do(tmp_path):
-    arrays = [np.zeros((4, 5, 5), np.uint8) for _ in range(2)]
-    arrays[1][2, 1:3] = 1
-    paths = [tmp_path / f"{i}.nii.gz" for i in range(2)]
-    for array, path in zip(arrays, paths, strict=True):
-        sitk.WriteImage(sitk.GetImageFromArray(array), path)
-    assert overlays.draw_overlays(None, paths[0], {"A": paths[0], "B": paths[1]})[1] == "slice 3 of 4"
-
-
-@pytest.mark.parametrize("shape, spacing, where", [((9, 8, 7), (1, 4, 1), "of 8"), ((9, 8, 1), (1, 1, 4), "of 1")])
-def test_the_slice_is_across_the_coarsest_or_the_only_axis(tmp_path, shape, spacing, where):
-    file = tmp_path / "x.nii.gz"
-    image = sitk.GetImageFromArray(np.ones(shape, np.uint8))
-    image.SetSpacing(spacing)
-    sitk.WriteImage(image, file)
-    assert overlays.draw_overlays(file, file, {"A": file, "B": file})[1].endswith(where)
 
 
 @settings(max_examples=200, deadline=None)

@@ -89,6 +89,8 @@ def test_pairs_cases_of_all_folds(trees):
         None,
         source.references["a"],
         {t: f / "fold_0/validation/a.nii.gz" for t, f in (("A", a), ("B", b))},
+        SimpleITKIO,
+        None,
     )
 
 
@@ -169,8 +171,6 @@ def remove_references(trees):
     "damage, message",
     [
         (lambda trees: None, r"no 'B__nnUNetPlans__2d' in .*; did you mean A__nnUNetPlans__2d\?"),
-        (remove_fold, r"B__.* no validation of fold 1: .*-f"),
-        (remove_case, r"B__.* no validation of fold 1"),
         (swap_folds, r"different splits: b, c"),
         (repeat_case, r"a is validated in folds 0 and 1 of .*B__"),
         (remove_reference, r"gt_segmentations has no reference of c"),
@@ -194,6 +194,37 @@ def test_refuses_what_differs_by_name(trees, damage, message):
         with pytest.raises(LoMixError) as error:
             read(**options)
         assert re.search(message, str(error.value)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [remove_fold, remove_case])
+def test_folds_that_not_all_have_are_refused_or_left_out_by_name(trees, damage):
+    trees.add("A")
+    damage(trees)
+    with pytest.raises(LoMixError, match=r"B__.* no validation of fold 1: .*-f, or .*--intersection"):
+        read()
+    source = read(intersection=True)
+    assert source.folds == ("0",) and list(source.references) == ["a", "b"]
+    assert source.notes == ("Compared are the folds that all have, 0; left out: 1 (not in B__nnUNetPlans__2d).",)
+    with pytest.raises(LoMixError, match=r"no validation of fold 4"):  # nobody has that one
+        read(intersection=True, folds=["0", "4"])
+
+
+def test_without_a_common_fold_there_is_nothing_to_compare(trees):
+    for trainer, fold in (("A", "0"), ("B", "1")):
+        shutil.rmtree(trees.add(trainer) / f"fold_{fold}")
+    with pytest.raises(LoMixError, match=r"No fold is validated in all of .*A__.*B__"):
+        read(intersection=True)
+
+
+def test_full_and_scarce_folds_are_told_apart(trees):
+    """Scarce folds have the validation cases of the fold that they are drawn from."""
+    for trainer in "AB":
+        model = trees.add(trainer)
+        for fold, scarce in (("0", "2"), ("0", "3"), ("1", "10")):
+            shutil.copytree(model / f"fold_{fold}", model / f"fold_{scarce}")
+    with pytest.raises(LoMixError, match=r"a is validated in folds 0 and 2 .*: choose -f 0 1, or -f 2 10, or -f 3\.$"):
+        read()
+    assert read(folds=["2", "10"]).folds == ("2", "10")
 
 
 def test_fold_all_is_taken_only_if_asked_for(trees):
@@ -238,6 +269,19 @@ def test_refuses_wrong_names(trees, names, results, message):
     trees.add("A"), trees.add("B")
     with pytest.raises(UsageError, match=message):
         read(names=names, results=results)
+
+
+@pytest.mark.parametrize("dataset", ["Dataset009_Toi", "Dataset09_Toy", "toy"])
+def test_a_typo_of_the_dataset_gets_a_suggestion(trees, dataset):
+    trees.add("A"), trees.add("B")
+    with pytest.raises(LoMixError, match=rf"; did you mean {DATASET}\?$"):
+        read_results(dataset, "2d", ["A", "B"])
+
+
+def test_a_results_folder_without_the_dataset_is_named(trees):
+    trees.add("A"), trees.add("B")
+    with pytest.raises(LoMixError, match=rf"There is no {DATASET} in the results folder empty: .*--results\.$"):
+        read(results=["results", "empty"])
 
 
 def test_numbers_of_seeds_may_differ(trees):
@@ -378,6 +422,48 @@ def test_folders_of_one_name_are_seeds(folders):
     assert list(source.predictions) == [("o", 0), ("o", 1), ("n", 0), ("n", 1)]
 
 
+def test_folders_of_one_name_are_told_apart_by_their_paths(folders):
+    """Without --names nothing is a seed: equal names of folders say nothing about what is in them."""
+    for run, own in (("runA", "old"), ("runB", "new"), ("runC", "old")):
+        shutil.copytree(folders / own, folders / run / "preds")
+    assert read_plain(folders, "runA/preds", "runB/preds", "new").trainers == ["runA/preds", "runB/preds", "new"]
+    assert read_plain(folders, "runA/preds", "runB/preds", "runC/preds").trainers == ["runA", "runB", "runC"]
+
+
+def test_one_folder_by_two_paths_is_no_second_seed(folders):
+    (folders / "link").symlink_to(folders / "old", target_is_directory=True)
+    for names in ((), ["o", "o", "n"]):
+        with pytest.raises(UsageError, match="given twice with the same folder"):
+            read_plain(folders, "old", "link", "new", names=names)
+
+
+@pytest.mark.parametrize("wrong", ["new", "data/truth", "both"])
+def test_images_instead_of_segmentations_are_recognised_by_their_names(folders, wrong):
+    for folder in ("old", "new") if wrong == "both" else (wrong,):
+        for case in "ab":
+            (folders / folder / f"{case}.nii.gz").rename(folders / folder / f"{case}_0000.nii.gz")
+    with pytest.raises(LoMixError, match="a_0000.*: _0000 marks images, so name the folder of the segmentations"):
+        read_plain(folders)
+
+
+@pytest.mark.parametrize("values", [-1000, 0.5])
+def test_images_on_both_sides_are_recognised_by_their_values(folders, values):
+    for folder in ("old", "new", "data/truth"):
+        for case in "ab":
+            (folders / folder / f"{case}.nii.gz").unlink()
+        image = sitk.GetImageFromArray(np.full((4, 6, 5), values, np.float32))
+        sitk.WriteImage(image, folders / folder / "a_0000.nii.gz")
+    with pytest.raises(LoMixError, match="a_0000.nii.gz is no segmentation: .*, and _0000 marks images"):
+        read_plain(folders)
+
+
+def test_cases_may_end_in_four_digits(folders):
+    for folder in ("old", "new", "data/truth"):
+        for case in "ab":
+            (folders / folder / f"{case}.nii.gz").rename(folders / folder / f"{case}_0000.nii.gz")
+    assert list(read_plain(folders).references) == ["a_0000", "b_0000"]
+
+
 def test_references_without_predictions_are_left_out(folders):
     write(folders / "data" / "truth" / "c.nii.gz", 0)
     assert list(read_plain(folders).references) == ["a", "b"]
@@ -443,7 +529,7 @@ def run(*args, fails=False) -> str:
 
 def test_command_on_results(trees):
     trees.add("A", 1), trees.add("B", 2), trees.add("C", 3)
-    output = run("-d", 9, "-c", "2d", "--trainers", "A", "B", "C", "-f", 0, 1, "--jobs", 1, "--out", "report")
+    output = run("-d", 9, "-c", "2d", "-tr", "A", "B", "C", "-f", 0, 1, "--jobs", 1, "--out", "report")
     assert re.search("B.*mean Dice.* 3 cases", output)
     scores = pd.read_csv(trees.folder / "report" / "scores.csv")
     assert len(scores) == 3 * 2 * 3 * 3 and set(scores["trainer"]) == set("ABC")
@@ -465,6 +551,8 @@ def test_command_on_folders(folders, monkeypatch):
         ("--references data --predictions old new -f 0", "-f and --results belong to -d"),
         ("-d 4 -c 2d --trainers A B --images images", "--images belongs to --references"),
         ("-d 9 -c 2d --trainers A", "only A"),
+        ("-d 9 -c 2d -tr A", "only A"),
+        ("-d Dataset009_Toi -c 2d -tr A B", "; did you mean Dataset009_Toy?"),
         ("-d 77 -c 2d --trainers A B", "dataset with the ID 77: check -d"),
         ("-d 9 -c 3d --trainers A B", "There is no 'A__nnUNetPlans__3d' in"),
         ("-d 9 -c 2d --trainers A Something", "no 'Something__nnUNetPlans__2d' in"),

@@ -97,6 +97,22 @@ def test_mutants_without_weight_are_not_drawn():
         assert all(output.grad is not None for output in z)  # DDP waits for gradients of all heads
 
 
+def test_states_of_losses_that_sample_and_of_those_that_do_not_are_exchanged():
+    sampling, full = both(sampled_mutants=2)
+    other = LoMixLoss(3, 3).double()
+    other.load_state_dict(sampling.state_dict())
+    again = SamplingLoMixLoss(3, 3, sampled_mutants=2).double()
+    again.load_state_dict(full.state_dict())
+    seen, losses = [], again.losses
+    again.losses = lambda z, t, chosen=None: seen.append(chosen) or losses(z, t, chosen)
+    for _ in range(2):
+        again(outputs(), TARGET)
+    assert seen[0] is None and len(seen[1]) == 5  # all maps once, as nothing is known of them
+    resumed = SamplingLoMixLoss(3, 3, sampled_mutants=2).double()
+    resumed.load_state_dict(sampling.state_dict())
+    assert resumed(outputs(), TARGET) == sampling(outputs(), TARGET)
+
+
 def test_a_step_that_overflows_is_forgotten():
     sampling, _ = both(sampled_mutants=8)
     sampling([z * float("inf") for z in outputs()], TARGET)

@@ -50,8 +50,14 @@ def test_what_names_no_dataset_is_refused(folders):
         datasets.name_dataset("123")
     with pytest.raises(LoMixError, match="^Could not find a dataset with the ID 9: check the weather.$"):
         datasets.name_dataset("9", "the weather")
-    with pytest.raises(LoMixError, match="^'Few' is neither the number nor the name of a dataset.$"):
-        datasets.name_dataset("Few")
+    with pytest.raises(LoMixError, match="^'Liver' is neither the number nor the name of a dataset.$"):
+        datasets.name_dataset("Liver")
+
+
+@pytest.mark.parametrize("typo", ["Few", "few", "Dataset123_Fw", "Dataset12_Few"])
+def test_typos_get_a_suggestion(folders, typo):
+    with pytest.raises(LoMixError, match=rf"; did you mean {NAME}\?$"):
+        datasets.require_preprocessed(typo)
 
 
 def test_preprocessed_datasets(folders):
@@ -88,6 +94,36 @@ def test_images_are_those_that_nnunet_trains_on(folders, monkeypatch):
     assert datasets.find_images(NAME) == files[0].parent
     monkeypatch.delenv("nnUNet_raw")
     assert datasets.find_images(NAME) is None
+
+
+def test_labels_are_the_raw_ones(folders, monkeypatch):
+    assert datasets.find_labels(NAME) is None
+    raw = folders / "raw" / NAME / "labelsTr"
+    raw.mkdir()
+    assert datasets.find_labels(NAME) == raw
+    monkeypatch.delenv("nnUNet_raw")
+    assert datasets.find_labels(NAME) is None
+
+
+def test_names_that_begin_with_a_dot_are_no_cases(tmp_path):
+    """macOS leaves a file ``._name`` beside each one that it copies to a foreign disk."""
+    for name in ("b.nii.gz", "._b.nii.gz", "a.nii.gz", ".hidden.nii.gz", "c.png"):
+        (tmp_path / name).touch()
+    files = {case: tmp_path / f"{case}.nii.gz" for case in "ab"}
+    assert datasets.list_cases(tmp_path, ".nii.gz") == files and list(files) == ["a", "b"]
+    assert datasets.list_cases(tmp_path / "nowhere", ".nii.gz") == {}
+
+
+def test_names_that_begin_with_a_dot_are_in_no_split(tmp_path):
+    cases = [*"abcdef"]
+    for folder, begins in (("nnUNetPlans_2d", ("", "._")), ("nnUNetPlans_empty", ("._",))):
+        (tmp_path / folder).mkdir()
+        for case in cases:
+            for start in begins:
+                for ending in (".pkl", ".b2nd", "_seg.b2nd"):
+                    (tmp_path / folder / f"{start}{case}{ending}").touch()
+    splits = datasets.default_splits(tmp_path)
+    assert sorted(case for split in splits for case in split["val"]) == cases
 
 
 def test_splits_are_written_whole_and_read_again(tmp_path):

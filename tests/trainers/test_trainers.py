@@ -226,11 +226,8 @@ def test_a_checkpoint_with_other_maps_is_refused(make, tmp_path):
     class FreeWeights(Written):
         rule, share = "softplus", 0.0
 
-    class Sampled(Written):
-        sampled_mutants = 2
-
     make(Written).save_checkpoint(str(tmp_path / "checkpoint.pth"))
-    for cls in (LoMixTiny, Other, More, FreeWeights, Sampled):
+    for cls in (LoMixTiny, Other, More, FreeWeights):
         with pytest.raises(SystemExit, match="written by Written with other LoMix maps or another rule"):
             make(cls).load_checkpoint(str(tmp_path / "checkpoint.pth"))
 
@@ -274,6 +271,30 @@ def test_a_skipped_step_leaves_no_trace_and_the_next_one_counts(make):
         trainer._step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
     assert_same(dict(skipping.loss.named_parameters()), dict(smooth.loss.named_parameters()))
     assert_same(skipping.loss_optimizer.state_dict()["state"], smooth.loss_optimizer.state_dict()["state"])
+
+
+def test_an_optimizer_of_ones_own_skips_steps_that_are_not_finite(make):
+    class Momentum(LoMixTiny):
+        def configure_loss_optimizer(self):
+            return torch.optim.SGD(self.loss.parameters(), 1e-2, momentum=0.9)
+
+    trainer = make(Momentum)
+    train_steps(trainer)
+    before = {name: p.clone() for name, p in trainer.loss.named_parameters()}
+    next(trainer.loss.parameters()).grad[0] = torch.nan
+    trainer._step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
+    assert_same(before, dict(trainer.loss.named_parameters()))
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, None), (None, 3)])
+def test_a_training_is_continued_where_another_number_of_mutants_is_affordable(make, tmp_path, before, after):
+    first = make(type("Tiny", (LoMixTiny,), {"sampled_mutants": before}))
+    train_steps(first, 2)
+    first.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    second = make(type("Tiny", (LoMixTiny,), {"sampled_mutants": after}))
+    second.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    assert_same(first.loss.rule.state_dict(), second.loss.rule.state_dict())
+    train_steps(second)
 
 
 def test_moments_of_an_unfused_optimizer_are_continued(make, tmp_path):

@@ -1,8 +1,10 @@
 """Triton: all maps of a block of pixels in registers. See :mod:`nnunet_lomix.loss.backends.kernels`.
 
-The whole batch goes through one kernel forward, and backward through one and one more for each coarser output. How many
-launches, copies and additions there are depends neither on the size of the images nor on the batch; nothing is copied
-from the host, and the host waits for nothing. What is static for the maps and shapes is made once and kept.
+The coarser outputs are interpolated to full resolution; then one kernel takes the whole batch forward. Backward
+another one puts the gradients in their place, and a third one brings these back to the outputs, an axis at a time. With
+more than three coarser outputs that happens in two turns, each with half of the batch, to save memory. How many
+launches, copies and additions there are doesn't depend on the size of the images; nothing is copied from the host, and
+the host waits for nothing. What is static for the maps and shapes is made once and kept.
 
 Two runs give the same bits. Before the kernels are used for a kind of maps they are compared with the lean backend on a
 small example, so that a driver or compiler that gets them wrong costs time, not a training.
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nnunet_lomix.loss.backends.base import BACKENDS, BoundMap, Case
+from nnunet_lomix.loss.backends.base import BACKENDS, BoundMap, Case, resample
 from nnunet_lomix.loss.backends.lean import Lean
 from nnunet_lomix.loss.criterion import (
     ClassCriterion,
@@ -38,20 +40,21 @@ MOST_CLASSES = 128
 VALUES_OF_WARP = 2**9  # classes × pixels of a block, padded: each lane has 16 of each scale, in as many registers
 LEAST_PIXELS = 16  # of a block: what a product of matrices takes
 PROGRAMS = 2**11  # side by side: a modern GPU has room for so many warps with as many registers as they can have
-MOST_ROWS = 2**24  # values in the rows of sums or gradients of all programs
-COARSE_AT_ONCE = 3  # coarser outputs whose gradients at full resolution lie in memory at a time, for the whole batch
-PIXELS_OF_ADJOINT = 2**7  # coarse pixels of a program
+LEAST_ROWS, MOST_ROWS = 2**22, 2**24  # values in the rows of all programs; between these as many as in z_0
+COARSE_AT_ONCE = 3  # coarser outputs that lie in memory at full resolution at a time, for the whole batch
+VALUES_OF_ADJOINT = 2**9  # of a program
 TOLERANCE = 1e-2  # of the comparison with lean, relative to the largest value
 logger = logging.getLogger(__name__)
 
 
 @BACKENDS.register("fused")
 class Fused:
-    """Memory: gradients of up to COARSE_AT_ONCE outputs at full resolution, and the rows of the programs."""
+    """Memory: up to COARSE_AT_ONCE outputs at full resolution, and the rows of the programs."""
 
     priority = 3
 
-    def __init__(self) -> None:
+    def __init__(self, programs: int = PROGRAMS) -> None:
+        self._programs = programs
         self._layouts: dict[tuple[object, ...], Layout] = {}
 
     def unsupported(self, case: Case) -> str | None:
@@ -101,7 +104,7 @@ class Fused:
         z_0 = outputs[0]
         key = (*(z.shape for z in outputs), z_0.device, *((type(m.operator), m.scales) for m in maps))
         if key not in self._layouts:
-            self._layouts[key] = Layout(outputs, target, maps, criterion)
+            self._layouts[key] = Layout(outputs, target, maps, criterion, self._programs)
         return self._layouts[key]
 
 
@@ -126,22 +129,25 @@ class Layout:
 
     Attributes:
         table: of all maps.
-        sizes: ``(S, 3)``, depth, height and width of each output.
+        shapes: depth, height and width of each output.
         block: the constants of a launch.
-        samples: of which the backward kernel treats so many at a time.
+        samples: which the kernels treat so many of at a time.
     """
 
-    def __init__(self, outputs: Sequence[Tensor], target: Target, maps: Sequence[BoundMap], criterion: Criterion):
+    def __init__(
+        self,
+        outputs: Sequence[Tensor],
+        target: Target,
+        maps: Sequence[BoundMap],
+        criterion: Criterion,
+        most_programs: int,
+    ):
         z_0 = outputs[0]
+        self.most_programs = most_programs
         self.device, self.batch, self.classes = z_0.device, z_0.shape[0], z_0.shape[1]
         self.pixels = prod(target.size)
         sizes = [(1, *z.shape[2:])[-3:] for z in outputs]
-        self.sizes = self._tensor(sizes)
-        # a coarse value is interpolated to fewer than 2 fine ones for each that lie between two coarse ones, and more
-        # at the ends; see _span of the kernels
-        self.spans = [
-            tuple(-(-2 * fine // coarse) + 4 for fine, coarse in zip(sizes[0], s, strict=True)) for s in sizes
-        ]
+        self.shapes = sizes
 
         kinds = [KINDS.index(type(m.operator)) for m in maps]
         order = sorted(range(len(maps)), key=kinds.__getitem__)
@@ -150,6 +156,7 @@ class Layout:
         numbers = [sum(p.numel() for p in m.operator.parameters()) for m in maps]
         offsets = [end - number for end, number in zip(accumulate(numbers), numbers, strict=True)]
         self.parameters = sum(numbers)
+        self.row = -(-max(1, self.parameters) // 4) * 4  # of gradients, padded so that all rows are aligned
         evaluated = torch.tensor(order, device=self.device)
         self.table = Table(
             self._tensor([(end - count, end) for end, count in zip(ends, counts, strict=True)]),
@@ -162,11 +169,11 @@ class Layout:
         self.block = {
             **block_of(self.classes),
             "S": len(outputs),
-            "VOLUME": len(target.size) == 3,
             "REGIONS": isinstance(criterion, RegionCriterion),
             "VALID": criterion.ignores,
         }
-        self.samples = max(1, self.batch // -(-(len(outputs) - 1) // COARSE_AT_ONCE))
+        turns = -(-(len(outputs) - 1) // COARSE_AT_ONCE)
+        self.samples = -(-self.batch // turns)
 
     def _tensor(self, numbers: Sequence[Any]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int32, device=self.device)
@@ -186,10 +193,11 @@ class Layout:
     def programs(self, samples: int, row: int) -> int:
         """How many programs share a sample, each with a row of so many values, where so many samples go together."""
         blocks = -(-self.pixels // int(self.block["P"]))
-        return max(1, min(blocks, PROGRAMS // samples, MOST_ROWS // (row * self.batch)))
+        values = min(MOST_ROWS, max(LEAST_ROWS, self.batch * self.classes * self.pixels))
+        return max(1, min(blocks, self.most_programs // samples, values // (row * self.batch)))
 
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        """First sample and number of samples that the backward kernel treats at a time."""
+    def turns(self) -> Iterator[tuple[int, int]]:
+        """First sample and number of samples of each turn."""
         for first in range(0, self.batch, self.samples):
             yield first, min(self.samples, self.batch - first)
 
@@ -210,13 +218,15 @@ class Sums(torch.autograd.Function):
         outputs = tuple(z.contiguous() for z in tensors[:num_outputs])
         parameters = _flatten(tensors[num_outputs:], outputs[0])
         maps, row = len(table.subsets), 2 * layout.classes + 1
-        programs = layout.programs(layout.batch, (maps + 1) * row)
+        programs = layout.programs(layout.samples, (maps + 1) * row)
         rows = outputs[0].new_zeros(layout.batch, programs, maps + 1, row)
         with _on(layout.device):
-            kernels.forward_kernel[(programs, layout.batch)](
-                outputs, layout.sizes, *_target(target, outputs[0]), *table[:3], parameters, rows,
-                layout.classes, layout.pixels, maps, **layout.block,
-            )  # fmt: skip
+            for first, samples in layout.turns():
+                kernels.forward_kernel[(programs, samples)](
+                    _resample(outputs, slice(first, first + samples), target.size), first,
+                    *_target(target, outputs[0]), *table[:3], parameters, rows[first:],
+                    layout.classes, layout.pixels, maps, **layout.block,
+                )  # fmt: skip
         sums = rows.sum(1)
         ctx.save_for_backward(*outputs, *tensors[num_outputs:])
         ctx.layout, ctx.table, ctx.target, ctx.num_outputs = layout, table, target, num_outputs
@@ -229,34 +239,58 @@ class Sums(torch.autograd.Function):
     def backward(ctx: Any, grad_sums: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         from nnunet_lomix.loss.backends import kernels
 
-        layout, table = ctx.layout, ctx.table
+        layout, table, target = ctx.layout, ctx.table, ctx.target
         outputs, tensors = ctx.saved_tensors[: ctx.num_outputs], ctx.saved_tensors[ctx.num_outputs :]
         parameters = _flatten(tensors, outputs[0])
         grad_sums = grad_sums.index_select(1, table.evaluated)
         grad_outputs = tuple(torch.empty_like(z) for z in outputs)
-        fine = (layout.samples, layout.classes, layout.pixels)
-        grad_resampled = tuple(z.new_empty(fine) for z in outputs[1:])
-        programs = layout.programs(layout.samples, max(1, layout.parameters))
-        rows = outputs[0].new_zeros(layout.batch, programs, max(1, layout.parameters))
+        programs = layout.programs(layout.samples, layout.row)
+        rows = outputs[0].new_zeros(layout.batch, programs, layout.row)
         with _on(layout.device):
-            for first, samples in layout.chunks():
+            for first, samples in layout.turns():
+                turn = slice(first, first + samples)
+                resampled = _resample(outputs, turn, target.size)
                 kernels.backward_kernel[(programs, samples)](
-                    outputs, layout.sizes, *_target(ctx.target, outputs[0]), *table[:3], parameters, grad_sums,
-                    (grad_outputs[0][first:], *grad_resampled), rows[first:], first,
-                    layout.classes, layout.pixels, len(table.subsets), layout.parameters, **layout.block,
+                    resampled, first, *_target(target, outputs[0]), *table[:3], parameters, grad_sums,
+                    grad_outputs[0][turn], rows[turn],
+                    layout.classes, layout.pixels, len(table.subsets), layout.row, **layout.block,
                 )  # fmt: skip
-                for j in range(1, len(outputs)):
-                    coarse = prod(outputs[j].shape[2:])
-                    kernels.adjoint_kernel[(-(-coarse // PIXELS_OF_ADJOINT), samples * layout.classes)](
-                        grad_resampled[j - 1], grad_outputs[j][first:], layout.sizes, j, *layout.spans[j],
-                        P=PIXELS_OF_ADJOINT, VOLUME=layout.block["VOLUME"], num_warps=4,
-                    )  # fmt: skip
-        grad_parameters = rows.sum((0, 1)).split([p.numel() for p in tensors]) if tensors else ()
+                for j in range(1, len(outputs)):  # the kernel has put the gradients in place of the scales
+                    _resample_backward(resampled[j], grad_outputs[j][turn], layout.shapes[0], layout.shapes[j])
+                del resampled  # before those of the next turn are made
+        sums = rows.sum((0, 1))[: layout.parameters]
+        grad_parameters = sums.split([p.numel() for p in tensors]) if tensors else ()
         return (
             *(None, None, None, None),
             *grad_outputs,
             *(grad.view_as(p) for grad, p in zip(grad_parameters, tensors, strict=True)),
         )
+
+
+def _resample(outputs: Sequence[Tensor], samples: slice, size: torch.Size) -> tuple[Tensor, ...]:
+    """The scales of some samples, ``(b, C, N)``; all but the first are in memory of their own, contiguous."""
+    z_0, *coarser = (z[samples] for z in outputs)
+    return (z_0, *(resample(z, size).clone() if z.shape[2:] == size else resample(z, size) for z in coarser))
+
+
+def _resample_backward(grad: Tensor, grad_output: Tensor, fine: Sequence[int], coarse: Sequence[int]) -> None:
+    """The gradient by an output ``(b, C, *coarse)`` from that by its interpolation ``(b, C, N)``, an axis at a time."""
+    from nnunet_lomix.loss.backends import kernels
+
+    axes = [axis for axis in (2, 1, 0) if fine[axis] != coarse[axis]]
+    if not axes:
+        grad_output.copy_(grad.view_as(grad_output))
+    shape = list(fine)
+    for axis in axes:
+        shape[axis] = coarse[axis]
+        number = grad.shape[0] * grad.shape[1] * prod(shape)
+        new = grad_output if axis == axes[-1] else grad.new_empty(*grad.shape[:2], prod(shape))
+        # a coarse position has fewer than two fine ones on either side of it, for each that lies between two of them
+        span = -(-2 * fine[axis] // coarse[axis]) + 2
+        kernels.adjoint_kernel[(-(-number // VALUES_OF_ADJOINT),)](
+            grad, new, coarse[axis], fine[axis], prod(shape[axis + 1 :]), number, span, P=VALUES_OF_ADJOINT, num_warps=4
+        )
+        grad = new
 
 
 def _flatten(parameters: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -315,9 +349,10 @@ def worst_error(
     ignore: bool,
     device: torch.device,
 ) -> float:
-    """The error for two random images of more than two blocks, with outputs of odd sizes.
+    """The error for two random images, with outputs of odd sizes, all maps and then some of them, one of these twice.
 
-    Relative to the largest value of each tensor; NaN if there is one.
+    Two programs share an image, so that each adds several blocks to its row. Relative to the largest value of each
+    tensor; NaN if there is one.
     """
     generator = torch.Generator().manual_seed(0)
     size = (*[3] * (dimensions - 1), block_of(classes)["P"] + 3)
@@ -337,12 +372,16 @@ def worst_error(
     target = criterion.prepare(labels.to(device), classes, torch.float32)
     leaves = [*z, *(p for m in maps for p in m.operator.parameters())]
     results: list[list[Tensor]] = []
-    for backend in (Lean(), Fused()):
-        with torch.enable_grad():
-            sums, target_sums = backend(z, target, maps, criterion)
-            value = sum(((s * s.detach()).sum() for s in sums), start=torch.zeros((), device=device))
-            grads = torch.autograd.grad(value, leaves)
-        results.append([*(s.detach() for s in sums), *target_sums, *grads])
+    some = torch.tensor([*range(scales), len(maps) - 1, len(maps) - 1], device=device)
+    for backend in (Lean(), Fused(programs=4)):
+        tensors: list[Tensor] = []
+        for chosen in (None, some):
+            with torch.enable_grad():
+                sums, target_sums = backend(z, target, maps, criterion, chosen)
+                value = sum(((s * s.detach()).sum() for s in sums), start=torch.zeros((), device=device))
+                grads = torch.autograd.grad(value, leaves, materialize_grads=True)
+            tensors += [*(s.detach() for s in sums), *target_sums, *grads]
+        results.append(tensors)
     errors = [(a - b).abs().max() / a.abs().max().clamp_min(1e-3) for a, b in zip(*results, strict=True)]
     return float(torch.stack(errors).max())
 

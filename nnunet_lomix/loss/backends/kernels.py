@@ -1,9 +1,9 @@
 """The Triton kernels of the fused backend: the whole batch in one launch forward, and few launches backward.
 
 A program is a few warps (one, but for many classes). It takes blocks of pixels of one sample, one after the other. All
-scales of a block are interpolated from the outputs and lie in registers: a tuple of S tensors ``(BC, P)``, classes
-padded to a power of two by pixels. Every map is formed from them and is gone before the next one is formed. The maps of
-an operator follow each other, so each operator has a loop of its own without the code of the others.
+scales of a block lie in registers: a tuple of S tensors ``(BC, P)``, classes padded to a power of two by pixels. Every
+map is formed from them and is gone before the next one is formed. The maps of an operator follow each other, so each
+operator has a loop of its own without the code of the others.
 
 What a program sums over its blocks it keeps in a row of its own in memory, and the rows are added afterwards in a fixed
 order. Nothing is added by atomic operations: two runs give the same bits.
@@ -35,43 +35,13 @@ def _neighbours(position, coarse, fine):
 
 
 @triton.jit
-def _row(z, at, h, w, height, width, inside):
-    """Values (BC, P) of one plane, bilinear; ``at (BC, P)`` is where the plane begins."""
-    h_low, h_high, h_part = h
-    w_low, w_high, w_part = w
-    a = tl.load(z + at + h_low * width + w_low, mask=inside, other=0.0)
-    b = tl.load(z + at + h_low * width + w_high, mask=inside, other=0.0)
-    c = tl.load(z + at + h_high * width + w_low, mask=inside, other=0.0)
-    d = tl.load(z + at + h_high * width + w_high, mask=inside, other=0.0)
-    top, bottom = a + (b - a) * w_part, c + (d - c) * w_part
-    return top + (bottom - top) * h_part
-
-
-@triton.jit
-def _interpolate(z, sizes, j, sample, channel, pixel, inside, C, VOLUME: tl.constexpr):
-    """An output (B, C, depth, height, width) at full resolution: (BC, P)."""
-    full_d, full_h, full_w = tl.load(sizes), tl.load(sizes + 1), tl.load(sizes + 2)
-    depth, height, width = tl.load(sizes + 3 * j), tl.load(sizes + 3 * j + 1), tl.load(sizes + 3 * j + 2)
-    z += sample.to(tl.int64) * C * depth * height * width
-    h = _neighbours((pixel // full_w) % full_h, height, full_h)
-    w = _neighbours(pixel % full_w, width, full_w)
-    at = channel * (depth * height * width)
-    if VOLUME:
-        d_low, d_high, d_part = _neighbours(pixel // (full_w * full_h), depth, full_d)
-        front = _row(z, at + d_low * (height * width), h, w, height, width, inside)
-        back = _row(z, at + d_high * (height * width), h, w, height, width, inside)
-        return front + (back - front) * d_part
-    else:
-        return _row(z, at, h, w, height, width, inside)
-
-
-@triton.jit
-def _load_scales(outputs, sizes, sample, channel, pixel, inside, C, N, S: tl.constexpr, VOLUME: tl.constexpr):
+def _load_scales(scales, sample, channel, pixel, inside, C, N, S: tl.constexpr):
     """S times (BC, P); 0 outside."""
-    scales = (tl.load(outputs[0] + sample.to(tl.int64) * C * N + channel * N + pixel, mask=inside, other=0.0),)
-    for j in tl.static_range(1, S):
-        scales = scales + (_interpolate(outputs[j], sizes, j, sample, channel, pixel, inside, C, VOLUME),)
-    return scales
+    loaded = ()
+    for j in tl.static_range(S):
+        at = sample.to(tl.int64) * C * N + channel * N + pixel[None, :]
+        loaded = loaded + (tl.load(scales[j] + at, mask=inside, other=0.0),)
+    return loaded
 
 
 @triton.jit
@@ -82,9 +52,10 @@ def _load_target(labels, y, valid, sample, channel, pixel, inside, C, N, REGIONS
     if VALID:
         counts = tl.load(valid + first + pixel, mask=pixel < N, other=0.0)
     if REGIONS:
-        truth = tl.load(y + first * C + channel * N + pixel, mask=inside, other=0.0)
+        truth = tl.load(y + first * C + channel * N + pixel[None, :], mask=inside, other=0.0)
     else:
-        truth = (channel == tl.load(labels + first + pixel, mask=pixel < N, other=0)).to(tl.float32)
+        truth = (channel == tl.load(labels + first + pixel, mask=pixel < N, other=0)[None, :]).to(tl.float32)
+    counts = counts[None, :]
     return truth * counts, counts
 
 
@@ -240,26 +211,27 @@ def _add_sums(row, entropy, intersection, volume, C, BC: tl.constexpr):
     tl.store(row, entropy + tl.load(row))
 
 
-# Where a size is a multiple of 16, Triton would load neighbours at once and spread the classes over lanes for that.
-# Here a lane has all classes of its pixels, so that sums over classes need no other lane.
-UNSPECIALISED = ["N", "M", "NUMBER", "first_sample"]
+# They change from launch to launch, or may be 1, which Triton would take for a constant.
+UNSPECIALISED = ["first_sample", "M"]
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
-def forward_kernel(outputs, sizes, labels, y, valid, ranges, subsets, offsets, parameters, rows, C, N, M,
-                   S: tl.constexpr, BC: tl.constexpr, P: tl.constexpr, VOLUME: tl.constexpr,
+def forward_kernel(resampled, first_sample, labels, y, valid, ranges, subsets, offsets, parameters, rows, C, N, M,
+                   S: tl.constexpr, BC: tl.constexpr, P: tl.constexpr,
                    REGIONS: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
     """Adds to ``rows (B, G, M + 1, 2 C + 1)`` the sums of M maps over the blocks of each of G programs a sample.
 
-    The last map stands for the target: how many pixels count, nothing, and how many are of each class.
+    ``resampled`` are the S scales ``(b, C, N)`` of b samples from the first. The last map stands for the target: how
+    many pixels count, nothing, and how many are of each class.
     """
-    program, sample = tl.program_id(0), tl.program_id(1)
+    program, local = tl.program_id(0), tl.program_id(1)
+    sample = first_sample + local
     channel = tl.arange(0, BC)[:, None]
-    row = rows + (sample.to(tl.int64) * tl.num_programs(0) + program) * (M + 1) * (2 * C + 1)
+    row = rows + (local.to(tl.int64) * tl.num_programs(0) + program) * (M + 1) * (2 * C + 1)
     for block in range(program, tl.cdiv(N, P), tl.num_programs(0)):
-        pixel = block * P + tl.arange(0, P)[None, :]
-        inside = (channel < C) & (pixel < N)
-        scales = _load_scales(outputs, sizes, sample, channel, pixel, inside, C, N, S, VOLUME)
+        pixel = block * P + tl.arange(0, P)
+        inside = (channel < C) & (pixel[None, :] < N)
+        scales = _load_scales(resampled, local, channel, pixel, inside, C, N, S)
         truth, counts = _load_target(labels, y, valid, sample, channel, pixel, inside, C, N, REGIONS, VALID)
         for operator in tl.static_range(OPERATORS):
             for i in range(tl.load(ranges + 2 * operator), tl.load(ranges + 2 * operator + 1)):
@@ -282,11 +254,11 @@ def forward_kernel(outputs, sizes, labels, y, valid, ranges, subsets, offsets, p
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
-def backward_kernel(outputs, sizes, labels, y, valid, ranges, subsets, offsets, parameters, grad_sums,
-                    grad_scales, grad_parameters, first_sample, C, N, M, NUMBER,
-                    S: tl.constexpr, BC: tl.constexpr, P: tl.constexpr, VOLUME: tl.constexpr,
+def backward_kernel(resampled, first_sample, labels, y, valid, ranges, subsets, offsets, parameters, grad_sums,
+                    grad_z_0, grad_parameters, C, N, M, NUMBER,
+                    S: tl.constexpr, BC: tl.constexpr, P: tl.constexpr,
                     REGIONS: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
-    """Writes the gradients by the scales at full resolution, each of S ``(b, C, N)``, for b samples from the first.
+    """Writes the gradients by the scales: that of ``z_0`` where it belongs, the others in place of the scales.
 
     And adds the gradients by the NUMBER parameters to ``grad_parameters (b, G, NUMBER)``, a row for each program.
     ``grad_sums (B, M, 2 C + 1)`` is the gradient by the sums of the forward kernel.
@@ -296,9 +268,9 @@ def backward_kernel(outputs, sizes, labels, y, valid, ranges, subsets, offsets, 
     channel = tl.arange(0, BC)[:, None]
     row = grad_parameters + (local.to(tl.int64) * tl.num_programs(0) + program) * NUMBER
     for block in range(program, tl.cdiv(N, P), tl.num_programs(0)):
-        pixel = block * P + tl.arange(0, P)[None, :]
-        inside = (channel < C) & (pixel < N)
-        scales = _load_scales(outputs, sizes, sample, channel, pixel, inside, C, N, S, VOLUME)
+        pixel = block * P + tl.arange(0, P)
+        inside = (channel < C) & (pixel[None, :] < N)
+        scales = _load_scales(resampled, local, channel, pixel, inside, C, N, S)
         truth, counts = _load_target(labels, y, valid, sample, channel, pixel, inside, C, N, REGIONS, VALID)
         totals = ()
         for j in tl.static_range(S):
@@ -325,16 +297,19 @@ def backward_kernel(outputs, sizes, labels, y, valid, ranges, subsets, offsets, 
                 if operator == PRODUCT:
                     totals = _product_vjp(totals, grad, scales, subset)
                 elif operator == CONCAT:
+                    tl.debug_barrier()  # a map that is drawn twice adds to what other lanes have written
                     totals = _concat_vjp(totals, grad, scales, subset, parameters + offset, row + offset,
                                          channel, C, BC)  # fmt: skip
                 elif operator == FUSION:
+                    tl.debug_barrier()
                     totals = _fusion_vjp(totals, grad, logits, scales, subset, attention, parameters + offset,
                                          row + offset, channel, C, BC)  # fmt: skip
                 else:
                     totals = _sum_vjp(totals, grad, subset)
-        for j in tl.static_range(S):
-            at = grad_scales[j] + local.to(tl.int64) * C * N + channel * N + pixel
-            tl.store(at, totals[j], mask=inside)
+        at = local.to(tl.int64) * C * N + channel * N + pixel[None, :]
+        tl.store(grad_z_0 + at, totals[0], mask=inside)
+        for j in tl.static_range(1, S):
+            tl.store(resampled[j] + at, totals[j], mask=inside)
         tl.debug_barrier()  # the next block adds to what other lanes have written
 
 
@@ -422,64 +397,22 @@ def _fusion_vjp(totals, grad, logits, scales, subset, attention, parameters, row
     return added
 
 
-@triton.jit
-def _span(position, coarse, fine):
-    """The fine positions, from and to (exclusive), that a coarse one may be a neighbour of."""
-    ratio = fine.to(tl.float32) / coarse.to(tl.float32)
-    start = tl.floor((position.to(tl.float32) - 0.5) * ratio - 1.5).to(tl.int32)
-    stop = tl.ceil((position.to(tl.float32) + 1.5) * ratio + 0.5).to(tl.int32)
-    return tl.maximum(start, 0), tl.minimum(stop, fine)
+@triton.jit(do_not_specialize=["coarse", "fine", "inner", "number", "SPAN"])
+def adjoint_kernel(grad_fine, grad_coarse, coarse, fine, inner, number, SPAN, P: tl.constexpr):
+    """The adjoint of the interpolation along one axis: ``(outer, coarse, inner)`` from ``(outer, fine, inner)``.
 
-
-@triton.jit
-def _share(fine_position, coarse_position, coarse, fine):
-    """What a coarse position contributes to a fine one along an axis."""
-    low, high, part = _neighbours(fine_position, coarse, fine)
-    return tl.where(low == coarse_position, 1 - part, 0.0) + tl.where(high == coarse_position, part, 0.0)
-
-
-@triton.jit
-def adjoint_kernel(grad_scale, grad_output, sizes, j, SPAN_D, SPAN_H, SPAN_W, P: tl.constexpr,
-                   VOLUME: tl.constexpr):  # fmt: skip
-    """The gradient by an output ``(planes, depth, height, width)`` from that by its interpolation ``(planes, N)``.
-
-    Each coarse value collects from the fine ones around it, at most SPAN of them along each axis.
+    Each of the ``number`` coarse values collects from the fine ones that it is a neighbour of, at most SPAN.
     """
-    full_d, full_h, full_w = tl.load(sizes), tl.load(sizes + 1), tl.load(sizes + 2)
-    depth, height, width = tl.load(sizes + 3 * j), tl.load(sizes + 3 * j + 1), tl.load(sizes + 3 * j + 2)
-    size = depth * height * width
-    plane = tl.program_id(1).to(tl.int64)
-    value = tl.program_id(0) * P + tl.arange(0, P)
-    inside = value < size
-    d, h, w = value // (width * height), (value // width) % height, value % width
-    h_start, h_stop = _span(h, height, full_h)
-    w_start, w_stop = _span(w, width, full_w)
-    grad_scale += plane * full_d * full_h * full_w
+    value = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
+    inside = value < number
+    position = ((value // inner) % coarse).to(tl.int32)
+    at = (value // inner // coarse) * fine * inner + value % inner
+    ratio = fine.to(tl.float32) / coarse.to(tl.float32)
+    start = tl.maximum(tl.floor((position.to(tl.float32) - 0.5) * ratio - 0.5).to(tl.int32), 0)
     total = tl.zeros((P,), tl.float32)
-    if VOLUME:
-        d_start, d_stop = _span(d, depth, full_d)
-        for k in range(SPAN_D):
-            x = d_start + k
-            share_d = tl.where(x < d_stop, _share(x, d, depth, full_d), 0.0)
-            total += share_d * _collect(grad_scale + tl.minimum(x, full_d - 1) * (full_h * full_w), h, w, h_start,
-                                        h_stop, w_start, w_stop, height, width, full_h, full_w, inside, SPAN_H, SPAN_W,
-                                        P)  # fmt: skip
-    else:
-        total = _collect(grad_scale + 0 * value, h, w, h_start, h_stop, w_start, w_stop, height, width, full_h, full_w,
-                         inside, SPAN_H, SPAN_W, P)  # fmt: skip
-    tl.store(grad_output + plane * size + value, total, mask=inside)
-
-
-@triton.jit
-def _collect(at, h, w, h_start, h_stop, w_start, w_stop, height, width, full_h, full_w, inside, SPAN_H, SPAN_W,
-             P: tl.constexpr):  # fmt: skip
-    """Σ over a window of a fine plane that begins at ``at (P,)``."""
-    total = tl.zeros((P,), tl.float32)
-    for a in range(SPAN_H):
-        y = h_start + a
-        share_h = tl.where(y < h_stop, _share(y, h, height, full_h), 0.0)
-        for b in range(SPAN_W):
-            x = w_start + b
-            share = share_h * tl.where(x < w_stop, _share(x, w, width, full_w), 0.0)
-            total += share * tl.load(at + y * full_w + x, mask=inside & (share != 0), other=0.0)
-    return total
+    for k in range(SPAN):
+        x = start + k
+        low, high, part = _neighbours(x, coarse, fine)
+        share = tl.where(low == position, 1 - part, 0.0) + tl.where(high == position, part, 0.0)
+        total += share * tl.load(grad_fine + at + x * inner, mask=inside & (x < fine), other=0.0)
+    tl.store(grad_coarse + value, total, mask=inside)

@@ -34,8 +34,8 @@ self_check = fused.self_check
 def small_blocks(monkeypatch):
     """Several blocks and several programs for a sample, the last block not full."""
     monkeypatch.setattr(fused, "VALUES_OF_WARP", 2**6)
-    monkeypatch.setattr(fused, "PROGRAMS", 4)
-    monkeypatch.setattr(fused, "PIXELS_OF_ADJOINT", 2**3)
+    monkeypatch.setattr(fused.Fused.__init__, "__defaults__", (4,))  # programs
+    monkeypatch.setattr(fused, "VALUES_OF_ADJOINT", 2**3)
     monkeypatch.setattr(fused, "self_check", lambda *args: None)  # has tests of its own
 
 
@@ -279,12 +279,12 @@ def count_operations(monkeypatch, size, batch, sampled):
 
 
 # with views, which cost the host time and the device none; about a hundred have work for the device
-@pytest.mark.parametrize(("sampled", "at_most"), [(False, 360), (True, 395)])
+@pytest.mark.parametrize(("sampled", "at_most"), [(False, 385), (True, 420)])
 def test_a_step_has_a_constant_number_of_operations_and_waits_for_nothing(sampled, at_most, monkeypatch):
     counts = [count_operations(monkeypatch, size, batch, sampled) for size, batch in (((16, 16), 2), ((40, 24), 7))]
     assert counts[0] == counts[1]
     number, launches = counts[0]
-    assert launches == {"forward_kernel": 1, "backward_kernel": 1, "adjoint_kernel": 3}
+    assert launches == {"forward_kernel": 1, "backward_kernel": 1, "adjoint_kernel": 2 * 3}  # two axes
     assert number <= at_most
 
 
@@ -296,6 +296,8 @@ def test_memory_is_at_most_that_of_nnunets_own_loss(size, scales, classes, monke
     dice = {"batch_dice": False, "do_bg": False, "smooth": 1e-5, "ddp": False}
     weights = [1 / 2**j for j in range(scales - 1)] + [0]
     nnunet = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    monkeypatch.setattr(fused.Fused.__init__, "__defaults__", (fused.PROGRAMS,))
+    monkeypatch.setattr(fused, "VALUES_OF_WARP", 2**9)
     peaks = []
     for backend in ("nnU-Net", "fused"):
         if backend == "fused":
@@ -307,11 +309,22 @@ def test_memory_is_at_most_that_of_nnunets_own_loss(size, scales, classes, monke
             loss = DeepSupervisionWrapper(nnunet, weights)
         for z in outputs:
             z.grad = None
-        with PeakMemory() as memory:
+        memory = PeakMemory()
+        memory.known.update(tensor.untyped_storage() for tensor in [*outputs, *targets])  # they are there
+        with memory:
             loss(outputs, targets).backward()
         peaks.append(memory.peak)
     assert peaks[0] > 2**24
-    assert peaks[1] <= peaks[0] + 2**26  # below 64 MB it doesn't matter
+    assert peaks[1] <= max(peaks[0], 2**26)  # below 64 MB it doesn't matter
+
+
+@pytest.mark.parametrize(("scales", "batch", "turns"), [(4, 7, 1), (5, 7, 2), (7, 12, 2), (7, 1, 1)])
+def test_launches_do_not_grow_with_the_batch(scales, batch, turns, monkeypatch):
+    launches = launch_nothing(monkeypatch)
+    outputs = [torch.zeros(batch, 2, *[max(1, 64 // 2**j)] * 2, requires_grad=True) for j in range(scales)]
+    LoMixLoss(2, scales, backend="fused")(outputs, torch.zeros(batch, 1, 64, 64)).backward()
+    assert launches["backward_kernel"] == turns
+    assert launches["adjoint_kernel"] == 2 * turns * (scales - 1)
 
 
 @on_a_gpu
@@ -355,7 +368,9 @@ def test_a_step_can_be_captured_in_a_graph(device):
 
 # the interpreter takes what the compiler refuses; an A100 and an H100 are compiled for without one
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("case", [(4, 14, 3, False, False), (3, 1, 2, True, True)])
+@pytest.mark.parametrize(
+    "case", [(4, 14, False, False), (3, 1, True, True), (7, 4, False, True), (2, 70, False, False)]
+)
 def test_kernels_compile_for_gpus(capability, case):
     code = f"""
 import re
@@ -401,9 +416,9 @@ def test_another_sample_of_mutants_is_not_another_check(device, monkeypatch):
     loss = LoMixLoss(2, 2, ("add", "multiply"), backend="fused").to(device)
     z = [torch.randn(1, 2, n, n, device=device) for n in (4, 2)]
     target = torch.zeros(1, 1, 4, 4, device=device)
-    for chosen in ([0, 1, 2], [0, 1, 3]):
+    for chosen in ([0, 1, 2], [0, 1, 3, 2]):  # the number of maps is part of what a backend is kept for
         loss.losses(z, target, torch.tensor(chosen, device=device))
-    assert len(checks) == 1
+    assert len(loss._backends) == 2 and len(checks) == 1
 
 
 REASONS = ["Subtract", "float64", "the kernels failed", "device", "older than 3.3", "128"]

@@ -1,0 +1,108 @@
+"""Which trainer nnU-Net takes for a name, of ``-tr`` or of a checkpoint, and which ones a user's folders have."""
+
+import contextlib
+import importlib
+import io
+import os
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_class_by_name import temporarily_cleanup_imports_from_path, temporarily_extend_syspath
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_lomix.errors import LoMixError, describe
+from nnunet_lomix.nnunet.registration import FOLDER, VARIABLE
+
+
+class TrainerNotFound(LoMixError):
+    """No trainer of that name is installed here."""
+
+
+def look_up_trainer(name: str) -> type[nnUNetTrainer]:
+    """The class, by nnU-Net's own look-up.
+
+    Raises:
+        TrainerNotFound: the look-up found no such trainer.
+        LoMixError: the look-up failed, mostly since a module that nnU-Net searches can't be imported.
+    """
+    not_found = (
+        f"Could not find requested nnunet trainer {name} ",  # nnU-Net's
+        f"nnunet_lomix has no trainer {name!r}",  # of our own folder, for a name that looks like one of ours
+    )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the look-up prints where it searches
+            return recursive_find_trainer_class_by_name(name)
+    # the modules that nnU-Net searches may raise anything at all when they are imported
+    except (Exception, SystemExit) as error:
+        if str(error).startswith(not_found):
+            raise TrainerNotFound(f"nnU-Net finds no trainer {name}.") from None
+        raise LoMixError(f"nnU-Net's look-up of trainers failed: {describe(error)}.") from error
+
+
+@dataclass
+class ExternalTrainers:
+    """What is in a folder that ``nnUNet_extTrainer`` names.
+
+    Attributes:
+        folder: as the variable names it.
+        trainers: the classes that its modules define, by name.
+        problems: what keeps nnU-Net from finding trainers there, a sentence for each thing.
+    """
+
+    folder: str
+    trainers: dict[str, type[nnUNetTrainer]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def list_external_trainers() -> list[ExternalTrainers]:
+    """What is in each folder of ``nnUNet_extTrainer`` but ours, in nnU-Net's order; it imports all of their modules."""
+    folders = [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder.strip()]
+    return [_list_folder(folder) for folder in dict.fromkeys(folders) if folder != FOLDER]
+
+
+def _list_folder(folder: str) -> ExternalTrainers:
+    found = ExternalTrainers(folder)
+    if not os.path.isdir(folder):
+        found.problems.append(f"{folder} is not a folder, though {VARIABLE} names it: mend the variable.")
+        return found
+    # as nnU-Net does it, so that its next look-up imports these modules anew
+    with (
+        temporarily_extend_syspath(folder),
+        temporarily_cleanup_imports_from_path(folder),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        for name, file in _list_modules(folder):
+            try:
+                module = importlib.import_module(name)
+            except (Exception, SystemExit) as error:  # somebody else's code may raise anything at all
+                why = describe(error)
+                found.problems.append(f"{file} can't be imported, and nnU-Net's look-up stops there: {why}; mend it.")
+                continue
+            origin = getattr(module, "__file__", None) or "Python itself"
+            if os.path.dirname(os.path.realpath(origin)) != os.path.dirname(os.path.realpath(file)):
+                found.problems.append(f"{file} is not used, as {origin} has the same name in Python: rename the file.")
+                continue
+            for trainer in _list_classes(module):
+                found.trainers.setdefault(trainer.__name__, trainer)
+    return found
+
+
+def _list_modules(folder: str, package: str = "") -> Iterator[tuple[str, str]]:
+    """Name and file of each module that nnU-Net asks for a trainer: those of a folder, then those of its packages."""
+    entries = list(pkgutil.iter_modules([folder]))
+    for entry in entries:
+        if not entry.ispkg:
+            yield package + entry.name, os.path.join(folder, f"{entry.name}.py")
+    for entry in entries:
+        if entry.ispkg:
+            yield from _list_modules(os.path.join(folder, entry.name), f"{package}{entry.name}.")
+
+
+def _list_classes(module: ModuleType) -> Iterator[type[nnUNetTrainer]]:
+    """The trainers that a module defines, without those that it imports."""
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, nnUNetTrainer) and value.__module__ == module.__name__:
+            yield value

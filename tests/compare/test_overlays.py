@@ -1,0 +1,212 @@
+"""Pictures of cases: read as nnU-Net reads them, whatever the files are."""
+
+import io
+import json
+from functools import partial
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from matplotlib.colors import to_rgb
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from PIL import Image
+from rich.console import Console
+
+from nnunet_lomix.compare import compare_into, read_folders
+from nnunet_lomix.compare.overlays import CLASS_COLOURS, draw_overlays
+from nnunet_lomix.compare.sources import CaseFiles
+from nnunet_lomix.errors import LoMixError
+from tests.compare.files import SPACING, save, save_nifti, save_tiff
+
+SHAPE = (9, 8, 7)
+
+
+def block(*corner, shape=SHAPE, size=2) -> np.ndarray:
+    """A block of label 1."""
+    labels = np.zeros(shape, np.uint8)
+    labels[tuple(slice(c, c + size) for c in corner)] = 1
+    return labels
+
+
+def case(reference, predictions, image=None, reader=SimpleITKIO, spacing=None) -> CaseFiles:
+    return CaseFiles(image, reference, predictions, reader, spacing)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return matplotlib.image.imread(io.BytesIO(png))[..., :3]
+
+
+def where_coloured(png: bytes) -> np.ndarray:
+    """Pixels with the first class over a black ground."""
+    half = np.array(to_rgb(CLASS_COLOURS[0])) / 2
+    return np.abs(pixels(png) - half).max(axis=-1) < 0.02
+
+
+# files of all kinds
+
+
+@pytest.mark.parametrize("reader", [NibabelIOWithReorient, SimpleITKIOWithReorient])
+@pytest.mark.parametrize("stored", ["LPS", "RAS", "ASR", "PIR"])
+def test_the_orientation_in_which_a_file_is_stored_moves_nothing(tmp_path, reader, stored):
+    """References, predictions and images may be stored in different orientations; nnU-Net makes them one."""
+    rng = np.random.default_rng(0)
+    arrays = {"r": block(4, 3, 3), "p": block(4, 3, 2), "i": rng.random(SHAPE).astype(np.float32)}
+    alike = {name: save_nifti(array, tmp_path / f"{name}.nii.gz", "LPS") for name, array in arrays.items()}
+    expected = draw_overlays(case(alike["r"], {"A": alike["p"]}, alike["i"], reader))
+    for changed in "rpi":
+        files = alike | {changed: save_nifti(arrays[changed], tmp_path / f"{changed}_.nii.gz", stored)}
+        assert draw_overlays(case(files["r"], {"A": files["p"]}, files["i"], reader)) == expected
+    assert expected[1] == f"slice 4 of {SHAPE[1]}"
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO, NibabelIOWithReorient])
+@pytest.mark.parametrize("stored", ["LPS", "RAS"])
+def test_patients_lie_as_in_clinics(tmp_path, reader, stored):
+    """Up is the front or the head, and the patient's left is on the right, however a file is stored."""
+    spacings = {0: (3.0, 1.0, 1.0), 1: (1.0, 3.0, 1.0), 2: (1.0, 1.0, 3.0)}
+    # the left front upper corner of the body, in an array of LPS: z upwards, y to the back, x to the left
+    labels = block(SHAPE[0] - 2, 0, SHAPE[2] - 2) | block(*np.array(SHAPE) // 2, size=1)
+    for axis, (rows, columns) in {0: ("top", "right"), 1: ("top", "right"), 2: ("top", "left")}.items():
+        file = save_nifti(labels, tmp_path / f"{axis}.nii.gz", stored, spacings[axis])
+        pictures, _ = draw_overlays(case(file, {"A": file}, reader=reader))
+        coloured = where_coloured(pictures["A"])
+        middle = np.array(coloured.shape) / 2
+        row, column = (where.mean() for where in np.nonzero(coloured))
+        assert ("top" if row < middle[0] else "bottom", "left" if column < middle[1] else "right") == (rows, columns)
+
+
+def test_slices_are_across_the_coarsest_axis_of_a_tiff(tmp_path):
+    """Its spacing is that of the case, wherever that is from."""
+    reference = save_tiff(block(4, 3, 3), tmp_path / "r.tif")
+    prediction = save_tiff(block(4, 3, 2), tmp_path / "p.tif", SPACING)
+    _, where = draw_overlays(case(reference, {"A": prediction}, reader=Tiff3DIO, spacing=SPACING))
+    assert where == f"slice 4 of {SHAPE[1]}"
+
+
+@pytest.mark.parametrize("bits, ending", [(1, "png"), (8, "bmp"), (1, "bmp")])
+def test_2d_masks_of_any_depth_are_drawn(tmp_path, bits, ending):
+    """8-bit BMP files have a palette, and SimpleITK would read 255 for the 1 of a 1-bit PNG file."""
+    masks = {"r": block(3, 2, shape=(12, 10), size=5), "p": block(4, 3, shape=(12, 10), size=5)}
+    for name, mask in masks.items():
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+        Image.fromarray(mask.astype(bool) if bits == 1 else mask).save(tmp_path / f"{name}_.{ending}")
+    expected, other = (
+        draw_overlays(case(tmp_path / f"r{end}", {"A": tmp_path / f"p{end}"}, reader=NaturalImage2DIO))
+        for end in (".png", f"_.{ending}")
+    )
+    assert other == expected and where_coloured(expected[0]["A"]).mean() > 0.1
+
+
+def test_colours_are_grey_grounds(tmp_path):
+    """An RGB image is all channels in one file, and its mean is the ground."""
+    mask = block(3, 2, shape=(12, 10), size=5)
+    grey = np.random.default_rng(0).integers(0, 250, (12, 10)).astype(np.uint8)
+    Image.fromarray(mask).save(tmp_path / "r.png")
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(np.stack([grey - grey % 2, grey, grey + grey % 2], axis=-1)).save(tmp_path / "rgb.png")
+    pictures = [
+        draw_overlays(case(tmp_path / "r.png", {"A": tmp_path / "r.png"}, tmp_path / name, NaturalImage2DIO))
+        for name in ("grey.png", "rgb.png")
+    ]
+    assert pictures[0] == pictures[1]
+    assert pictures[0] != draw_overlays(case(tmp_path / "r.png", {"A": tmp_path / "r.png"}, None, NaturalImage2DIO))
+
+
+def test_an_image_that_cannot_be_read_or_does_not_fit_is_left_out(tmp_path):
+    reference, prediction = save(block(4, 3, 3), tmp_path / "r.mha"), save(block(4, 3, 2), tmp_path / "p.mha")
+    (tmp_path / "broken.mha").write_bytes(b"broken")
+    images = {
+        "none": None,
+        "broken": tmp_path / "broken.mha",
+        "missing": tmp_path / "missing.mha",
+        "larger": save(np.random.default_rng(0).random((10, 9, 8)), tmp_path / "larger.mha"),
+        "flat": save(np.random.default_rng(0).random((9, 8)), tmp_path / "flat.mha"),
+    }
+    pictures = [draw_overlays(case(reference, {"A": prediction}, image)) for image in images.values()]
+    assert all(picture == pictures[0] for picture in pictures)
+
+
+def test_segmentations_of_other_shapes_are_refused(tmp_path):
+    reference, prediction = (
+        save(block(4, 3, 3), tmp_path / "r.mha"),
+        save(block(4, 3, shape=(9, 8)), tmp_path / "p.mha"),
+    )
+    with pytest.raises(LoMixError, match=r"p\.mha has the shape 9 × 8, but its reference 9 × 8 × 7"):
+        draw_overlays(case(reference, {"A": prediction}))
+
+
+# the whole report
+
+
+def save_bmp(labels: np.ndarray, file: Path):
+    Image.fromarray(labels[4].astype(np.uint8)).save(file)
+
+
+def save_bits(labels: np.ndarray, file: Path):
+    Image.fromarray(labels[4] > 0).save(file)
+
+
+@pytest.mark.parametrize(
+    "ending, write, reader",
+    [
+        (".nii.gz", partial(save_nifti, orientation="ASR"), "NibabelIOWithReorient"),
+        (".nii.gz", partial(save_nifti, orientation="ASR"), "SimpleITKIOWithReorient"),
+        (".tif", partial(save_tiff, spacing=SPACING), "Tiff3DIO"),
+        (".bmp", save_bmp, "NaturalImage2DIO"),
+        (".png", save_bits, "NaturalImage2DIO"),
+    ],
+)
+def test_reports_have_pictures_of_all_kinds_of_files(tmp_path, ending, write, reader):
+    for name, column in (("truth", 2), ("old", 3), ("new", 4)):
+        (tmp_path / name).mkdir()
+        described = {
+            "labels": {"background": 0, "x": 1},
+            "file_ending": ending,
+            "overwrite_image_reader_writer": reader,
+        }
+        (tmp_path / name / "dataset.json").write_text(json.dumps(described))
+        # stored in LPS only the reference would be of another shape than the array of the predictions
+        stored = {"orientation": "LPS"} if name == "truth" and ending == ".nii.gz" else {}
+        write(block(3, 2, column, size=3), tmp_path / name / f"a{ending}", **stored)
+    source = read_folders(tmp_path / "truth", [tmp_path / "old", tmp_path / "new"])
+    compare_into(tmp_path / "out", source, Console(file=io.StringIO()))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<img") == 2 and "not drawn" not in page and "could not be drawn" not in page
+
+
+# which slice
+
+
+def test_the_slice_with_most_differences_is_shown(tmp_path):
+    shape = (6, 10, 10)
+    arrays = [np.zeros(shape, np.uint8) for _ in range(3)]
+    for array in arrays:
+        array[2, 2:8, 2:8] = 1  # the largest slice, where all agree
+    arrays[1][4, 3:5, 3:5] = 1
+    arrays[0][4, 3, 3] = 1
+    arrays[1][5] = 1  # false positives without reference would be a picture without outlines
+    paths = [save(array, tmp_path / f"{i}.nii.gz") for i, array in enumerate(arrays)]
+    pictures, where = draw_overlays(case(paths[0], {"A": paths[1], "B": paths[2]}))
+    assert where == "slice 5 of 6"
+    assert pictures["A"] != pictures["B"] and pictures["A"].startswith(b"\x89PNG")
+
+
+def test_where_there_is_no_reference_any_slice_will_do(tmp_path):
+    arrays = [np.zeros((4, 5, 5), np.uint8) for _ in range(2)]
+    arrays[1][2, 1:3] = 1
+    paths = [save(array, tmp_path / f"{i}.nii.gz") for i, array in enumerate(arrays)]
+    assert draw_overlays(case(paths[0], {"A": paths[0], "B": paths[1]}))[1] == "slice 3 of 4"
+
+
+@pytest.mark.parametrize("shape, spacing, where", [((9, 8, 7), (1, 4, 1), "of 8"), ((9, 8, 1), (1, 1, 4), "of 1")])
+def test_the_slice_is_across_the_coarsest_or_the_only_axis(tmp_path, shape, spacing, where):
+    file = tmp_path / "x.nii.gz"
+    image = sitk.GetImageFromArray(np.ones(shape, np.uint8))
+    image.SetSpacing(spacing)
+    sitk.WriteImage(image, file)
+    assert draw_overlays(case(file, {"A": file, "B": file}, file))[1].endswith(where)

@@ -1,0 +1,112 @@
+"""Which class nnU-Net takes for a name; that there is none is not the same as a look-up that fails."""
+
+import os
+import sys
+
+import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.nnunet.registration import FOLDER
+from nnunet_lomix.nnunet.trainer_lookup import TrainerNotFound, list_external_trainers, look_up_trainer
+from nnunet_lomix.trainers import nnUNetTrainerLoMix
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """A folder that nnU-Net searches before ours."""
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path), FOLDER]))
+    return tmp_path
+
+
+def test_trainers_of_nnunet_ours_and_the_users(own_folder, capsys):
+    (own_folder / "mine.py").write_text("from nnunet_lomix.trainers import nnUNetTrainerLoMix as nnUNetTrainerMine")
+    assert look_up_trainer("nnUNetTrainer") is nnUNetTrainer
+    assert look_up_trainer("nnUNetTrainerLoMix") is look_up_trainer("nnUNetTrainerMine") is nnUNetTrainerLoMix
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["SomebodysTrainer", "nnUNetTrainerLoMixx"])
+def test_an_unknown_name_is_not_installed(own_folder, name):
+    """The look-up of ours tells those whose name looks like a typo of one of ours by another exception."""
+    with pytest.raises(TrainerNotFound, match=f"nnU-Net finds no trainer {name}"):
+        look_up_trainer(name)
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'."),
+        ("raise RuntimeError('no GPU\\nat all')", "RuntimeError: no GPU."),
+        ("raise SystemExit('set a variable first')", "SystemExit: set a variable first."),
+        ("raise ValueError", "ValueError."),
+        ("class SomebodysTrainer: pass", "AssertionError: The requested nnunet trainer class must inherit from"),
+    ],
+)
+def test_a_look_up_that_fails_says_why(own_folder, code, message):
+    (own_folder / "mine.py").write_text(code)
+    with pytest.raises(LoMixError) as error:
+        look_up_trainer("SomebodysTrainer")
+    assert not isinstance(error.value, TrainerNotFound)
+    assert str(error.value).startswith(f"nnU-Net's look-up of trainers failed: {message}")
+
+
+def test_the_trainers_of_a_user_are_listed(own_folder, capsys):
+    """Those that a module defines, in packages, too, and not what it imports; the modules are forgotten again."""
+    (own_folder / "mine.py").write_text(
+        "from nnunet_lomix.trainers import nnUNetTrainerLoMix\nprint('imported')\n"
+        "class nnUNetTrainerMine(nnUNetTrainerLoMix): pass\nclass NoTrainer: pass\n"
+    )
+    package = own_folder / "more" / "deep"
+    package.mkdir(parents=True)
+    for folder in (own_folder / "more", package):
+        (folder / "__init__.py").touch()
+    (package / "yours.py").write_text("from mine import nnUNetTrainerMine\nclass Yours(nnUNetTrainerMine): pass\n")
+    (external,) = list_external_trainers()
+    assert (external.folder, external.problems) == (str(own_folder), [])
+    assert {n: t.__module__ for n, t in external.trainers.items()} == {
+        "nnUNetTrainerMine": "mine",
+        "Yours": "more.deep.yours",
+    }
+    assert not {"mine", "more", "more.deep.yours"} & set(sys.modules) and str(own_folder) not in sys.path
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "code, why",
+    [
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("class", "SyntaxError: invalid syntax (broken.py, line 1)"),
+        ("raise SystemExit('set a variable first')", "SystemExit: set a variable first"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named_and_the_others_are_listed(own_folder, code, why):
+    (own_folder / "broken.py").write_text(code)
+    (own_folder / "mine.py").write_text(
+        "from nnunet_lomix.trainers import nnUNetTrainerLoMix\nclass nnUNetTrainerMine(nnUNetTrainerLoMix): pass\n"
+    )
+    (external,) = list_external_trainers()
+    file = own_folder / "broken.py"
+    assert external.problems == [f"{file} can't be imported, and nnU-Net's look-up stops there: {why}; mend it."]
+    assert list(external.trainers) == ["nnUNetTrainerMine"]
+
+
+def test_a_module_with_the_name_of_another_one_is_named(own_folder):
+    """Python has a module json already, and so nnU-Net never sees this one."""
+    (own_folder / "json.py").write_text(
+        "from nnunet_lomix.trainers import nnUNetTrainerLoMix\nclass nnUNetTrainerMine(nnUNetTrainerLoMix): pass\n"
+    )
+    with pytest.raises(TrainerNotFound):
+        look_up_trainer("nnUNetTrainerMine")
+    (external,) = list_external_trainers()
+    assert external.trainers == {}
+    (problem,) = external.problems
+    assert problem.startswith(f"{own_folder / 'json.py'} is not used, as ") and "rename the file" in problem
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path / "typo"), FOLDER, ""]))
+    (external,) = list_external_trainers()
+    assert external.problems == [
+        f"{tmp_path / 'typo'} is not a folder, though nnUNet_extTrainer names it: mend the variable."
+    ]
