@@ -1,7 +1,9 @@
 """The command ``nnunet_lomix``."""
 
+import io
 import os
 import signal
+import sys
 import warnings
 from typing import Any
 
@@ -27,12 +29,19 @@ class Commands(click.Group):
 
     command_class = Command
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; what the encoding of the terminal or of a redirected output lacks is printed as ``?``."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **kwargs)
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="nnunet_lomix")
 def main() -> None:
     """LoMix for nnU-Net v2."""
-    # of torch to libraries that nnU-Net imports: no business of whoever runs a command
+    # torch warns of what libraries do that nnU-Net imports, about which whoever runs a command can do nothing
     warnings.simplefilter("ignore", FutureWarning)
 
 
@@ -95,14 +104,19 @@ def splits(dataset: str, train_cases: int | None, train_fraction: float | None, 
     multiple=True,
     help="An image of a case that both models must predict alike; may be repeated.",
 )
-def export(results_folder: str, out: str, images: tuple[str, ...]) -> None:
+@click.option("--dataset-name", metavar="DatasetNNN_NAME", help="Another name of the dataset, for nnU-Net's -d.")
+@click.option("--plans-name", metavar="NAME", help="Another name of the plans, for nnU-Net's -p.")
+def export(
+    results_folder: str, out: str, images: tuple[str, ...], dataset_name: str | None, plans_name: str | None
+) -> None:
     """Write a trained model as one of nnUNetTrainer, for people who have only nnU-Net.
 
-    RESULTS_FOLDER is a trainer's: nnUNetTrainerLoMix__nnUNetPlans__2d.
+    RESULTS_FOLDER is a trainer's: nnUNetTrainerLoMix__nnUNetPlans__2d. Another name for the dataset or the plans keeps
+    the model from replacing an nnUNetTrainer model of those who install it.
     """
     from nnunet_lomix.export import export_model  # slow to import
 
-    export_model(results_folder, out, images)
+    export_model(results_folder, out, images, dataset_name, plans_name)
 
 
 @main.command()
@@ -117,7 +131,8 @@ def export(results_folder: str, out: str, images: tuple[str, ...]) -> None:
 def weights(results_folders: tuple[str, ...], out: str) -> None:
     """Show what LoMix has learned: which scales and operators mattered, and whether the folds agree.
 
-    RESULTS_FOLDERS are a trainer's, of which all folds are taken, or those of single folds.
+    RESULTS_FOLDERS are a trainer's, of which all folds are taken, or those of single folds. Several trainers are shown
+    side by side, and so are folds with few and with all training cases.
     """
     from nnunet_lomix.weights import show_weights  # slow to import
 
@@ -143,7 +158,7 @@ class Lists(Command):
 @main.command(cls=Lists)
 @click.option("-d", "--dataset", help="Number or name of a dataset whose folds are trained and validated; with:")
 @click.option("-c", "--configuration", help="2d, 3d_fullres, …")
-@click.option("--trainers", multiple=True, metavar="A B…", help="Trainers, the reference first.")
+@click.option("-tr", "--trainers", multiple=True, metavar="A B…", help="Trainers, the reference first.")
 @click.option("-p", "--plans", default="nnUNetPlans", show_default=True, help="Their plans.")
 @click.option("-f", "--folds", multiple=True, metavar="0 1…", help="Folds; by default all that are validated.")
 @click.option(
@@ -166,17 +181,21 @@ class Lists(Command):
     "--names",
     multiple=True,
     metavar="A B…",
-    help="A name for each of --trainers or --predictions; those with one name are seeds of one trainer.",
+    help="A name for each of --trainers or --predictions; those with one name are seeds of one trainer. By default "
+    "folders are named by what tells their paths apart.",
 )
 @click.option(
-    "--intersection", is_flag=True, help="Compare the cases that all have; by default all must have the same."
+    "--intersection",
+    is_flag=True,
+    help="Compare the folds and cases that all have; by default all must have the same.",
 )
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="Of the normalised surface Dice, in mm: what experts differ by. Less than a voxel asks for exact boundaries.",
+    help="Of the normalised surface Dice, in mm (pixels for PNG, BMP, 2D TIFF): what experts differ by. Less than a "
+    "voxel asks for exact boundaries.",
 )
 @click.option(
     "--jobs",
@@ -210,7 +229,7 @@ def compare(
     """Compare trainers on the same cases: Dice, normalised surface Dice and HD95, with intervals and tests.
 
     \b
-    nnunet_lomix compare -d 4 -c 2d --trainers nnUNetTrainer nnUNetTrainerLoMix
+    nnunet_lomix compare -d 4 -c 2d -tr nnUNetTrainer nnUNetTrainerLoMix
     nnunet_lomix compare --references labels --predictions before after
     """
     # a plain kill, or the end of a job's time, keeps what is scored, as Ctrl-C does

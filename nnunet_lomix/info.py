@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch  # its import registers our folder with nnU-Net
 from rich.console import Console
@@ -14,6 +16,21 @@ from nnunet_lomix.nnunet.registration import FOLDER, VARIABLE
 PACKAGES = ("nnunet_lomix", "nnunetv2", "torch", "torchvision", "dynamic_network_architectures")
 
 
+@dataclass(frozen=True)
+class Found:
+    """A trainer, and whether nnU-Net finds it.
+
+    Attributes:
+        name: for ``-tr``.
+        summary: the first paragraph of its docstring.
+        problem: why nnU-Net doesn't find it, in one sentence; None if it does.
+    """
+
+    name: str
+    summary: str
+    problem: str | None
+
+
 def print_info() -> bool:
     """Print versions, and each trainer with its summary and whether nnU-Net finds it; True if it finds all."""
     console = Console()
@@ -23,17 +40,19 @@ def print_info() -> bool:
     console.print(table, "")
     try:
         with console.status("nnU-Net looks for the trainers"):
-            problems = lookup()
+            found = list(look_up_ours())
+            external, problems = look_up_external()
     except ImportError as error:
-        console.print(f"nnU-Net can't be used: {error}. Install it with: pip install 'nnunetv2>=2.8.0'")
+        console.print(f"nnU-Net can't be used: {error}. Install it with: pip install 'nnunetv2>=2.8.0'", markup=False)
         return False
     table = Table(Column("trainer (-tr)", no_wrap=True), "what it does", Column("nnU-Net", no_wrap=True), box=None)
-    for name, summary in summaries().items():
-        table.add_row(name, summary, "not found" if problems[name] else "found")
+    for trainer in found + external:
+        table.add_row(trainer.name, trainer.summary, "not found" if trainer.problem else "found")
     console.print(table)
-    for problem in dict.fromkeys(filter(None, problems.values())):
-        console.print("", problem, soft_wrap=True)
-    return not any(problems.values())
+    problems += [trainer.problem for trainer in found + external if trainer.problem]
+    for problem in dict.fromkeys(problems):
+        console.print("", problem, soft_wrap=True, markup=False)
+    return not problems
 
 
 def versions() -> dict[str, str]:
@@ -51,27 +70,50 @@ def versions() -> dict[str, str]:
     return found
 
 
-def lookup() -> dict[str, str | None]:
-    """For each of our trainers None, or the reason why nnU-Net doesn't find it: nnU-Net's own look-up is run.
+def look_up_ours() -> Iterator[Found]:
+    """Our trainers: nnU-Net's own look-up is run for each of them.
 
     Raises:
         ImportError: nnU-Net or one of our trainers can't be imported.
     """
-    from nnunet_lomix.nnunet.trainers import find_trainer
+    from nnunet_lomix.nnunet.trainer_lookup import look_up_trainer
     from nnunet_lomix.trainers import TRAINERS
 
-    problems: dict[str, str | None] = {}
     for trainer in TRAINERS:
-        name = trainer.__name__
+        problem = None
         try:
-            found = find_trainer(name)
+            found = look_up_trainer(trainer.__name__)
         except LoMixError as error:
-            problems[name] = why_not_registered() or str(error)
+            problem = why_not_registered() or str(error)
         else:
-            problems[name] = None
             if found is not trainer:
-                problems[name] = f"A class of the same name in {found.__module__} comes first; rename it."
-    return problems
+                problem = f"A class of the same name in {found.__module__} comes first; rename it."
+        yield Found(trainer.__name__, summarise(trainer), problem)
+
+
+def look_up_external() -> tuple[list[Found], list[str]]:
+    """The trainers in the user's own folders, and what is wrong with these folders, a sentence for each thing.
+
+    Raises:
+        ImportError: nnU-Net can't be imported.
+    """
+    from nnunet_lomix.nnunet.trainer_lookup import list_external_trainers, look_up_trainer
+
+    trainers, problems = [], []
+    for external in list_external_trainers():
+        problems += external.problems
+        for name, trainer in external.trainers.items():
+            problem = None
+            try:
+                found = look_up_trainer(name)
+            except LoMixError as error:
+                problem = str(error)
+            else:
+                # nnU-Net imports the module anew, so that this is another object for the same class
+                if found.__module__ != trainer.__module__:
+                    problem = f"nnU-Net takes {name} of {found.__module__} for that of {external.folder}: rename yours."
+            trainers.append(Found(name, summarise(trainer), problem))
+    return trainers, problems
 
 
 def why_not_registered() -> str | None:
@@ -84,8 +126,6 @@ def why_not_registered() -> str | None:
     return f"{cause}; mend it with: export {VARIABLE}={FOLDER}"
 
 
-def summaries() -> dict[str, str]:
-    """For each of our trainers the first paragraph of its docstring."""
-    from nnunet_lomix.trainers import TRAINERS
-
-    return {t.__name__: (t.__doc__ or "").split("\n\n")[0] for t in TRAINERS}
+def summarise(trainer: type) -> str:
+    """The first paragraph of a class's own docstring; empty if it has none."""
+    return " ".join((trainer.__doc__ or "").split("\n\n")[0].split())

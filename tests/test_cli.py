@@ -1,7 +1,13 @@
 """What the library raises, as the command line shows it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from nnunet_lomix import splits
 from nnunet_lomix.cli import Command, main
@@ -34,3 +40,24 @@ def test_other_exceptions_are_defects_and_stay_as_they_are(monkeypatch):
 @pytest.mark.parametrize("name", main.commands)
 def test_every_command_shows_errors_so(name):
     assert isinstance(main.commands[name], Command)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_what_an_encoding_lacks_is_replaced(monkeypatch, encoding):
+    """A minus sign, which neither of them has, in what a command prints and in its error."""
+
+    def fail(*args):
+        Console().print("1 \N{MINUS SIGN} 2")
+        raise LoMixError("3 \N{MINUS SIGN} 4: mend it.")
+
+    monkeypatch.setattr(splits, "add_scarce_folds", fail)
+    result = CliRunner(charset=encoding).invoke(main, ["splits", "-d", "1"])
+    assert (result.exit_code, result.stdout) == (1, "1 ? 2\n")
+    assert result.stderr == "Error: 3 ? 4: mend it.\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in main.commands)])
+def test_the_help_of_every_command_is_printed_in_any_encoding(arguments):
+    command = [Path(sys.executable).parent / "nnunet_lomix", *arguments]
+    result = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True)
+    assert (result.returncode, result.stderr) == (0, b"") and result.stdout.startswith(b"Usage: nnunet_lomix ")

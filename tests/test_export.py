@@ -1,11 +1,15 @@
 """A model trained with LoMix is used by an nnU-Net that doesn't know LoMix."""
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import sys
+import tempfile
+import zipfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,12 +17,18 @@ import torch
 from click.testing import CliRunner
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.model_sharing.model_export import export_pretrained_model
+from nnunetv2.model_sharing.model_import import install_model_from_zip_file
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from skimage import io
 
 from nnunet_lomix import export
 from nnunet_lomix.cli import main
+from nnunet_lomix.export.predictions import find_cases
 
 from .conftest import CASES, EXTERNAL_TRAINERS, NnUNet
-from .nnunet.test_checkpoints import Malicious
+from .nnunet.test_checkpoints import Malicious, a_checkpoint
 
 pytestmark = pytest.mark.end_to_end
 
@@ -208,9 +218,12 @@ def test_mistakes_get_one_sentence(copied, tmp_path, trained):
     out = tmp_path / "out"
     image = trained.raw / "Dataset701_classes" / "imagesTs" / f"{CASES[-1]}_0000.nii.gz"
     shutil.copy(image, tmp_path / "case.nii.gz")
-    shutil.copy(image, tmp_path / "case_0001.nii.gz")
+    for channel in (0, 1):
+        shutil.copy(image, tmp_path / f"case_000{channel}.nii.gz")
     assert "CASE_0000.nii.gz: rename it" in refuse(copied, out, "--case", tmp_path / "case.nii.gz")
-    assert "case_0000.nii.gz isn't there" in refuse(copied, out, "--case", tmp_path / "case_0001.nii.gz")
+    output = refuse(copied, out, "--case", tmp_path / "case_0001.nii.gz")
+    files = f"{tmp_path}/case_0000.nii.gz, {tmp_path}/case_0001.nii.gz"
+    assert f"The number of channels is 2 in {files}, but 1 in the model (MRI): keep" in output
     assert "no fold_X/checkpoint_final.pth" in refuse_without_fold(copied, out)
     assert "name the folder TRAINER__PLANS__CONFIGURATION" in refuse(copied / "fold_0", out)
     assert "choose another --out" in refuse(copied, copied)
@@ -218,7 +231,7 @@ def test_mistakes_get_one_sentence(copied, tmp_path, trained):
     assert "nnU-Net can't read" in refuse(copied, out, "--case", tmp_path / "bad_0000.nii.gz")
     (tmp_path / "file").touch()
     assert "file is a file: choose another --out" in refuse(copied, tmp_path / "file")
-    assert "nothing was exported" in refuse(copied, tmp_path / "file" / "out")
+    assert f"{tmp_path / 'file' / 'out'}: " in refuse(copied, tmp_path / "file" / "out")
     edit_checkpoint(copied, init_args={"configuration": "4d"})
     assert "no configuration '4d'" in refuse(copied, out)
 
@@ -256,3 +269,186 @@ def test_a_model_that_differs_is_not_exported(copied, tmp_path, trained, monkeyp
     monkeypatch.setattr(export, "write_model", write_wrongly)
     image = trained.raw / "Dataset701_classes" / "imagesTs" / f"{CASES[-1]}_0000.nii.gz"
     assert "differ: nothing was exported" in refuse(copied, tmp_path / "out", "--case", image)
+
+
+def test_a_read_only_folder_is_named_as_the_user_gave_it(copied, tmp_path, monkeypatch):
+    """Not the temporary one beside it, in which the model is made."""
+
+    def deny(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    out = tmp_path / "out"
+    refused = {
+        (tempfile, "mkdtemp"): lambda suffix, prefix, dir: deny(f"{dir}/{prefix}abc"),
+        (os, "mkdir"): lambda path, *mode: deny(path),
+        (shutil, "copyfile"): lambda source, target: deny(target),
+    }
+    for (module, function), refusal in refused.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(module, function, refusal)
+            assert refuse(copied, out) == f"Error: {out}: Permission denied; nothing was exported.\n"
+    # what is wrong with the original is said of the original
+    monkeypatch.setattr(shutil, "copyfile", lambda source, target: deny(source))
+    assert refuse(copied, out) == f"Error: {copied / 'dataset.json'}: Permission denied; nothing was exported.\n"
+
+
+def test_the_channels_of_a_case_are_collected_as_nnunet_does(tmp_path):
+    files = [
+        "p_1_0000.png",
+        "p_1_0002.png",
+        "p_0000.png",
+        "p_1_0001.nii.gz",
+        "p_1.png",
+        "._p_1_0000.png",
+        "qp_1_0000.png",
+    ]
+    for file in files:
+        (tmp_path / file).touch()
+    found = find_cases([str(tmp_path / "p_1_0002.png")], ".png")
+    assert found == {"p_1": [str(tmp_path / "p_1_0000.png"), str(tmp_path / "p_1_0002.png")]}
+
+
+def test_an_rgb_picture_is_one_file_with_three_channels(prepared, tmp_path, one_thread):
+    """A network for three channels, and a case of one PNG: as nnU-Net's own example of street pictures has it."""
+    folder = tmp_path / "nnUNetTrainer__nnUNetPlans__2d"
+    (folder / "fold_0").mkdir(parents=True)
+    preprocessed = prepared("classes").preprocessed / "Dataset701_classes"
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text()) | {"image_reader_writer": "NaturalImage2DIO"}
+    configuration = plans["configurations"]["2d"]
+    for key in ("normalization_schemes", "use_mask_for_norm"):
+        configuration[key] = 3 * configuration[key]
+    dataset_json = json.loads((preprocessed / "dataset.json").read_text())
+    dataset_json |= {"file_ending": ".png", "channel_names": {"0": "red", "1": "green", "2": "blue"}}
+    plans["foreground_intensity_properties_per_channel"] |= {
+        str(i): plans["foreground_intensity_properties_per_channel"]["0"] for i in range(3)
+    }
+    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "dataset.json").write_text(json.dumps(dataset_json))
+    manager = PlansManager(plans)
+    torch.manual_seed(0)
+    network = nnUNetTrainer.build_network_architecture(manager, manager.get_configuration("2d"), 3, 3, False)
+    torch.save(a_checkpoint(network_weights=network.state_dict()), folder / "fold_0" / "checkpoint_final.pth")
+    (tmp_path / "images").mkdir()
+    picture = tmp_path / "images" / "p0_0000.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+    io.imsave(picture, pixels)
+    io.imsave(picture.with_name("grey_0000.png"), pixels[..., 0])
+
+    result = CliRunner().invoke(main, ["export", str(folder), "--out", str(tmp_path / "out"), "--case", str(picture)])
+    assert "p0: same segmentation (1 x 40 x 48) and same probabilities (5760 values), bit for bit" in result.output
+    output = refuse(folder, tmp_path / "other" / "out", "--case", picture.with_name("grey_0000.png"))
+    assert "but 3 in the model (red, green, blue): keep" in output
+
+
+def test_a_model_with_other_names_leaves_that_of_the_recipient_alone(copied, tmp_path, trained, monkeypatch):
+    """Exported under other names, zipped, and installed where nnUNetTrainer has a model of the same dataset."""
+    names = ("--dataset-name", "Dataset904_Shared", "--plans-name", "Mine")
+    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out"), *names])
+    assert "nnUNetv2_predict finds it by -d Dataset904_Shared and -p Mine." in result.output
+    assert "replaces" not in result.output
+    made = tmp_path / "out" / "Dataset904_Shared" / "nnUNetTrainer__Mine__2d"
+    before, after = (json.loads((folder / "plans.json").read_text()) for folder in (copied, made))
+    assert after == before | {"dataset_name": "Dataset904_Shared", "plans_name": "Mine"}
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
+        plans = torch.load(made / "fold_0" / name, weights_only=False)["init_args"]["plans"]
+        assert (plans["dataset_name"], plans["plans_name"]) == ("Dataset904_Shared", "Mine")
+    assert "of Dataset701_classes on " in (made / "provenance.txt").read_text()
+
+    results = tmp_path / "results"
+    own = results / MODEL / "plans.json"
+    own.parent.mkdir(parents=True)
+    own.write_text("the recipient's")
+    archive, predicted = tmp_path / "model.zip", tmp_path / "predicted"
+    options = ("-d", "Dataset904_Shared", "-p", "Mine", "-c", "2d", "-f", 0)
+    trained.run("nnUNetv2_export_model_to_zip", *options, "-o", archive, nnUNet_results=str(tmp_path / "out"))
+    monkeypatch.setenv("nnUNet_results", str(results))
+    install_model_from_zip_file(str(archive))
+    assert own.read_text() == "the recipient's" and os.listdir(own.parent) == ["plans.json"]
+    images = trained.raw / "Dataset701_classes" / "imagesTs"
+    options = ("-d", 904, "-p", "Mine", "-c", "2d", "-f", 0, "-i", images, "-o", predicted, "-npp", 1, "-nps", 1)
+    trained.run("nnUNetv2_predict", *options, "-device", "cpu", nnUNet_results=str(results))
+    assert (predicted / f"{CASES[-1]}.nii.gz").is_file()
+
+
+def test_a_model_that_keeps_its_names_gets_a_warning(copied, tmp_path):
+    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out")])
+    assert f"it replaces a model {MODEL} that is there already" in result.output
+    assert "another --plans-name or --dataset-name" in result.output
+
+
+@pytest.mark.parametrize(
+    "option, name",
+    [("--dataset-name", n) for n in ("Shared", "Dataset4_a", "Dataset004_", "Dataset004_/a")]
+    + [("--plans-name", n) for n in ("", "a/b", "a\\b", "a__b")],
+)
+def test_names_that_nnunet_does_not_find_are_refused(copied, tmp_path, option, name):
+    output = refuse(copied, tmp_path / "out", option, name)
+    assert output.startswith("Usage: ") and f"Error: {option} " in output
+
+
+def test_postprocessing_is_carried_and_stays_in_the_zip(copied, tmp_path, monkeypatch):
+    """What nnUNetv2_find_best_configuration writes; the predictions beside it are nobody else's business."""
+    found = copied / "crossval_results_folds_0"
+    (found / "postprocessed").mkdir(parents=True)
+    written = {name: f"{name} of it" for name in ("summary.json", "postprocessing.pkl", "postprocessing.json")}
+    for name, text in {**written, "case_0.nii.gz": "image", "postprocessed/summary.json": "other"}.items():
+        (found / name).write_text(text)
+    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out")])
+    assert "Its postprocessing is in crossval_results_folds_0." in result.output
+    made = tmp_path / "out" / MODEL / "crossval_results_folds_0"
+    assert {file.name: file.read_text() for file in made.iterdir()} == written
+    with zipped(tmp_path, monkeypatch) as archive:
+        assert (
+            archive.read(f"{MODEL}/crossval_results_folds_0/postprocessing.pkl").decode() == "postprocessing.pkl of it"
+        )
+
+
+def test_a_missing_progress_is_drawn_from_the_log(copied, tmp_path, monkeypatch):
+    (copied / "fold_0" / "progress.png").unlink()
+    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out")])
+    assert "lacks" not in result.output
+    with zipped(tmp_path, monkeypatch) as archive:
+        assert archive.read(f"{MODEL}/fold_0/progress.png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("log", [{}, {"train_losses": 3}, None])
+def test_what_the_zip_lacks_is_named_with_the_remedy(copied, tmp_path, log):
+    (copied / "fold_0" / "progress.png").unlink()
+    (copied / "fold_0" / "validation" / "summary.json").unlink()
+    edit_checkpoint(copied, logging=log)
+    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    zipping = "For nnUNetv2_export_model_to_zip fold_0 lacks "
+    assert f"{zipping}validation/summary.json: validate it by nnUNetv2_train with --val, and export again." in (
+        result.output
+    )
+    assert f"{zipping}progress.png: it can't be drawn from the log in its checkpoint, so put any" in result.output
+
+
+@contextmanager
+def zipped(tmp_path, monkeypatch):
+    """The archive that nnU-Net makes of fold 0 of what was exported to ``out``."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "out"))
+    export_pretrained_model("Dataset701_classes", str(tmp_path / "model.zip"), ("2d",), folds=(0,))
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        yield archive
+
+
+@pytest.mark.parametrize(
+    "history, learned",
+    [
+        ([], "2 epochs, none of them with LoMix; network"),
+        ([{}, {}], "2 epochs, none of them with LoMix; network"),
+        (
+            [{}, {"z_0": 0.5, "z_1": 0.5}],
+            "2 epochs, 1 of them with LoMix, weighting rule barrier, 2 supervised maps; n",
+        ),
+        (2 * [{"z_0": 0.5, "z_1": 0.5}], "2 epochs, LoMix, weighting rule barrier, 2 supervised maps; network"),
+    ],
+)
+def test_provenance_says_in_how_many_epochs_there_was_lomix(copied, tmp_path, history, learned):
+    """A finished checkpoint of nnUNetTrainer gets a state of LoMix when LoMix's trainer only validates and saves it."""
+    edit_checkpoint(copied, current_epoch=2, lomix={"rule": "barrier", "history": history})
+    (copied / "fold_0" / "checkpoint_best.pth").unlink()
+    made = export.export_model(copied, tmp_path / "out")
+    assert f"fold_0/checkpoint_final.pth: nnUNetTrainerLoMixTiny, {learned}" in (made / "provenance.txt").read_text()

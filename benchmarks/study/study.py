@@ -34,7 +34,7 @@ from rich.progress import track
 from nnunet_lomix.cli import Command
 from nnunet_lomix.errors import UsageError
 from nnunet_lomix.nnunet.commands import folders_below, run_command, trainers_first
-from nnunet_lomix.nnunet.datasets import SPLITS, Split, read_splits, write_splits
+from nnunet_lomix.nnunet.datasets import SPLITS, Split, list_cases, read_splits, write_splits
 from nnunet_lomix.nnunet.results import FoldFolder, ModelFolder, read_dataset_json, read_json
 from nnunet_lomix.weights.history import TABLE
 
@@ -238,7 +238,7 @@ def study_configuration(planned: dict[str, Any]) -> dict[str, Any]:
 def random_split(raw: Path) -> Split:
     """A fifth of the training cases of a raw dataset for validation."""
     ending = read_dataset_json(raw)["file_ending"]
-    cases = sorted(file.name.removesuffix(ending) for file in (raw / "labelsTr").iterdir())
+    cases = list(list_cases(raw / "labelsTr", ending))
     order = np.random.default_rng(0).permutation(cases).tolist()
     fifth = len(order) // 5
     return Split(train=sorted(order[fifth:]), val=sorted(order[:fifth]))

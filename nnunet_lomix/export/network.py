@@ -10,7 +10,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.nnunet.trainers import TrainerNotFound, find_trainer
+from nnunet_lomix.nnunet.trainer_lookup import TrainerNotFound, look_up_trainer
 
 STOCK = nnUNetTrainer.__name__
 
@@ -38,7 +38,7 @@ def check_network(checkpoint: Mapping[str, Any], plans: dict[str, Any], dataset_
     if stranger is not None:
         raise LoMixError(f"{refusal}: {stranger} is not part of nnU-Net.")
     try:
-        trainer = find_trainer(name)
+        trainer = look_up_trainer(name)
     except TrainerNotFound:
         checked = f"its weights only, since {name} isn't installed here"
     except LoMixError as error:

@@ -2,8 +2,9 @@
 
 import contextlib
 import io
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,53 +13,56 @@ import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import create_paths_fn
 
 from nnunet_lomix.errors import LoMixError, describe
-from nnunet_lomix.nnunet.datasets import name_image
 from nnunet_lomix.nnunet.results import FINAL
 
 Case = tuple[np.ndarray, dict[str, Any]]  # pixels (channels first) and properties, as nnU-Net's readers give them
 
 
-def find_cases(images: Sequence[str], dataset_json: dict[str, Any]) -> dict[str, list[str]]:
-    """For each case, by name, the files of all of its channels in nnU-Net's order.
+def find_cases(images: Sequence[str], ending: str) -> dict[str, list[str]]:
+    """For each case, by name, its files in the order of their channel numbers, collected as nnU-Net does.
 
     Args:
-        images: one image of each case.
-        dataset_json: content of the file.
+        images: one image of each case; its other files are found beside it. A file may hold several channels, as an
+            RGB picture does.
+        ending: of the image files, as dataset.json has it.
 
     Raises:
-        LoMixError: an image isn't named as nnU-Net's raw images are, or a channel isn't there.
+        LoMixError: an image isn't named as nnU-Net's raw images are.
     """
-    ending = dataset_json["file_ending"]
     cases = {}
     for image in map(Path, images):
         name = re.fullmatch(rf"(.+)_\d{{4}}{re.escape(ending)}", image.name)
         if not name:
             raise LoMixError(f"{image} is not named as nnU-Net's images are, CASE_0000{ending}: rename it.")
-        channels = range(len(dataset_json["channel_names"]))
-        files = [image.with_name(name_image(name[1], channel, ending)) for channel in channels]
-        for file in files:
-            if not file.is_file():
-                raise LoMixError(f"{file} isn't there, and the model needs this channel of {name[1]}.")
-        cases[name[1]] = [str(file) for file in files]
+        cases[name[1]] = create_paths_fn(str(image.parent), sorted(os.listdir(image.parent)), ending, name[1])
     return cases
 
 
-def read_case(plans: dict[str, Any], channels: list[str]) -> Case:
+def read_case(plans: dict[str, Any], channel_names: Mapping[str, str], files: Sequence[str]) -> Case:
     """A case by nnU-Net's reader.
 
     Args:
         plans: content of the file, which names the reader.
-        channels: the file of each channel.
+        channel_names: those of the model, as dataset.json has them.
+        files: those of the case.
 
     Raises:
-        LoMixError: it can't be read.
+        LoMixError: it can't be read, or has another number of channels than the model.
     """
     try:
-        return PlansManager(plans).image_reader_writer_class().read_images(channels)
+        pixels, properties = PlansManager(plans).image_reader_writer_class().read_images(files)
     except Exception as error:  # the libraries below the readers raise anything
-        raise LoMixError(f"nnU-Net can't read {', '.join(channels)}: {describe(error)}") from None
+        raise LoMixError(f"nnU-Net can't read {', '.join(files)}: {describe(error)}") from None
+    if len(pixels) != len(channel_names):
+        raise LoMixError(
+            f"The number of channels is {len(pixels)} in {', '.join(files)}, but {len(channel_names)} in the model "
+            f"({', '.join(channel_names.values())}): keep the files of all channels of a case, and no others, beside "
+            "each other, numbered as nnU-Net's are."
+        )
+    return pixels, properties
 
 
 def compare_predictions(original: Path, exported: Path, folds: Sequence[int | str], case: Case) -> str:

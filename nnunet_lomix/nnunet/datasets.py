@@ -155,7 +155,7 @@ def read_splits(folder: Path) -> list[Split]:
     """
     file = folder / SPLITS
     try:
-        splits = json.loads(file.read_text())
+        splits = json.loads(file.read_text(encoding="utf-8"))
         for cases in (fold[part] for fold in splits for part in ("train", "val")):
             if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
                 raise TypeError

@@ -102,7 +102,7 @@ class ModelFolder:
         return FoldFolder(self.path / f"fold_{fold}")
 
     def folds(self) -> list[FoldFolder]:
-        """Those that are there, sorted by name."""
+        """The fold folders of the model that are there, sorted by name."""
         return [FoldFolder(path) for path in sorted(self.path.glob("fold_*")) if path.is_dir()]
 
     def read_plans(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def read_json(file: Path, *keys: str, remedy: str = "nnU-Net writes it beside wh
         LoMixError: it isn't there, can't be read, or is something else.
     """
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LoMixError(f"{file} isn't there: {remedy}.") from None
     except (OSError, ValueError) as error:

@@ -8,7 +8,7 @@ from matplotlib.colors import Normalize
 
 from nnunet_lomix.files import replacing
 from nnunet_lomix.loss.maps import Map
-from nnunet_lomix.weights.pictures import draw_evolution, draw_heat_map, drawing
+from nnunet_lomix.weights.pictures import draw_evolution, draw_heat_map, draw_legend, drawing, finish_evolution
 
 TABLE = "lomix_weights.csv"
 PICTURE = "lomix_weights.png"
@@ -41,10 +41,13 @@ def plot_history(history: Sequence[Mapping[str, float]], maps: Sequence[Map], fo
     # z_0 has most of the loss: the colours are for the others
     top = max(percent for name, percent in last.items() if name != "z_0")
     beyond = " (z_0 is beyond the colour scale)" if last["z_0"] > top else ""
-    width = max(8, 3 + 0.62 * len({m.subset for m in maps}))
-    with drawing(Path(folder, PICTURE), width, 8) as figure:
-        now, over_time = figure.subplots(2, 1)
-        draw_heat_map(now, last, maps, Normalize(0, top), "viridis", ".1f")
+    width = max(8, 4 + 0.62 * len({m.subset for m in maps}))
+    with drawing(Path(folder, PICTURE), width, 9) as figure:
+        now, finest, others = figure.subplots(3, 1, height_ratios=(4, 1, 4))
+        # without any other weight the darkest colour is theirs
+        draw_heat_map(now, last, maps, Normalize(0, top or 1), "viridis", ".1f")
         now.set_title(f"Weight of each map after epoch {len(history) - 1}, in %{beyond}", loc="left")
-        draw_evolution(over_time, shares, maps)
-        over_time.set_title("Weight of each map over the training, in %", loc="left")
+        draw_evolution(finest, others, shares, maps)
+        finish_evolution(others, shares, maps)
+        draw_legend(figure, maps)
+        finest.set_title("Weight of each map over the training, in %", loc="left")

@@ -1,54 +1,85 @@
-"""What is drawn of the weights, each on axes of a figure; and the picture of several folds."""
+"""What is drawn of the weights, each on axes of a figure; and the picture of several folds and models."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.typing import ColorType
+from scipy.optimize import isotonic_regression
 
 from nnunet_lomix.files import replacing
 from nnunet_lomix.loss.maps import ORIGINAL, Map
 from nnunet_lomix.weights.summary import (
-    by_operator,
-    by_scale,
+    Group,
     folds_differ,
-    last_weights,
+    operator_membership,
     relative_weights,
+    scale_membership,
     share_of_each,
     shares,
+    with_minus,
 )
 
 MARKERS = "os^Dv"  # of the folds
+LABEL_DISTANCE = 0.05  # between names of lines, as a part of the height of the axes
 
 
-def plot_folds(histories: Mapping[str, pd.DataFrame], maps: Sequence[Map], file: Path) -> None:
-    """Draw all maps as a heat map, scales, operators, the folds side by side, and the weights over epochs.
+def plot_groups(groups: Sequence[Group], file: Path) -> None:
+    """Draw a column for each group: all maps as a heat map, scales, operators, its folds, the weights over epochs.
+
+    Axes and colours are the same in all columns.
 
     Args:
-        histories: as from :func:`~nnunet_lomix.weights.read.read_history`, by name of the fold.
-        maps: those of all folds.
+        groups: at least one.
         file: where the picture is written.
     """
-    last = last_weights(histories)
-    relative = relative_weights(last)
-    width = max(9, 3 + 0.7 * len({m.subset for m in maps}), 2 + 0.3 * len(maps))
-    with drawing(file, width, 15) as figure:
-        axes = figure.subplot_mosaic("HH;SO;FF;EE", height_ratios=(4, 3, 4, 4.5))
-        _draw_differences(axes["H"], relative.mean(axis=1), last.loc["z_0"].mean(), maps)
-        _draw_shares(axes["S"], shares(last, by_scale(maps)), "scale, 0 is the finest")
-        _draw_shares(axes["O"], shares(last, by_operator(maps)), "operator")
-        _draw_each_fold(axes["F"], relative)
-        epochs = pd.concat([share_of_each(history) for history in histories.values()], keys=histories)
-        draw_evolution(axes["E"], epochs.groupby(level=1).mean().to_dict("records"), maps)
-        axes["E"].set_title("Share of each map over the training, in %, mean of the folds that got as far", loc="left")
+    widths = [max(9, 3 + 0.7 * len({m.subset for m in group.maps}), 2 + 0.3 * len(group.maps)) for group in groups]
+    differences = [100 * (relative_weights(group.last).mean(axis=1) - 1) for group in groups]
+    top = max(25, *(column.abs().max() for column in differences))  # small differences stay pale
+    epochs = [_mean_over_folds(group) for group in groups]
+    with drawing(file, sum(widths), 17) as figure:
+        columns = []
+        parts = figure.subfigures(1, len(groups), squeeze=False, width_ratios=widths)[0]
+        for part, group, width, difference, history in zip(parts, groups, widths, differences, epochs, strict=True):
+            part.suptitle(fill(group.name, int(8 * width)), fontweight="bold")
+            axes = part.subplot_mosaic("HH;SO;FF;ZZ;EE", height_ratios=(4, 3, 4, 1, 4))
+            columns.append(axes)
+            _draw_differences(axes["H"], difference, top, group)
+            _draw_shares(axes["S"], "scale", shares(group.last, scale_membership(group.maps)))
+            _draw_shares(axes["O"], "operator", shares(group.last, operator_membership(group.maps)))
+            _draw_each_fold(axes["F"], relative_weights(group.last))
+            draw_evolution(axes["Z"], axes["E"], history, group.maps)
+            draw_legend(part, group.maps)
+            axes["Z"].set_title(
+                "Share of each map over the training, in %, mean of the folds that got as far", loc="left"
+            )
+        for key in "SOFZE":
+            _align([axes[key] for axes in columns])
+        for axes, group, history in zip(columns, groups, epochs, strict=True):
+            finish_evolution(axes["E"], history, group.maps)
+
+
+def _mean_over_folds(group: Group) -> list[dict[str, float]]:
+    """For each epoch the share of each map, the mean of the folds that got as far."""
+    of_folds = pd.concat([share_of_each(history) for history in group.histories.values()], keys=group.histories)
+    return of_folds.groupby(level=1).mean().to_dict("records")
+
+
+def _align(axes: Sequence[Axes]) -> None:
+    """Give axes beside each other the same range of values."""
+    lows, highs = zip(*(ax.get_ylim() for ax in axes), strict=True)
+    for ax in axes:
+        ax.set_ylim(min(lows), max(highs))
 
 
 @contextmanager
@@ -85,7 +116,7 @@ def draw_heat_map(
             red, green, blue, _ = image.cmap(norm(value))
             luminance = 0.299 * red + 0.587 * green + 0.114 * blue
             colour = "black" if luminance > 0.5 else "white"
-            ax.text(column, row, f"{value:{form}}", ha="center", va="center", color=colour, fontsize=9)
+            ax.text(column, row, with_minus(f"{value:{form}}"), ha="center", va="center", color=colour, fontsize=9)
     ax.set_yticks(range(len(operators)), operators)
     ax.set_xticks(range(len(subsets)), subsets, rotation=0 if len(subsets) < 12 else 45)
     ax.set_xlabel("scales, 0 is the finest")
@@ -96,58 +127,130 @@ def _list_rows_and_columns(maps: Sequence[Map]) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(m.operator for m in maps)), list(dict.fromkeys(m.subset for m in maps))
 
 
-def draw_evolution(ax: Axes, history: Sequence[Mapping[str, float]], maps: Sequence[Map]) -> None:
-    """Draw the weight of each map over epochs, in %, on a logarithmic axis.
+def draw_evolution(finest: Axes, others: Axes, history: Sequence[Mapping[str, float]], maps: Sequence[Map]) -> None:
+    """Draw the weight of each map over epochs, in %: that of z_0 apart, as it is far above all others.
+
+    :func:`finish_evolution` completes it.
 
     Args:
-        ax: where.
+        finest: where z_0 is drawn, on an axis from 0 to 100 %.
+        others: below it, where the other maps are drawn, on a logarithmic axis.
         history: for each epoch the weight of each map by name, as a share; the last epoch must have all.
         maps: in any order.
     """
-    operators = list(dict.fromkeys(m.operator for m in maps))
-    colours = dict(zip(operators, cycle(matplotlib.color_sequences["tab10"]), strict=False))
+    colours = _choose_colours(maps)
     is_point = sum(map(bool, history)) == 1  # a line needs two epochs with weights
+    weights = {m.name: np.array([100 * epoch.get(m.name, np.nan) for epoch in history]) for m in maps}
     for m in maps:
-        ax.plot(
-            [100 * epoch.get(m.name, np.nan) for epoch in history],
+        is_finest = m.name == "z_0"
+        (finest if is_finest else others).plot(
+            np.where(weights[m.name] > 0, weights[m.name], np.nan),  # a logarithmic axis has no zero
             color=colours[m.operator],
             marker="o" if is_point else None,
-            linewidth=2.5 if m.name == "z_0" else 1,
-            alpha=1 if m.name == "z_0" else 0.7,
+            linewidth=2.5 if is_finest else 1,
+            alpha=1 if is_finest else 0.7,
         )
-    last = history[-1]
-    for name in ("z_0", max(last.keys() - {"z_0"}, key=last.__getitem__)):
-        ax.annotate(
-            name,
-            (len(history) - 1, 100 * last[name]),
-            xytext=(6, 0),
-            textcoords="offset points",
+    finest.set_ylim(0, 1.1 * max(100, np.nanmax(weights["z_0"])))
+    finest.set_yticks([0, 50, 100])
+    finest.annotate("z_0", (1, weights["z_0"][-1]), (4, 0), ("axes fraction", "data"), "offset points", va="center")
+    finest.tick_params(labelbottom=False)
+    if any(np.nanmax(weights[m.name]) > 0 for m in maps if m.name != "z_0"):
+        others.set_yscale("log")
+    else:
+        others.set_yticks([])
+        others.text(0.5, 0.5, "No other map has any weight.", transform=others.transAxes, ha="center", va="center")
+    others.set_xlabel("epoch")
+    room = 0.5 if is_point else 0
+    for ax in (finest, others):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        ax.set_xlim(-room, len(history) - 1 + room)
+
+
+def finish_evolution(others: Axes, history: Sequence[Mapping[str, float]], maps: Sequence[Map]) -> None:
+    """Choose ticks and write names beside the ends of lines, once the range of values is final.
+
+    Args:
+        others, history, maps: as for :func:`draw_evolution`.
+    """
+    if others.get_yscale() == "log":
+        low, high = others.get_ylim()
+        others.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else range(1, 10)))
+        others.yaxis.set_major_formatter("{x:g}")
+        others.yaxis.set_minor_formatter("")
+    colours = _choose_colours(maps)
+    last = {m: 100 * history[-1][m.name] for m in maps}
+    named = sorted(_choose_lines(last), key=last.__getitem__)
+    to_axes = others.transData + others.transAxes.inverted()
+    heights = spread([to_axes.transform((0, last[m]))[1] for m in named], LABEL_DISTANCE)
+    for m, height in zip(named, heights, strict=True):
+        colour = colours[m.operator]
+        others.annotate(
+            m.name,
+            (len(history) - 1, last[m]),
+            (1.02, height),
+            textcoords="axes fraction",
             verticalalignment="center",
+            fontsize=8,
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
             annotation_clip=False,
-            fontsize=9,
         )
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.margins(x=0.12)  # room for the names
-    ax.set_xlabel("epoch")
+
+
+def _choose_lines(last: Mapping[Map, float]) -> list[Map]:
+    """Of each operator the heaviest and the lightest map, without z_0 and maps without weight.
+
+    Where several have the same weight, it is the first of them in the order of the maps.
+    """
+    drawn = [m for m, weight in last.items() if weight > 0 and m.name != "z_0"]
+    chosen: list[Map] = []
+    for operator in dict.fromkeys(m.operator for m in drawn):
+        own = [m for m in drawn if m.operator == operator]
+        chosen += dict.fromkeys([max(own, key=last.__getitem__), min(own, key=last.__getitem__)])
+    return chosen
+
+
+def draw_legend(figure: FigureBase, maps: Sequence[Map]) -> None:
+    """Write below a figure which operator has which colour in :func:`draw_evolution`."""
+    colours = _choose_colours(maps)
     lines = [Line2D([], [], color=colour) for colour in colours.values()]
-    ax.legend(lines, operators, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=len(lines), frameon=False)
+    figure.legend(lines, list(colours), loc="outside lower center", ncols=len(lines), frameon=False)
 
 
-def _draw_differences(ax: Axes, relative: pd.Series, first: float, maps: Sequence[Map]) -> None:
+def _choose_colours(maps: Sequence[Map]) -> dict[str, ColorType]:
+    """A colour for each operator, in the order of the maps."""
+    operators = list(dict.fromkeys(m.operator for m in maps))
+    return dict(zip(operators, cycle(matplotlib.color_sequences["tab10"]), strict=False))
+
+
+def spread(heights: Sequence[float], distance: float) -> list[float]:
+    """Move heights apart as little as can be, by least squares, so that names beside them don't overlap.
+
+    Args:
+        heights: ascending.
+        distance: between two of the results, which are between 0 and 1; less where there isn't so much room.
+
+    >>> [round(height, 3) for height in spread([0.1, 0.5, 0.5, 1.0], 0.1)]
+    [0.1, 0.45, 0.55, 1.0]
+    """
+    if len(heights) < 2:
+        return list(heights)
+    steps = min(distance, 1 / (len(heights) - 1)) * np.arange(len(heights))
+    # without its steps the result is the nearest sequence that doesn't descend
+    without_steps = isotonic_regression(heights - steps).x
+    placed = np.clip(without_steps, 0, 1 - steps[-1]) + steps
+    return placed.tolist()
+
+
+def _draw_differences(ax: Axes, differences: pd.Series, top: float, group: Group) -> None:
     """The heat map of what LoMix changed; z_0 isn't weighed against the others and has its share instead."""
-    differences = 100 * (relative - 1)
-    top = max(25, differences.abs().max())  # small differences stay pale
-    draw_heat_map(ax, differences.to_dict(), maps, TwoSlopeNorm(0, -top, top), "RdBu_r", "+.0f")
+    draw_heat_map(ax, differences.to_dict(), group.maps, TwoSlopeNorm(0, -top, top), "RdBu_r", "+.0f")
     ax.set_facecolor("#e4e4e4")  # where there is no map; white is an equal weight
-    operators, subsets = _list_rows_and_columns(maps)
+    operators, subsets = _list_rows_and_columns(group.maps)
     ax.text(
         subsets.index("0"),
         operators.index(ORIGINAL),
-        f"{100 * first:.0f} %\nof all",
+        f"{100 * group.last.loc['z_0'].mean():.0f} %\nof all",
         ha="center",
         va="center",
         color="#555555",
@@ -156,22 +259,24 @@ def _draw_differences(ax: Axes, relative: pd.Series, first: float, maps: Sequenc
     ax.set_title("Weight of each map against equal weights, in %, mean over folds (z_0: its share)", loc="left")
 
 
-def _draw_shares(ax: Axes, part: pd.DataFrame, kind: str) -> None:
+def _draw_shares(ax: Axes, kind: str, part: pd.DataFrame) -> None:
+    """Bars for scales or operators, as ``kind`` says; ``part`` is as from :func:`~.summary.shares`."""
     part = 100 * part
     positions = np.arange(len(part))
-    several = folds_differ(part)
-    error = [part["mean"] - part["low"], part["high"] - part["mean"]] if several else None
-    ax.bar(positions, part["mean"], yerr=error, capsize=4, color="#7fa8d1", ecolor="#33475b", width=0.6)
+    ax.bar(positions, part["mean"], color="#7fa8d1", width=0.6)
     ax.hlines(part["equal"], positions - 0.4, positions + 0.4, color="black", lw=1.5, ls="--", label="equal weights")
+    if folds_differ(part):
+        error = [part["mean"] - part["low"], part["high"] - part["mean"]]
+        ax.errorbar(positions, part["mean"], error, fmt="none", capsize=4, ecolor="#33475b", label="range over folds")
     ax.set_xticks(positions, part.index)
-    ax.set_ylim(0, 1.25 * max(part["high"].max(), part["equal"].max()))
+    ax.set_ylim(0, 1.35 * max(part["high"].max(), part["equal"].max()))  # room for the legend
     ax.set_xlabel(kind)
-    ax.legend(loc="upper right", frameon=False)
-    ax.set_title("Share without z_0, in %" + (" (thin lines: range over folds)" if several else ""), loc="left")
+    ax.legend(loc="upper right", frameon=False, ncols=2, fontsize=8)
+    ax.set_title(f"Share of each {kind} without z_0, in %", loc="left")
 
 
 def _draw_each_fold(ax: Axes, relative: pd.DataFrame) -> None:
-    order = relative.mean(axis=1).sort_values(ascending=False).index
+    order = relative.mean(axis=1).sort_values(ascending=False, kind="stable").index
     for fold, marker in zip(relative, cycle(MARKERS), strict=False):
         ax.plot(range(len(order)), relative.loc[order, fold], marker, ms=5, alpha=0.7, label=fold)
     ax.plot(range(len(order)), relative.loc[order].mean(axis=1), color="black", lw=1, label="mean")
@@ -179,5 +284,5 @@ def _draw_each_fold(ax: Axes, relative: pd.DataFrame) -> None:
     ax.set_xticks(range(len(order)), order, rotation=90)
     ax.set_ylim(bottom=0)
     ax.margins(x=0.02)
-    ax.legend(loc="lower left", frameon=False, fontsize=8, ncols=2)  # sorted: nothing is below the heaviest
+    ax.legend(loc="upper right", frameon=False, fontsize=8, ncols=2)  # sorted: the lightest are there
     ax.set_title("Each fold: weight as a multiple of equal weights", loc="left")

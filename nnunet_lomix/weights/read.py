@@ -1,7 +1,8 @@
 """The weights of a training, from the table that a trainer writes, or else from a checkpoint."""
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,37 +11,98 @@ import pandas as pd
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.loss.maps import ORIGINAL, Map
 from nnunet_lomix.nnunet.checkpoints import STATE, read_checkpoint
+from nnunet_lomix.nnunet.datasets import SPLITS, Split, find_root, read_splits
 from nnunet_lomix.nnunet.results import FoldFolder, list_folds
+from nnunet_lomix.splits import is_part
 from nnunet_lomix.weights.history import TABLE
 
 
-def find_folds(folders: Sequence[str | Path]) -> dict[str, FoldFolder]:
-    """The fold folders, by names as short as they can be.
+class NoWeights(LoMixError):
+    """LoMix has not ended an epoch in this fold."""
+
+
+def find_groups(folders: Sequence[str | Path]) -> dict[str, dict[str, FoldFolder]]:
+    """The fold folders by name, for each group that is shown in a column of its own, by a name as short as it can be.
+
+    The folds of a model folder are a group, and those of them that were trained with few cases are others, one for
+    each number of cases.
+
+    Args:
+        folders: of models, for all of their folds, or of folds.
 
     Raises:
-        LoMixError: a folder is neither a trainer's nor a fold's.
+        LoMixError: a folder is neither a model's nor a fold's, or ``splits_final.json`` isn't nnU-Net's.
     """
-    found: list[FoldFolder] = []
+    models: dict[Path, dict[str, FoldFolder]] = {}
     for folder in folders:
-        own = list_folds(Path(folder).resolve())
+        path = Path(folder).resolve()
+        own = list_folds(path)
         if not own:
-            raise LoMixError(f"{folder} has no fold_X in it: name the folder of a trainer, or of a fold.")
-        found += own
-    found = list(dict.fromkeys(found))
-    paths = [fold.path for fold in found]
+            raise LoMixError(f"{path} has no fold_X in it: name the folder of a trainer, or of a fold.")
+        for fold in own:
+            models.setdefault(fold.path.parent, {})[fold.path.name] = fold
+    groups: dict[str, dict[str, FoldFolder]] = {}
+    for name, (model, folds) in zip(name_models(list(models)), models.items(), strict=True):
+        scarce = count_scarce(read_splits_of(model) or [])
+        for fold in folds.values():
+            cases = f", {scarce[fold.fold]} training cases" if fold.fold in scarce else ""
+            groups.setdefault(f"{name}{cases}", {})[fold.path.name] = fold
+    return groups
+
+
+def name_models(models: Sequence[Path]) -> list[str]:
+    """Names for model folders that tell them apart: by trainer, by whole name, with the dataset, or by path.
+
+    >>> name_models([Path("/r/D/A__P__2d"), Path("/r/D/B__P__2d")])
+    ['A', 'B']
+    >>> name_models([Path("/r/seed_0/D/A__P__2d"), Path("/r/seed_1/D/A__P__2d")])
+    ['seed_0/D/A__P__2d', 'seed_1/D/A__P__2d']
+    """
+    above = Path(os.path.commonpath(models)) if len(models) > 1 else Path("/")
     choices = (
-        [path.name for path in paths],
-        [f"{path.parent.name.split('__')[0]}/{path.name}" for path in paths],
-        [f"{path.parent.name}/{path.name}" for path in paths],
-        [str(path) for path in paths],
+        [model.name.split("__")[0] for model in models],
+        [model.name for model in models],
+        [f"{model.parent.name}/{model.name}" for model in models],
+        [model.relative_to(above).as_posix() for model in models],
     )
-    names = next(names for names in choices if len(set(names)) == len(found))
-    return dict(zip(names, found, strict=True))
+    return next(names for names in choices if len(set(names)) == len(models))
 
 
-def has_history(fold: FoldFolder) -> bool:
-    """Whether LoMix, or another trainer, has ended an epoch there."""
-    return (fold.path / TABLE).is_file() or fold.last_checkpoint() is not None
+def read_splits_of(model: Path) -> list[Split] | None:
+    """The folds of the dataset of a model folder, if ``nnUNet_preprocessed`` has them.
+
+    Raises:
+        LoMixError: ``splits_final.json`` isn't nnU-Net's.
+    """
+    root = find_root("nnUNet_preprocessed")
+    folder = root / model.parent.name if root is not None else None
+    return read_splits(folder) if folder is not None and (folder / SPLITS).is_file() else None
+
+
+def count_scarce(splits: Sequence[Split]) -> dict[str, int]:
+    """For each fold with only a part of the training cases of another one, by number, how many it has."""
+    return {
+        str(number): len(fold["train"])
+        for number, fold in enumerate(splits)
+        if any(is_part(fold, other) for other in splits)
+    }
+
+
+def warn_of_unknown_splits(groups: Mapping[str, Mapping[str, FoldFolder]]) -> Iterator[str]:
+    """A sentence for each group that may have full and scarce folds in it, as nobody knows their cases.
+
+    Args:
+        groups: as from :func:`find_groups`.
+    """
+    for name, folds in groups.items():
+        model = next(iter(folds.values())).path.parent
+        # nnU-Net's own split has 5 folds; further ones come from a splits_final.json
+        added = [fold.path.name for fold in folds.values() if fold.fold.isdecimal() and int(fold.fold) >= 5]
+        if len(folds) > len(added) > 0 and read_splits_of(model) is None:
+            yield (
+                f"{name} is one column, though {', '.join(added)} may have fewer training cases than the other folds: "
+                f"set nnUNet_preprocessed, in which {model.parent.name}/{SPLITS} says how many."
+            )
 
 
 def read_history(fold: FoldFolder) -> pd.DataFrame:
@@ -49,16 +111,19 @@ def read_history(fold: FoldFolder) -> pd.DataFrame:
     From ``lomix_weights.csv``, which is written after every epoch, or else from a checkpoint.
 
     Raises:
-        LoMixError: there are none, or the file isn't right.
+        NoWeights: LoMix has not ended an epoch there.
+        LoMixError: the checkpoint is another trainer's, or the file isn't right.
     """
     table, checkpoint = fold.path / TABLE, fold.last_checkpoint()
     if table.is_file():
         return _require_weights(_read_table(table), table)
     if checkpoint is None:
-        raise LoMixError(f"{fold.path} has neither {TABLE} nor a checkpoint: LoMix has not ended an epoch there.")
+        raise NoWeights(f"{fold.path} has neither {TABLE} nor a checkpoint: LoMix has not ended an epoch there.")
     state = read_checkpoint(checkpoint).get(STATE)
     if state is None:
         raise LoMixError(f"{checkpoint} has no LoMix state: it was not written by a trainer of nnunet_lomix.")
+    if not any(state["history"]):  # a finished checkpoint of another trainer, which LoMix's has saved again
+        raise NoWeights(f"{checkpoint} has no weights: LoMix has not ended an epoch there.")
     return _require_weights(pd.DataFrame(state["history"]), checkpoint)
 
 
@@ -70,7 +135,11 @@ def _read_table(file: Path) -> pd.DataFrame:
 
 
 def _require_weights(history: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """The history, if it is one."""
+    """Gives the history back, if it is a table of weights that can be shown; ``file`` is where it comes from.
+
+    Raises:
+        LoMixError: it isn't.
+    """
     numeric = all(pd.api.types.is_numeric_dtype(kind) for kind in history.dtypes)
     named = all(parse_map(name) is not None for name in history.columns)
     if not numeric or not named or "z_0" not in history or len(history.columns) < 2:
@@ -83,7 +152,7 @@ def _require_weights(history: pd.DataFrame, file: Path) -> pd.DataFrame:
 
 
 def parse_map(name: str) -> Map | None:
-    """The inverse of :attr:`Map.name`; None if no map has this name.
+    """The map that has this name, by the rule of :attr:`Map.name`; None if no map can have it.
 
     >>> parse_map("add_0_2")
     Map(operator='add', scales=(0, 2))

@@ -1,6 +1,7 @@
 """What the weights of several folds tell: shares of scales and operators, agreement, one sentence, one long table."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,26 @@ from nnunet_lomix.loss.maps import Map
 
 NOTABLE = 0.1  # weights within 10 % of equal ones have told nothing apart
 AGREEING = 0.5  # correlation between folds from which a ranking of the maps is theirs, not chance
+
+
+@dataclass(frozen=True)
+class Group:
+    """Folds that are shown together, in one column: those of one model, trained with all or with the same few cases.
+
+    Attributes:
+        name: what the column is called.
+        histories: as from :func:`~nnunet_lomix.weights.read.read_history`, by name of the fold.
+        maps: those of all folds.
+    """
+
+    name: str
+    histories: Mapping[str, pd.DataFrame]
+    maps: Sequence[Map]
+
+    @property
+    def last(self) -> pd.DataFrame:
+        """As from :func:`last_weights`."""
+        return last_weights(self.histories)
 
 
 def share_of_each(history: pd.DataFrame) -> pd.DataFrame:
@@ -28,8 +49,8 @@ def relative_weights(last: pd.DataFrame) -> pd.DataFrame:
     return others / others.mean()
 
 
-def by_scale(maps: Sequence[Map]) -> pd.DataFrame:
-    """How each map's weight (row) is split over the scales (columns): evenly over those of its subset."""
+def scale_membership(maps: Sequence[Map]) -> pd.DataFrame:
+    """How the weight of each map (row) is split over the scales (columns): evenly over those of its subset."""
     scales = sorted({s for m in maps for s in m.scales})
     return pd.DataFrame(
         [[(s in m.scales) / len(m.scales) for s in scales] for m in maps],
@@ -38,34 +59,34 @@ def by_scale(maps: Sequence[Map]) -> pd.DataFrame:
     )
 
 
-def by_operator(maps: Sequence[Map]) -> pd.DataFrame:
-    """Whose each map's weight (row) is among the operators (columns)."""
+def operator_membership(maps: Sequence[Map]) -> pd.DataFrame:
+    """Which operator (column) the weight of each map (row) belongs to: 1 for its own, 0 for the others."""
     operators = list(dict.fromkeys(m.operator for m in maps))
     rows = [[float(m.operator == operator) for operator in operators] for m in maps]
     return pd.DataFrame(rows, index=[m.name for m in maps], columns=operators)
 
 
-def shares(last: pd.DataFrame, belongs: pd.DataFrame) -> pd.DataFrame:
+def shares(last: pd.DataFrame, membership: pd.DataFrame) -> pd.DataFrame:
     """Share of each scale or operator in the weight that z_0 doesn't have.
 
     Args:
         last: as from :func:`last_weights`.
-        belongs: as from :func:`by_scale` or :func:`by_operator`.
+        membership: as from :func:`scale_membership` or :func:`operator_membership`.
 
     Returns:
         A row for each scale or operator; columns ``equal``, what equal weights would give, ``mean`` over folds, and
         ``low`` and ``high``, the folds' extremes.
     """
-    belongs = belongs.drop("z_0")
-    folds = belongs.T @ (relative_weights(last) / len(belongs))
+    membership = membership.drop("z_0")
+    folds = membership.T @ (relative_weights(last) / len(membership))
     table = pd.DataFrame(
-        {"equal": belongs.mean(), "mean": folds.mean(axis=1), "low": folds.min(axis=1), "high": folds.max(axis=1)}
+        {"equal": membership.mean(), "mean": folds.mean(axis=1), "low": folds.min(axis=1), "high": folds.max(axis=1)}
     )
     return table[table["equal"] > 0]
 
 
 def folds_differ(part: pd.DataFrame) -> bool:
-    """Whether there is a range to show, that of several folds; ``part`` is as from :func:`shares`."""
+    """Whether the folds have different shares, so that there is a range to show; ``part`` is as from :func:`shares`."""
     return bool((part["low"] < part["high"]).any())
 
 
@@ -81,9 +102,9 @@ def agreement(last: pd.DataFrame) -> float:
 
 def summarise(last: pd.DataFrame, maps: Sequence[Map]) -> str:
     """What mattered, in one sentence that the numbers allow."""
-    by_fold = relative_weights(last)
-    relative = by_fold.mean(axis=1)
-    in_any, in_mean = (100 * (part - 1).abs().to_numpy().max() for part in (by_fold, relative))
+    of_folds = relative_weights(last)
+    relative = of_folds.mean(axis=1)
+    in_any, in_mean = (100 * (part - 1).abs().to_numpy().max() for part in (of_folds, relative))
     if in_any < 100 * NOTABLE:
         return (
             "Neither scales nor operators were told apart: z_0 aside, no map differs from equal weights by more than "
@@ -95,8 +116,8 @@ def summarise(last: pd.DataFrame, maps: Sequence[Map]) -> str:
             f"{in_mean:.1f} %; {_describe_agreement(last)}."
         )
     parts = [
-        _extremes("scale", shares(last, by_scale(maps))),
-        _extremes("operator", shares(last, by_operator(maps))),
+        _extremes("scale", shares(last, scale_membership(maps))),
+        _extremes("operator", shares(last, operator_membership(maps))),
         f"the heaviest map, {relative.idxmax()}, has {relative.max():.2f} times an equal weight, "
         f"the lightest, {relative.idxmin()}, {relative.min():.2f} times",
         _describe_agreement(last),
@@ -124,7 +145,16 @@ def percent(value: float) -> str:
     >>> percent(-0.3), percent(-12.0)
     ('+0 %', '−12 %')
     """
-    return f"{round(value):+d} %".replace("-", "−")
+    return with_minus(f"{round(value):+d} %")
+
+
+def with_minus(number: str) -> str:
+    """A number with a minus sign in place of the hyphen that Python writes.
+
+    >>> with_minus("-0.50")
+    '−0.50'
+    """
+    return number.replace("-", "−")
 
 
 def _describe_agreement(last: pd.DataFrame) -> str:
@@ -134,32 +164,39 @@ def _describe_agreement(last: pd.DataFrame) -> str:
     if np.isnan(correlation):
         return "one training has equal weights, so there is no agreement to speak of"
     verdict = "agree on it" if correlation >= AGREEING else "do not agree on it, so take it for chance"
-    return f"the {len(last.columns)} trainings {verdict} (mean correlation {correlation:.2f})"
+    return f"the {len(last.columns)} trainings {verdict} (mean correlation {with_minus(f'{correlation:.2f}')})"
 
 
-def list_weights(histories: Mapping[str, pd.DataFrame], maps: Sequence[Map]) -> pd.DataFrame:
-    """A row for each fold, epoch and map.
+def list_weights(groups: Sequence[Group]) -> pd.DataFrame:
+    """A row for each group, fold, epoch and map.
 
-    Columns: ``fold``, ``epoch``, ``map``, ``operator``, ``scales``, ``weight``, ``share`` (of all weight), ``relative``
-    (to equal weights of all maps but z_0, which has none).
+    Columns: ``group``, ``fold``, ``epoch``, ``map``, ``operator``, ``scales``, ``weight``, ``share`` (of all weight),
+    ``relative`` (to equal weights of all maps but z_0, which has none).
     """
+    parts = [
+        _list_fold(history, group.maps).assign(group=group.name, fold=fold)
+        for group in groups
+        for fold, history in group.histories.items()
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    first = ["group", "fold"]
+    return table[first + [name for name in table if name not in first]]
+
+
+def _list_fold(history: pd.DataFrame, maps: Sequence[Map]) -> pd.DataFrame:
+    """The rows of one fold, without the columns that name it."""
     names = [m.name for m in maps]
-    parts = []
-    for fold, history in histories.items():
-        epochs = len(history)
-        others = history.drop(columns="z_0")
-        values = {
-            "weight": history,
-            "share": share_of_each(history),
-            "relative": others.div(others.mean(axis=1), axis=0).reindex(columns=history.columns),
-        }
-        columns = {
-            "fold": fold,
-            "epoch": np.repeat(np.arange(epochs), len(maps)),
-            "map": np.tile(names, epochs),
-            "operator": np.tile([m.operator for m in maps], epochs),
-            "scales": np.tile([m.subset for m in maps], epochs),
-            **{name: table[names].to_numpy().ravel() for name, table in values.items()},
-        }
-        parts.append(pd.DataFrame(columns))
-    return pd.concat(parts, ignore_index=True)
+    others = history.drop(columns="z_0")
+    values = {
+        "weight": history,
+        "share": share_of_each(history),
+        "relative": others.div(others.mean(axis=1), axis=0).reindex(columns=history.columns),
+    }
+    columns = {
+        "epoch": np.repeat(np.arange(len(history)), len(maps)),
+        "map": np.tile(names, len(history)),
+        "operator": np.tile([m.operator for m in maps], len(history)),
+        "scales": np.tile([m.subset for m in maps], len(history)),
+        **{name: table[names].to_numpy().ravel() for name, table in values.items()},
+    }
+    return pd.DataFrame(columns)

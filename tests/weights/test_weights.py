@@ -1,5 +1,7 @@
 """What was learned: numbers by hand, sentences, refusals."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,13 +52,13 @@ def frames(*lasts):
 def test_shares_by_hand():
     histories = frames(FIRST, SECOND)
     maps, last = read.common_maps(histories), summary.last_weights(histories)
-    scales = summary.shares(last, summary.by_scale(maps))
+    scales = summary.shares(last, summary.scale_membership(maps))
     # scale 0 has half of three maps, 1 all of z_1 and half of two, 2 half of one
     np.testing.assert_allclose(scales["equal"], [1.5 / 4, 2 / 4, 0.5 / 4])
     np.testing.assert_allclose(scales["low"], [0.165 / 0.4, 0.175 / 0.4, 0.05 / 0.4])
     np.testing.assert_allclose(scales["high"], [0.175 / 0.4, 0.175 / 0.4, 0.06 / 0.4])
     np.testing.assert_allclose(scales["mean"], [0.17 / 0.4, 0.175 / 0.4, 0.055 / 0.4])
-    operators = summary.shares(last, summary.by_operator(maps))
+    operators = summary.shares(last, summary.operator_membership(maps))
     assert list(operators.index) == ["original", "add", "multiply"]
     np.testing.assert_allclose(operators["equal"], [0.25, 0.5, 0.25])
     np.testing.assert_allclose(operators["mean"], [0.06 / 0.4, 0.3 / 0.4, 0.04 / 0.4])
@@ -67,10 +69,10 @@ def test_shares_are_shares_whatever_the_scale_of_the_weights(data):
     maps = list_maps(4, 3, ("add", "max"))
     values = data.draw(st.lists(st.floats(1e-3, 10), min_size=len(maps), max_size=len(maps)))
     last = {m.name: v for m, v in zip(maps, values, strict=True)}
-    for belongs in (summary.by_scale(maps), summary.by_operator(maps)):
-        part = summary.shares(summary.last_weights(frames(last)), belongs)
+    for membership in (summary.scale_membership(maps), summary.operator_membership(maps)):
+        part = summary.shares(summary.last_weights(frames(last)), membership)
         np.testing.assert_allclose(part[["equal", "mean"]].sum(), 1)
-        scaled = summary.shares(summary.last_weights(frames({k: 7 * v for k, v in last.items()})), belongs)
+        scaled = summary.shares(summary.last_weights(frames({k: 7 * v for k, v in last.items()})), membership)
         np.testing.assert_allclose(part, scaled)
 
 
@@ -108,7 +110,7 @@ def test_sentences():
     opposite = equal | {name: 0.1 for name in names if not name.startswith("max")} | {"z_0": 0.5}
     text = sentence(strong, opposite)  # the mean hides what each of them has
     assert text.startswith("Single trainings differ from equal weights by up to 43 %") and "told apart" not in text
-    assert "do not agree on it, so take it for chance (mean correlation -1.00)" in text
+    assert "do not agree on it, so take it for chance (mean correlation −1.00)" in text
     assert "trainings agree on it (mean correlation 1.00)" in sentence(strong, strong)
     assert "no agreement to speak of" in sentence(strong, equal)
     coarse = equal | {"z_2": 0.3}
@@ -147,10 +149,16 @@ def test_one_training_has_no_range(folds, tmp_path):
 
 def test_a_fold_alone_or_folds_of_several_trainers(folds, tmp_path):
     first, second = folds([FIRST]), folds([SECOND], trainer="U__P__2d")
-    assert list(read.find_folds([first / "fold_0", first])) == ["fold_0"]
-    assert list(read.find_folds([first, second])) == ["T/fold_0", "U/fold_0"]
+
+    def names(*folders):
+        return [f"{group}/{fold}" for group, own in read.find_groups(folders).items() for fold in own]
+
+    assert names(first / "fold_0", first) == ["T/fold_0"]
+    assert names(first, second) == ["T/fold_0", "U/fold_0"]
     third = folds([SECOND], trainer="T__P__3d")
-    assert list(read.find_folds([first, third])) == ["T__P__2d/fold_0", "T__P__3d/fold_0"]
+    assert names(first, third) == ["T__P__2d/fold_0", "T__P__3d/fold_0"]
+    seed = folds([SECOND], trainer="seed_1/T__P__2d")
+    assert names(first, seed) == [f"{first.parent.name}/T__P__2d/fold_0", "seed_1/T__P__2d/fold_0"]
 
 
 def test_checkpoints_serve_where_there_is_no_table(folds, tmp_path):
@@ -192,9 +200,97 @@ def test_other_tables_are_refused(tmp_path, table, text):
     assert text in run(fold, out=tmp_path / "out", fails=True)
 
 
-def test_other_folders_are_refused(folds, tmp_path):
+def test_other_folders_are_refused(folds, tmp_path, monkeypatch):
     trainer = folds([FIRST], [{"z_0": 0.5, "z_1": 0.5}])
     assert "fold_0 and fold_1 have different maps" in run(trainer, out=tmp_path / "out", fails=True)
     (tmp_path / "empty" / "fold_0").mkdir(parents=True)
     assert "neither lomix_weights.csv nor a checkpoint" in run(tmp_path / "empty", out=tmp_path / "out", fails=True)
-    assert "has no fold_X in it" in run(tmp_path / "empty" / "..", out=tmp_path / "out", fails=True)
+    assert f"{tmp_path} has no fold_X in it" in run(tmp_path / "empty" / "..", out=tmp_path / "out", fails=True)
+    monkeypatch.chdir(tmp_path)
+    assert f"Error: {tmp_path} has no fold_X in it" in run(".", out=tmp_path / "out", fails=True)
+
+
+@pytest.fixture
+def with_scarce_folds(folds, tmp_path, monkeypatch):
+    """A model with folds 0 and 1, of 3 training cases, and two folds of 1 of them, as ``nnunet_lomix splits`` adds."""
+    model = folds([FIRST], [FIRST], [SECOND], [SECOND], trainer="Dataset001_A/T__P__2d")
+    splits = [
+        {"train": ["a", "b", "c"], "val": ["d"]},
+        {"train": ["b", "c", "d"], "val": ["a"]},
+        {"train": ["c"], "val": ["d"]},
+        {"train": ["a"], "val": ["d"]},
+    ]
+    preprocessed = tmp_path / "preprocessed" / "Dataset001_A"
+    preprocessed.mkdir(parents=True)
+    (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed.parent))
+    return model
+
+
+def test_scarce_folds_are_a_column_of_their_own(with_scarce_folds, tmp_path):
+    output = run(with_scarce_folds, out=tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "weights.csv")
+    assert dict(zip(table["fold"], table["group"], strict=True)) == {
+        "fold_0": "T",
+        "fold_1": "T",
+        "fold_2": "T, 1 training cases",
+        "fold_3": "T, 1 training cases",
+    }
+    # add_0_1 and multiply_0_1 have 0.2 and 0.18 of 0.4, against 0.1 if all were equal
+    assert "T: Against equal weights" in output and "T, 1 training cases: Against equal weights" in output
+    (row,) = (line.split() for line in output.splitlines() if line.startswith(" add "))
+    assert row == ["add", "50.0", "75.0", "+50", "%", "75.0", "+50", "%"]
+
+
+def test_models_are_columns_with_their_own_means(folds, tmp_path):
+    """Before, T and U were pooled as if they were four folds of one training."""
+    first, second = folds([FIRST], [SECOND]), folds([SECOND], [SECOND], trainer="U__P__2d")
+    output = run(first, second, out=tmp_path / "out")
+    rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.strip()}
+    lines = [line.split() for line in output.splitlines()]
+    header = lines.index(["operator", "equal,", "%", "share,", "%", "share,", "%"])
+    assert lines[header - 1] == ["T", "U"]
+    first_fold = lines.index(["T"]) + 1  # a row with the name of the group, and below it one for each fold
+    assert [line[0] for line in lines[first_fold : first_fold + 2]] == ["fold_0", "fold_1"]
+    # original: 0.05 and 0.07 of 0.4 in T, 0.07 of 0.4 in U, which has no range
+    assert rows["original"] == ["25.0", "15.0", "(12.5", "to", "17.5)", "−40", "%", "17.5", "−30", "%"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["weights.csv", "weights.png"]
+
+
+def test_models_with_different_maps_are_side_by_side(folds, tmp_path):
+    """With other operators or another number of outputs; what equal weights give is then not the same for both."""
+    first, second = folds([FIRST]), folds([{"z_0": 0.5, "z_1": 0.3, "max_0_1": 0.2}], trainer="U__P__2d")
+    output = run(first, second, out=tmp_path / "out")
+    assert "equal, %" not in output
+    rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.strip()}
+    assert rows["original"] == ["12.5", "−50", "%", "60.0", "+20", "%"]
+    assert rows["max"] == ["40.0", "−20", "%"]
+
+
+def test_unknown_splits_are_said_where_they_matter(folds, tmp_path, monkeypatch):
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    model = folds(*6 * [[FIRST]], trainer="Dataset001_A/T__P__2d")
+    output = run(model, out=tmp_path / "out")
+    assert "T is one column, though fold_5 may have fewer training cases than the other folds" in output
+    assert "set nnUNet_preprocessed, in which Dataset001_A/splits_final.json says how many." in output
+    assert "may have fewer" not in run(*(model / f"fold_{i}" for i in range(5)), out=tmp_path / "out")
+    assert "may have fewer" not in run(model / "fold_5", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("history", [[], [{}, {}]])
+def test_a_checkpoint_that_lomix_only_saved_again_has_no_weights(folds, tmp_path, history):
+    """A finished training of nnUNetTrainer, continued under LoMix's name, is only validated."""
+    model = folds([FIRST])
+    again = model / "fold_1"
+    again.mkdir()
+    torch.save(a_checkpoint(lomix={"rule": "barrier", "history": history}), again / "checkpoint_final.pth")
+    assert "Without fold_1: LoMix has not ended an epoch there." in run(model, out=tmp_path / "out")
+    output = run(again, out=tmp_path / "other", fails=True)
+    assert f"{again / 'checkpoint_final.pth'} has no weights: LoMix has not ended an epoch there." in output
+
+
+def test_an_output_that_is_not_utf_8(folds, tmp_path):
+    """The sentence has a minus sign, which Windows' encoding of western Europe lacks."""
+    runner = CliRunner(charset="cp1252")
+    result = runner.invoke(main, ["weights", str(folds([FIRST])), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0 and "(?12 %)" in result.output, result.output
