@@ -91,7 +91,7 @@ class Fused:
         layout = self._layout(outputs, target, maps, criterion)
         table = layout.table if chosen is None else layout.choose(chosen)
         parameters = [p for m in maps for p in m.operator.parameters()]
-        sums, sums_of_target = Sums.apply(layout, table, target, len(outputs), *outputs, *parameters)
+        sums, sums_of_target = FusedSums.apply(layout, table, target, len(outputs), *outputs, *parameters)
         classes = target.num_classes
         pixel_sums = PixelSums(
             sums[..., 0].sum(0), sums[..., 1 : 1 + classes].transpose(0, 1), sums[..., 1 + classes :].transpose(0, 1)
@@ -202,7 +202,7 @@ class Layout:
             yield first, min(self.samples, self.batch - first)
 
 
-class Sums(torch.autograd.Function):
+class FusedSums(torch.autograd.Function):
     """Outputs and parameters of the operators to the sums of the M maps and of the target.
 
     ``(B, M, 2 C + 1)``: cross-entropy, intersections and volumes. ``(B, 2 C + 1)``: number of valid pixels, zeros, and
@@ -258,8 +258,8 @@ class Sums(torch.autograd.Function):
                 for j in range(1, len(outputs)):  # the kernel has put the gradients in place of the scales
                     _resample_backward(resampled[j], grad_outputs[j][turn], layout.shapes[0], layout.shapes[j])
                 del resampled  # before those of the next turn are made
-        sums = rows.sum((0, 1))[: layout.parameters]
-        grad_parameters = sums.split([p.numel() for p in tensors]) if tensors else ()
+        grad_row = rows.sum((0, 1))[: layout.parameters]
+        grad_parameters = grad_row.split([p.numel() for p in tensors]) if tensors else ()
         return (
             *(None, None, None, None),
             *grad_outputs,
