@@ -173,6 +173,19 @@ def compare(cases: Sequence[int], jobs: int, base: Path | None, out: Path | None
     finish("compare", rows, benchmark.KEY, "cpu", {"jobs": jobs}, base, out or FOLDER / "compare_cpu.json")
 
 
+@main.command()
+@click.option("--kills", default=30, show_default=True, help="How often SIGKILL is sent.")
+@click.option("--terms", default=10, show_default=True, help="How often SIGTERM is sent.")
+@click.option("--seed", default=0, show_default=True, help="Of the moments.")
+@result_options
+def faults(kills: int, terms: int, seed: int, base: Path | None, out: Path | None) -> None:
+    """What a training loses when it is killed, at random moments."""
+    benchmark = import_module("faults")
+    rows = benchmark.measure(kills, terms, seed)
+    options = {"kills": kills, "terms": terms, "seed": seed}
+    finish("faults", rows, benchmark.KEY, "cpu", options, base, out or FOLDER / "faults.json")
+
+
 def finish(
     name: str,
     rows: Rows,

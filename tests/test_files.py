@@ -1,5 +1,7 @@
 """Files are whole or not there."""
 
+import os
+
 import pytest
 
 from nnunet_lomix.files import replacing
@@ -24,3 +26,13 @@ def test_what_a_killed_process_left_does_not_pile_up(tmp_path):
     with replacing(file) as temporary:
         temporary.write_text("new")
     assert [f.read_text() for f in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+    calls = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append(("fsync", os.fstat(file).st_size)), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
+    with replacing(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+    assert calls == [("fsync", 3), "replace"]

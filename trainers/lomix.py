@@ -1,10 +1,8 @@
 """nnU-Net's trainer with the LoMix loss in place of fixed-weight deep supervision."""
 
 import logging
-from collections.abc import Callable
-from functools import wraps
 from math import prod
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -12,31 +10,18 @@ from torch import Tensor
 from torch import distributed as dist
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.files import replacing, scratch
 from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss, SamplingLoMixLoss
 from nnunet_lomix.loss.backends.fused import power_of_two
 from nnunet_lomix.nnunet.checkpoints import STATE
 from nnunet_lomix.nnunet.datasets import require_root
+from nnunet_lomix.trainers.faults import FiniteTrainer
+from nnunet_lomix.trainers.resumable import ResumableTrainer
+from nnunet_lomix.trainers.sentences import ends_with_a_sentence
 from nnunet_lomix.weights.history import plot_history, write_history
 
 # values of a map, classes padded, times mutants: what an H100 is reckoned to do in a tenth of nnU-Net's step
 AFFORDABLE_VALUES = 2**30
 HISTORY = "lomix_weights"  # our key in nnU-Net's logger: for each epoch a dict from map to weight
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-
-def ends_with_a_sentence(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """What a user can mend ends nnU-Net's command with its sentence, not with a traceback."""
-
-    @wraps(method)
-    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        try:
-            return method(*args, **kwargs)
-        except LoMixError as error:
-            raise SystemExit(str(error)) from None
-
-    return wrapped
 
 
 class TrainingLog(logging.Handler):
@@ -60,7 +45,7 @@ class TrainingLog(logging.Handler):
             logger.setLevel(logging.INFO)
 
 
-class nnUNetTrainerLoMix(nnUNetTrainer):
+class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
     """LoMix: all scales mixed by four operators, every map supervised, weights learned, half of the weight for z_0.
 
     Change it by a subclass with other class attributes, in a folder of ``nnUNet_extTrainer``::
@@ -218,10 +203,7 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
         if self.loss_optimizer is None:
             return super().train_step(batch)
         self.loss_optimizer.zero_grad(set_to_none=True)
-        # nnU-Net's step may change the scale at its end, our gradients have the one before; it stays on the device
-        scale = torch.ones((), device=self.device)
-        if self.grad_scaler is not None:
-            scale = self.grad_scaler.scale(scale)
+        scale = self.gradient_scale()  # nnU-Net's step may change it at its end, our gradients have the one before
         result = super().train_step(batch)
         self._step_loss_optimizer(self.loss_optimizer, scale)
         return result
@@ -242,7 +224,8 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
             flat /= dist.get_world_size()
         means = flat.split([g.numel() for g in grads])
         torch._foreach_copy_(grads, [mean.view_as(g) for mean, g in zip(means, grads, strict=True)])
-        finite = flat.isfinite().all()
+        # the squares, too: AdamW keeps them, and an infinite one for ever; and no step where the network made none
+        finite = flat.dot(flat).isfinite() & (self.skipped.in_a_row == 0)
         if getattr(optimizer, "_step_supports_amp_scaling", False) and flat.device.type in ("cuda", "cpu"):
             optimizer.found_inf = finite.logical_not().to(torch.float32)  # type: ignore[attr-defined]
             optimizer.step()
@@ -264,32 +247,19 @@ class nnUNetTrainerLoMix(nnUNetTrainer):
             except OSError as error:  # a full disk, or a table that is open elsewhere, must not end a training
                 self.print_to_log_file(f"The LoMix weights could not be written: {error}")
 
-    def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint with one key more, written in one stroke: a crash leaves the old file whole."""
-        if self.local_rank != 0:  # writes nothing in nnU-Net either, and must not remove the files of rank 0
-            return
-        with replacing(filename) as whole, scratch(whole) as stock:
-            super().save_checkpoint(str(stock))
-            if not stock.exists():  # checkpointing is disabled
-                return
-            checkpoint = torch.load(stock, map_location="cpu", mmap=True, weights_only=False)
-            checkpoint[STATE] = {
-                "rule": self.rule,
-                "maps": [m.name for m in self.loss.maps],
-                "loss": self.loss.state_dict(),
-                "optimizer": self.loss_optimizer and self.loss_optimizer.state_dict(),
-                # not left in nnU-Net's own dictionary: the progress plot of another trainer would stop where it ends
-                "history": checkpoint["logging"].pop(HISTORY),
-            }
-            torch.save(checkpoint, whole)
-            del checkpoint  # Windows removes no file that is mapped
+    def add_state(self, checkpoint: dict) -> None:
+        super().add_state(checkpoint)
+        checkpoint[STATE] |= {
+            "rule": self.rule,
+            "maps": [m.name for m in self.loss.maps],
+            "loss": self.loss.state_dict(),
+            "optimizer": self.loss_optimizer and self.loss_optimizer.state_dict(),
+            # not left in nnU-Net's own dictionary: the progress plot of another trainer would stop where it ends
+            "history": checkpoint["logging"].pop(HISTORY),
+        }
 
-    @ends_with_a_sentence
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        super().load_checkpoint(filename_or_checkpoint)
-        checkpoint = filename_or_checkpoint
-        if isinstance(checkpoint, str):
-            checkpoint = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
+    def load_state(self, checkpoint: dict) -> None:
+        super().load_state(checkpoint)
         state = checkpoint.get(STATE)
         if state is None:
             if self.current_epoch >= self.num_epochs:

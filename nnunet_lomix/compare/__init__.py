@@ -29,6 +29,7 @@ from nnunet_lomix.compare.sources import Source
 from nnunet_lomix.compare.statistics import compare_trainers
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.files import scratch
+from nnunet_lomix.locks import Lock
 
 __all__ = ["Comparison", "Source", "compare", "compare_into", "read_folders", "read_results"]
 
@@ -82,17 +83,23 @@ def compare_into(folder: str | Path, source: Source, console: Console, tolerance
     """As :func:`compare`; writes reports and cache into a folder, and prints the tables.
 
     Raises:
-        LoMixError: a file can't be scored, or the folder can't be written.
+        LoMixError: a file can't be scored, the folder can't be written, or another process compares into it.
     """
     folder = Path(folder)
+    with _claim(folder):
+        result = compare(source, tolerance, jobs, folder / "scores_cache.json")
+        write_report(folder, result.scores, result.comparison, result.information, source.curves, source.files, console)
+
+
+def _claim(folder: Path) -> Lock:
+    """Make the folder, and have it for this process alone."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder, "comparison")
         with scratch(folder / "report.md") as probe:
             probe.touch()
     except OSError as error:
         raise LoMixError(f"{folder} can't be written ({error.strerror}): choose another --out.") from None
-    result = compare(source, tolerance, jobs, folder / "scores_cache.json")
-    write_report(folder, result.scores, result.comparison, result.information, source.curves, source.files, console)
+    return lock
 
 
 def _describe(source: Source, tolerance: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ where the first one stopped.
 """
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nnunet_lomix.demo.steps import Settings, Steps
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.files import replacing
+from nnunet_lomix.locks import NAME as LOCK
+from nnunet_lomix.locks import Lock
+from nnunet_lomix.nnunet.results import read_json
 
 __all__ = ["DEFAULTS", "Settings", "default_settings", "run_demo"]
 
@@ -43,46 +47,57 @@ def run_demo(out: str | Path, settings: Settings, console: Console | None = None
             failed; interrupted.
     """
     console = console or Console()
-    out = Path(out).resolve()
-    claim_folder(out, settings)
-    steps = Steps(out, settings, find_device())
-    console.print(f"LoMix demo in {settings.dim}D on {steps.device}, below {out}", soft_wrap=True)
-    # rich lets the bars of what has not started pulse; these lie still
-    bar = BarColumn(pulse_style="bar.back")
-    try:
-        with Progress(
-            TextColumn("{task.description}"), bar, MofNCompleteColumn(), TimeElapsedColumn(), console=console
-        ) as progress:
-            steps.run(progress)
-        steps.report(console)
-    except KeyboardInterrupt:
-        raise LoMixError("Interrupted; the same command goes on where it stopped.") from None
+    out = Path(os.path.realpath(out))  # which, unlike resolve, raises nothing for a link that leads to itself
+    with claim_folder(out, settings):
+        steps = Steps(out, settings, find_device())
+        console.print(f"LoMix demo in {settings.dim}D on {steps.device}, below {out}", soft_wrap=True, markup=False)
+        # rich lets the bars of what has not started pulse; these lie still
+        bar = BarColumn(pulse_style="bar.back")
+        try:
+            with Progress(
+                TextColumn("{task.description}"), bar, MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            ) as progress:
+                steps.run(progress)
+            steps.report(console)
+        except KeyboardInterrupt:
+            raise LoMixError("Interrupted; the same command goes on where it stopped.") from None
 
 
-def claim_folder(out: Path, settings: Settings) -> None:
+def claim_folder(out: Path, settings: Settings) -> Lock:
     """Note the settings in ``out``, or check that they are those of the demo that is there.
 
+    Returns:
+        The lock of the folder.
+
     Raises:
-        LoMixError: ``out`` belongs to something else, or to a demo of the same ``dim`` with other settings.
+        LoMixError: ``out`` belongs to something else, to a demo of the same ``dim`` with other settings, or to a demo
+            that runs.
     """
     file = out / SETTINGS_FILE
-    if out.is_dir() and any(out.iterdir()) and not file.is_file():
+    if out.is_dir() and {entry.name for entry in out.iterdir()} - {LOCK} and not file.is_file():
         raise LoMixError(f"{out} is not empty and not the folder of a demo: choose another --out.")
-    demos = json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        lock = Lock(out, "demo")
+        _note_settings(file, settings)
+    except OSError as error:
+        raise LoMixError(f"{out} can't be written ({error.strerror}): choose another --out.") from None
+    return lock
+
+
+def _note_settings(file: Path, settings: Settings) -> None:
+    demos = read_json(file) if file.is_file() else {}
     wanted = asdict(settings)
     found = demos.setdefault(f"{settings.dim}D", wanted)
+    if not isinstance(found, dict):
+        raise LoMixError(f"{file} is damaged: choose another --out, or delete that file.")
     for name, value in wanted.items():
         if found.get(name) != value:
             raise LoMixError(
-                f"{out} holds a {settings.dim}D demo with {name} = {found.get(name)}, not {value}: "
+                f"{file.parent} holds a {settings.dim}D demo with {name} = {found.get(name)}, not {value}: "
                 "choose another --out, or delete that folder."
             )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            temporary.write_text(json.dumps(demos, indent=4))
-    except OSError as error:
-        raise LoMixError(f"{out} can't be written ({error.strerror}): choose another --out.") from None
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(demos, indent=4))
 
 
 def find_device() -> str:

@@ -17,8 +17,9 @@ from nnunet_lomix.compare import compare_into, read_folders
 from nnunet_lomix.demo.data import write_dataset
 from nnunet_lomix.files import replacing
 from nnunet_lomix.nnunet.commands import folders_below, run_commands
+from nnunet_lomix.nnunet.curves import read_all_curves
 from nnunet_lomix.nnunet.registration import VARIABLE
-from nnunet_lomix.nnunet.results import FoldFolder, ModelFolder, read_curves, read_json
+from nnunet_lomix.nnunet.results import FoldFolder, ModelFolder, read_json
 from nnunet_lomix.weights.history import PICTURE
 
 # the trainers by the names that the report shows
@@ -165,7 +166,7 @@ class Steps:
             dataset=self.raw.name,
             configuration=self.trained,
             notes=(note,),
-            curves=read_curves({(t, 0): model for t, model in self.models.items()}, [FOLD]),
+            curves=read_all_curves({(t, 0): model for t, model in self.models.items()}, [FOLD]),
         )
         compare_into(folder, source, console)
         with replacing(folder / PICTURE) as temporary:

@@ -17,12 +17,24 @@ from nnunet_lomix.loss.rules import RULES
 
 DEFAULT_OPERATORS = ("add", "multiply", "concat", "fusion")
 DEFAULT_MAX_MIXED_SCALES = 4
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of outputs
 logger = logging.getLogger(__name__)
 
 
 def _as_tensor(tensor: Tensor) -> Tensor:
     """A plain tensor with the same values: MONAI's and other subclasses do something else in some operations."""
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
+def _describe(value: object) -> str:
+    """What was given instead of what was expected.
+
+    >>> _describe(torch.zeros(2, dtype=torch.int64)), _describe([]), _describe(None)
+    ('a tensor (strided, int64)', 'an empty list', 'NoneType')
+    """
+    if isinstance(value, Tensor):
+        return f"a tensor ({', '.join(str(kind).removeprefix('torch.') for kind in (value.layout, value.dtype))})"
+    return "an empty list" if isinstance(value, list | tuple) and not value else type(value).__name__
 
 
 def _adapt_state(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -130,11 +142,12 @@ class LoMixLoss(nn.Module):
         self._backends: dict[tuple[object, ...], Backend] = {}  # for each kind of case
         self._logged: set[str] = set()
         self._looked_at_a_target = False
+        self._latest: tuple[Tensor | None, Tensor] | None = None  # chosen maps and losses, of the latest call
         self.register_load_state_dict_pre_hook(_adapt_state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what backends keep: it belongs to a device, which a copy or a loaded loss may not have."""
-        return self.__dict__ | {"_backends": {}}
+        """Without what is kept on a device, which a copy or a loaded loss may not have."""
+        return self.__dict__ | {"_backends": {}, "_latest": None}
 
     def weights(self) -> Tensor:
         """Effective weights of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached."""
@@ -149,7 +162,11 @@ class LoMixLoss(nn.Module):
             chosen: numbers in ``self.maps`` of those maps that are wanted instead, int64 on the device of the outputs,
                 ``(M,)``; then the result is ``(M,)``.
         """
-        target = _as_tensor(target if isinstance(target, Tensor) else target[0])
+        if isinstance(target, list | tuple) and target:
+            target = target[0]
+        if not isinstance(target, Tensor):
+            raise ValueError(f"the target must be a tensor, or a list that starts with one, got {_describe(target)}")
+        target = _as_tensor(target)
         if isinstance(outputs, Tensor) and outputs.ndim == target.ndim + 1:
             outputs = outputs.unbind(1)
         self._check(outputs, target)
@@ -162,7 +179,18 @@ class LoMixLoss(nn.Module):
             if target.device.type == "cpu" or not self._looked_at_a_target:
                 self._check_values(target)
             backend = self._backend_for(outputs[0], len(self.maps) if chosen is None else len(chosen))
-            return self.criterion.losses(*backend(outputs, prepared, self._bound_maps, self.criterion, chosen))
+            losses = self.criterion.losses(*backend(outputs, prepared, self._bound_maps, self.criterion, chosen))
+        self._latest = chosen, losses.detach()
+        return losses
+
+    def maps_not_finite(self) -> list[str]:
+        """Names of the maps whose losses were NaN or infinite when they were last computed; waits for the device."""
+        if self._latest is None:
+            return []
+        chosen, losses = self._latest
+        numbers = range(len(self.maps)) if chosen is None else chosen.tolist()
+        broken = {number for number, finite in zip(numbers, losses.isfinite().tolist(), strict=True) if not finite}
+        return [m.name for number, m in enumerate(self.maps) if number in broken]
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
         """The weighted loss, a scalar.
@@ -222,8 +250,22 @@ class LoMixLoss(nn.Module):
 
     def _check(self, outputs: Sequence[Tensor], target: Tensor) -> None:
         if not isinstance(outputs, list | tuple) or len(outputs) != self.num_scales:
-            given = len(outputs) if isinstance(outputs, list | tuple) else "a single tensor"
+            given = "a single tensor" if isinstance(outputs, Tensor) else _describe(outputs)
+            given = str(len(outputs)) if isinstance(outputs, list | tuple) else given
             raise ValueError(f"expected a list of {self.num_scales} outputs, got {given}; is deep supervision on?")
+        for z in outputs:
+            if not isinstance(z, Tensor) or z.layout != torch.strided or z.dtype not in DTYPES:
+                raise ValueError(
+                    f"each output must be a dense tensor in float16, bfloat16, float32 or float64, got {_describe(z)}"
+                )
+        if target.layout != torch.strided or target.is_complex():
+            raise ValueError(f"the target must be a dense tensor of real numbers, got {_describe(target)}")
+        devices = {t.device for t in (*outputs, target, *self.parameters())}
+        if len(devices) > 1:
+            raise ValueError(
+                f"the outputs, the target and the loss must be on the same device, but they are on "
+                f"{' and '.join(sorted(map(str, devices)))}; move the loss by loss.to(device)"
+            )
         channels = self.criterion.target_channels(self.num_classes)
         if target.ndim not in (4, 5) or target.shape[1] != channels:
             last = ", the last one for ignored pixels" if channels > self.num_classes else ""
@@ -242,6 +284,8 @@ class LoMixLoss(nn.Module):
                     f"each output must be (B, C, *spatial) with B = {len(target)}, C = {self.num_classes} and "
                     f"{target.ndim - 2} spatial axes, as the target, got {tuple(z.shape)}"
                 )
+        if not all(z.numel() for z in outputs):
+            raise ValueError("there must be at least one sample, and each output must have at least one pixel")
         if outputs[0].shape[2:] != target.shape[2:]:
             raise ValueError(
                 f"the first output must have the size of the target, {tuple(target.shape[2:])}, "

@@ -52,11 +52,12 @@ def run_commands(
         LoMixError: a command isn't there or has failed.
     """
     environment = {name: value for name, value in {**os.environ, **variables}.items() if value is not None}
-    with ExitStack() as stack:
-        running = {
-            log: stack.enter_context(_running(command, log, environment, working_folder))
-            for log, command in commands.items()
-        }
+    # all are told to end before one is waited for: a training may take a while to write its checkpoint
+    with ExitStack() as waiting, ExitStack() as ending:
+        running: dict[Path, subprocess.Popen[bytes]] = {}
+        for log, command in commands.items():
+            running[log] = waiting.enter_context(_running(command, log, environment, working_folder))
+            ending.callback(running[log].terminate)
         while running:
             time.sleep(SECONDS_BETWEEN_POLLS)
             for log, process in list(running.items()):
@@ -71,9 +72,9 @@ def run_commands(
 def _running(
     command: Sequence[object], log: Path, environment: Mapping[str, str], folder: Path | None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has ended when the block is left."""
+    """A process that has ended when the block is left; somebody else tells it to."""
     name, *arguments = map(str, command)
-    program = _find_program(name, environment.get("PATH", os.defpath))
+    program = find_program(name, environment.get("PATH", os.defpath))
     with log.open("w") as output:
         process = subprocess.Popen(
             [program, *arguments],
@@ -86,11 +87,15 @@ def _running(
         try:
             yield process
         finally:
-            process.terminate()
             process.wait()
 
 
-def _find_program(name: str, path: str) -> str:
+def find_program(name: str, path: str) -> str:
+    """A program beside this Python, or else on a search path.
+
+    Raises:
+        LoMixError: it is in neither.
+    """
     program = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), path]))
     if program is None:
         raise LoMixError(f"{name} is neither beside {sys.executable} nor on the PATH: install nnunetv2.")

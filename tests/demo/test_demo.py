@@ -1,6 +1,8 @@
 """The demo: its data, its numbers, its refusals, and once all of it."""
 
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -13,6 +15,7 @@ from nnunet_lomix import demo
 from nnunet_lomix.cli import main
 from nnunet_lomix.demo import data, steps
 from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.locks import NAME
 from nnunet_lomix.nnunet.results import FoldFolder
 
 NAMES = {"nnUNetTrainerDemo": "nnUNetTrainer", "nnUNetTrainerLoMixDemo": "nnUNetTrainerLoMix"}
@@ -114,6 +117,18 @@ def test_a_missing_nnunet_is_named(tmp_path, monkeypatch):
     assert "nnUNetv2_plan_and_preprocess is neither beside" in call("--out", tmp_path / "out")
 
 
+def test_two_demos_in_one_folder(tmp_path):
+    (tmp_path / NAME).touch()  # all that is left of a demo that was killed at its very start
+    settings = demo.default_settings(2)
+    with demo.claim_folder(tmp_path, settings):
+        code = "import sys; from nnunet_lomix.cli import main; sys.argv[:1] = ['nnunet_lomix', 'demo']; main()"
+        # not started by this process, but by a shell, as a child may work in its parent's folder
+        command = [sys.executable, "-c", code, "--out", str(tmp_path)]
+        result = subprocess.run(["sh", "-c", '"$@"; exit $?', "sh", *command], capture_output=True, text=True)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert f"is in use: demo by process {os.getpid()} on" in " ".join(result.stderr.split())
+
+
 # all of it
 
 
@@ -146,7 +161,7 @@ def test_an_interrupted_demo_goes_on(tmp_path, monkeypatch):
     assert list(dict.fromkeys(scores["trainer"])) == ["nnUNetTrainer", "nnUNetTrainerLoMix"]
     assert len(scores) == SMALLEST.test_cases * 4 * 2 * 3
     written = {"report.html", "report.md", "scores.csv", "comparison.json", "scores_cache.json", "lomix_weights.png"}
-    assert {p.name for p in report.iterdir()} == written
+    assert {p.name for p in report.iterdir()} == {*written, NAME}
     information = json.loads((report / "comparison.json").read_text())["information"]
     assert all(seconds > 0 for seconds in information["epoch_seconds"].values())
     assert "proves nothing" in (report / "report.md").read_text()

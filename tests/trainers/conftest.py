@@ -1,0 +1,100 @@
+"""Trainers in this process, on preprocessed generated data, on the device at hand."""
+
+import json
+import logging
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_lomix.trainers import lomix, nnUNetTrainerLoMix
+
+from ..conftest import DEVICE
+
+
+class Tiny:
+    """Four epochs of two steps, on batches that depend on the epoch alone, so a resumed training sees the same."""
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.configuration_manager.configuration["batch_size"] = 4
+        self.num_epochs = 4
+        self.num_iterations_per_epoch = 2
+        self.num_val_iterations_per_epoch = 1
+
+    def get_dataloaders(self):
+        self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        return iter(lambda: batch(self, self.current_epoch), None), iter(lambda: batch(self, 99), None)
+
+
+class StockTiny(Tiny, nnUNetTrainer):
+    pass
+
+
+class LoMixTiny(Tiny, nnUNetTrainerLoMix):
+    pass
+
+
+def batch(trainer, seed, samples=slice(None)):
+    """A batch of 4 samples: noise, and a target that follows it; the rank's part under DDP."""
+    generator = torch.Generator().manual_seed(seed)
+    data = torch.randn(4, 1, *trainer.configuration_manager.patch_size, generator=generator)[samples]
+    target = (data > 0).float() + (data > 1)
+    strides = [[round(1 / s) for s in scale] for scale in trainer._get_deep_supervision_scales()]
+    return {"data": data, "target": [target[(..., *(slice(None, None, s) for s in stride))] for stride in strides]}
+
+
+@pytest.fixture
+def make(prepared, tmp_path, monkeypatch, device):
+    """Makes a trainer of a class; its results go to a folder of the test's own."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv("nnUNet_compile", "f")  # on a GPU nnU-Net compiles, which takes longer than all tests
+
+    def make_trainer(cls, labels="classes", configuration="2d", dataset_json=None, initialize=True, device=device):
+        nnunet = prepared(labels)
+        for name, value in {**nnunet.variables, "nnUNet_results": str(tmp_path)}.items():
+            monkeypatch.setenv(name, value)
+        folder = nnunet.preprocessed / f"Dataset701_{labels}"
+        plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+        dataset_json = dataset_json or json.loads((folder / "dataset.json").read_text())
+        torch.manual_seed(0)
+        trainer = cls(plans, configuration, 0, dataset_json, device)
+        if initialize:
+            trainer.initialize()
+        return trainer
+
+    yield make_trainer
+    logger = logging.getLogger("nnunet_lomix")
+    for handler in [h for h in logger.handlers if isinstance(h, lomix.TrainingLog)]:
+        logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+
+
+def train_steps(trainer, steps=1, samples=slice(None)):
+    trainer.network.train()
+    for step in range(steps):
+        trainer.train_step(batch(trainer, step, samples))
+
+
+def assert_same(a, b):
+    """Nested dictionaries and lists with bit-equal tensors."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def assert_same_training(a, b):
+    """The states of two trainings that should be the same: bit for bit, but on a GPU, where the network's sums vary."""
+    if DEVICE.type == "cpu":
+        assert_same(a, b)
+    else:
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)

@@ -1,0 +1,290 @@
+"""Numerical faults in real trainings: skipped, counted and named, or an end with a sentence; never a NaN network."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_lomix.trainers import faults, nnUNetTrainerLoMix
+
+from ..conftest import LABELS
+from .conftest import LoMixTiny, Tiny, assert_same, assert_same_training, batch, train_steps
+
+pytestmark = pytest.mark.end_to_end
+CPU = torch.device("cpu")
+PARTS = ("network", "optimizer", "loss_optimizer")
+
+
+@contextmanager
+def broken_logits(trainer, value, scale=0):
+    """The network's output of a scale has the value in one pixel of one class."""
+
+    def break_one(network, inputs, outputs):
+        broken = outputs[scale].clone()
+        broken[0, 1, 0, 0] = value
+        return [*outputs[:scale], broken, *outputs[scale + 1 :]]
+
+    hook = trainer.network.register_forward_hook(break_one)
+    yield
+    hook.remove()
+
+
+@contextmanager
+def broken_gradients(trainer):
+    """The loss is finite, but a gradient of the network isn't, as where it overflows in half precision."""
+    parameter = next(trainer.network.parameters())
+    hook = parameter.register_hook(lambda grad: grad * torch.inf)
+    yield
+    hook.remove()
+
+
+def named(batch):
+    """As nnU-Net's data loader gives it, which has the names of the cases."""
+    return batch | {"keys": [f"case_{i}" for i in range(4)]}
+
+
+def log_of(trainer):
+    return Path(trainer.log_file).read_text()
+
+
+def is_finite(trainer):
+    tensors = [*trainer.network.state_dict().values(), *trainer.loss.state_dict().values()]
+    return all(t.isfinite().all() for t in tensors if torch.is_tensor(t))
+
+
+def assert_same_parts(a, b):
+    for part in PARTS:
+        assert_same_training(getattr(a, part).state_dict(), getattr(b, part).state_dict())
+    assert_same_training(dict(a.loss.named_parameters()), dict(b.loss.named_parameters()))
+
+
+def test_the_scaler_for_a_cpu_changes_no_bit_of_a_training(make):
+    ours, without = make(LoMixTiny, device=CPU), make(LoMixTiny, device=CPU)
+    assert isinstance(ours.grad_scaler, faults.UnitScaler)
+    without.grad_scaler = None
+    for trainer in (ours, without):
+        train_steps(trainer, 3)
+    assert_same_parts(ours, without)
+    assert ours.skipped.read() == (0, 0)
+
+
+@pytest.mark.parametrize("sampled", ["all", 4])
+@pytest.mark.parametrize(("value", "scale"), [(torch.nan, 0), (torch.inf, 1), (-torch.inf, 2)])
+def test_a_step_on_broken_logits_leaves_no_trace(make, value, scale, sampled):
+    cls = type("Tiny", (LoMixTiny,), {"sampled_mutants": sampled})
+    broken, smooth = make(cls), make(cls)
+    for trainer in (broken, smooth):
+        train_steps(trainer, 2)
+    with broken_logits(broken, value, scale):
+        result = broken.train_step(named(batch(broken, 5)))
+    assert not torch.tensor(result["loss"]).isfinite()
+    assert_same_parts(broken, smooth)
+    assert is_finite(broken)
+    (fault,) = broken.faults
+    assert f"z_{scale}" in fault.maps and fault.cases == ["case_0", "case_1", "case_2", "case_3"]
+    assert "z_0" not in fault.maps or scale == 0
+    if sampled == "all":
+        broken.loss.rule.steps -= 1  # the number of the step decides the sample
+        for trainer in (broken, smooth):
+            train_steps(trainer)
+        assert_same_parts(broken, smooth)
+
+
+def test_a_training_goes_on_after_faults_and_its_log_counts_and_names_them(make):
+    class Faulty(LoMixTiny):
+        def train_step(self, batch):
+            broken = broken_gradients(self) if self.current_epoch == 1 else broken_logits(self, torch.nan, 2)
+            if self.current_epoch in (1, 2):
+                with broken:
+                    return super().train_step(named(batch))
+            return super().train_step(batch)
+
+        def validation_step(self, batch):
+            with broken_logits(self, torch.inf if self.current_epoch == 3 else 0.0):
+                return super().validation_step(batch)
+
+    trainer = make(Faulty)
+    trainer.run_training()
+    log = log_of(trainer)
+    assert log.count("training steps were left out, as their gradients weren't finite") == 2
+    assert "Epoch 1: 2 of 2 training steps were left out" in log
+    assert "Epoch 2: 2 of 2 training steps were left out" in log
+    assert "Epoch 2: losses in training that weren't finite: 2; maps: z_2, add_0_2, add_1_2, add_0_1_2, " in log
+    assert "more; cases: case_0, case_1, case_2, case_3." in log
+    assert "Epoch 3: losses in validation that weren't finite: 1; maps: z_0, " in log
+    assert "sample 3 of the batch" in log  # a data loader that names no cases
+    assert is_finite(trainer)
+    saved = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
+    assert all(t.isfinite().all() for t in saved["network_weights"].values())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("step", ["train_step", "validation_step"])
+def test_an_image_that_is_not_finite_ends_the_training(make, step, value):
+    trainer = make(LoMixTiny)
+    train_steps(trainer, 1)
+    trainer.current_epoch = 3
+    before = {name: t.clone() for name, t in trainer.network.state_dict().items()}
+    broken = named(batch(trainer, 0))
+    broken["data"][2, 0, 5, 5] = value
+    with pytest.raises(SystemExit, match=r"^Epoch 3: the preprocessed image of case_2 has values that are NaN or inf"):
+        getattr(trainer, step)(broken)
+    assert "the preprocessed image of case_2 has values" in log_of(trainer)
+    assert_same(before, dict(trainer.network.state_dict()))
+
+
+@pytest.mark.parametrize("step", ["train_step", "validation_step"])
+def test_a_label_that_is_no_class_ends_the_training(make, step):
+    trainer = make(LoMixTiny)
+    broken = named(batch(trainer, 0))
+    broken["target"][0][1, 0, 5, 5] = 7
+    with pytest.raises(SystemExit, match=r"^Epoch 0, case_1: the target has the label 7, but the 3 classes are 0 to 2"):
+        getattr(trainer, step)(broken)
+
+
+def test_other_errors_keep_their_traceback(make):
+    trainer = make(LoMixTiny)
+    broken = named(batch(trainer, 0))
+    broken["target"][0] = broken["target"][0][:, :, 1:]
+    with pytest.raises(ValueError, match="the size of the target"):
+        trainer.train_step(broken)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_overflow_under_autocast(make, dtype):
+    """nnU-Net trains in half precision on CUDA alone; here the network does so on any device."""
+    trainer = make(LoMixTiny)
+    network = trainer.network
+    half = torch.autocast(trainer.device.type, dtype)
+    network.forward = half(network.forward)
+    train_steps(trainer)
+    assert trainer.faults == [] and is_finite(trainer)
+    with torch.no_grad():
+        network.decoder.seg_layers[-1].weight.mul_(1e6)  # logits beyond 65504, the greatest number of float16
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    trainer.train_step(named(batch(trainer, 1)))
+    assert len(trainer.faults) == (dtype == torch.float16)
+    if dtype == torch.float16:
+        assert "z_0" in trainer.faults[0].maps
+        assert_same(before, dict(network.state_dict()))
+    assert is_finite(trainer)
+
+
+def test_faults_one_after_the_other_end_the_training(make):
+    trainer = make(LoMixTiny)
+    train_steps(trainer)
+    trainer.current_epoch = 7
+    few = faults.MOST_IN_A_ROW - 1
+    with broken_logits(trainer, torch.nan):
+        train_steps(trainer, few)
+    # a scale that was halved at each would be 0 after some hundred steps in the course of a training
+    assert trainer.device.type == "cuda" or trainer.gradient_scale() == 1
+    train_steps(trainer)  # a good one between
+    with broken_logits(trainer, torch.nan, 1):
+        train_steps(trainer, few)
+        sentence = (
+            r"^Epoch 7: the loss wasn't finite, 25 times one after the other, .* in the maps z_1, add_0_1, .*"
+            r"with the cases case_0, case_1, case_2, case_3\. Continue from the last checkpoint"
+        )
+        with pytest.raises(SystemExit, match=sentence):
+            trainer.train_step(named(batch(trainer, 0)))
+    assert is_finite(trainer)
+
+
+def test_gradients_that_overflow_again_and_again_end_the_training(make):
+    trainer = make(LoMixTiny)
+    trainer.on_train_epoch_start()
+    results = [trainer.train_step(batch(trainer, 0))]
+    with broken_gradients(trainer):
+        results += [trainer.train_step(batch(trainer, 0)) for _ in range(faults.MOST_IN_A_ROW)]
+    results += [trainer.train_step(batch(trainer, 0))]
+    with pytest.raises(SystemExit, match="Epoch 0: the gradients of 25 training steps one after the other weren't fin"):
+        trainer.on_train_epoch_end(results)
+    assert "Epoch 0: 25 of 27 training steps were left out" in log_of(trainer)
+    assert is_finite(trainer)
+
+
+def test_without_a_scaler_the_first_fault_ends_the_training(make):
+    """nnU-Net has none on MPS, so the step was made, and the network is lost."""
+    trainer = make(LoMixTiny)
+    trainer.grad_scaler = None
+    with broken_logits(trainer, torch.nan), pytest.raises(SystemExit, match="the loss wasn't finite, 1 times"):
+        train_steps(trainer)
+
+
+@pytest.mark.parametrize("labels", ["ignore", "regions_ignore"])
+def test_a_batch_of_ignored_pixels_alone_is_a_step_like_others(make, labels):
+    regions = {"regions_class_order": [1, 2]} if labels == "regions_ignore" else {}
+    trainer = make(
+        LoMixTiny,
+        dataset_json={"channel_names": {"0": "MRI"}, "labels": LABELS[labels], "file_ending": ".nii.gz", **regions},
+    )
+    ignored = batch(trainer, 0)
+    if regions:
+        ignored["target"] = [
+            t.new_tensor([0, 0, 1]).view(1, 3, 1, 1).expand(4, 3, *t.shape[2:]) for t in ignored["target"]
+        ]
+    else:
+        ignored["target"] = [torch.full_like(t, 3) for t in ignored["target"]]
+    result = trainer.train_step(ignored)
+    assert torch.tensor(result["loss"]).isfinite()
+    assert all(p.grad.isfinite().all() for p in [*trainer.network.parameters(), *trainer.loss.parameters()])
+    assert trainer.skipped.read() == (0, 0) and trainer.faults == [] and is_finite(trainer)
+
+
+@pytest.mark.parametrize("part", ["network", "loss"])
+def test_no_checkpoint_of_what_is_not_finite(make, tmp_path, part):
+    trainer = make(LoMixTiny)
+    file = tmp_path / "checkpoint.pth"
+    trainer.save_checkpoint(str(file))
+    before = file.read_bytes()
+    name, parameter = list(getattr(trainer, part).named_parameters())[1]
+    with torch.no_grad():
+        parameter.view(-1)[0] = torch.nan
+    with pytest.raises(SystemExit, match=rf"^Epoch 0: .*{name} of the network or its loss .* so .*point.pth was not"):
+        trainer.save_checkpoint(str(file))
+    assert file.read_bytes() == before
+    assert [p.name for p in tmp_path.glob("checkpoint*")] == ["checkpoint.pth"]
+
+
+def test_running_statistics_that_are_not_finite_reach_no_checkpoint(make, tmp_path):
+    """They change in the forward pass, so that leaving out a step doesn't help."""
+    trainer = make(
+        type("Tiny", (Tiny, recursive_find_trainer_class_by_name("nnUNetTrainerBN"), nnUNetTrainerLoMix), {})
+    )
+    train_steps(trainer)
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    convolution = next(m for m in trainer.network.modules() if isinstance(m, torch.nn.Conv2d))
+    hook = convolution.register_forward_hook(lambda module, inputs, output: output * torch.inf)
+    train_steps(trainer)
+    hook.remove()
+    assert all(p.isfinite().all() for p in trainer.network.parameters())
+    with pytest.raises(SystemExit, match="running_mean"):
+        trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+
+
+def test_a_training_moves_between_a_cpu_and_cuda_with_the_scale_of_each(make, tmp_path):
+    trainer = make(LoMixTiny, device=CPU)
+    train_steps(trainer)
+    file = tmp_path / "checkpoint.pth"
+    trainer.save_checkpoint(str(file))
+    checkpoint = torch.load(file, weights_only=False)
+    assert checkpoint["grad_scaler_state"] is None  # nnU-Net on CUDA keeps its own scale then
+    cuda = torch.amp.GradScaler("cpu")  # the default of all devices
+    cuda.scale(torch.ones(()))
+    torch.save(checkpoint | {"grad_scaler_state": cuda.state_dict()}, file)
+    second = make(LoMixTiny, device=CPU)
+    second.load_checkpoint(str(file))
+    assert second.gradient_scale() == 1
+
+
+def test_a_gradient_whose_square_overflows_is_no_step_of_the_loss(make):
+    """AdamW keeps the squares: an infinite one would stay for ever, and its parameter with it."""
+    skipping, smooth = make(LoMixTiny), make(LoMixTiny)
+    for trainer in (skipping, smooth):
+        train_steps(trainer)
+    next(skipping.loss.parameters()).grad[0] = 1e25
+    skipping._step_loss_optimizer(skipping.loss_optimizer, torch.ones((), device=skipping.device))
+    assert_same_parts(skipping, smooth)
