@@ -50,6 +50,7 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.loss import LoMixLoss
 from nnunet_lomix.loss.backends import fused
 from nnunet_lomix.nnunet.commands import folders_below, run_command, trainers_first
+from nnunet_lomix.nnunet.curves import read_curves
 from nnunet_lomix.nnunet.results import ModelFolder
 
 KEY = ("part", "case", "what")
@@ -378,7 +379,7 @@ def measure_epochs(device: str, folder: Path) -> Rows:
         command = ["nnUNetv2_train", number, CONFIGURATION, FOLD, "-tr", name, "-p", PLANS, "-device", device]
         run_command(command, folder / f"{name}.log", variables)
         model = ModelFolder.of(folder / "results", DATASET, name, PLANS, CONFIGURATION)
-        seconds[trainer] = float(model.fold(FOLD).read_curves()["seconds"].iloc[-1])
+        seconds[trainer] = float(read_curves(model.fold(FOLD))["seconds"].iloc[-1])
         planned = model.read_plans()["configurations"][CONFIGURATION]
         patch_size = f"batch {planned['batch_size']}, patch {' × '.join(map(str, planned['patch_size']))}"
     return [

@@ -19,6 +19,7 @@ import pandas as pd
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.nnunet.commands import run_command, trainers_first
+from nnunet_lomix.nnunet.curves import read_curves
 from nnunet_lomix.nnunet.datasets import name_dataset, require_root
 from nnunet_lomix.nnunet.results import SUMMARY, FoldFolder, ModelFolder
 
@@ -83,7 +84,7 @@ def read_dice(fold: FoldFolder) -> Dice:
     """The last pseudo Dice of a finished training, and its validation Dice."""
     validated = (fold.path / SUMMARY).is_file()
     validation = fold.read_summary()["foreground_mean"]["Dice"] if validated else nan
-    return Dice(fold.read_curves()["pseudo_dice"].iloc[-1], validation)
+    return Dice(read_curves(fold)["pseudo_dice"].iloc[-1], validation)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -19,9 +20,18 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            raise click.UsageError(str(error), ctx) from None
+            raise click.UsageError(_in_one_line(error), ctx) from None
         except LoMixError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(_in_one_line(error)) from None
+        except BrokenPipeError:  # whoever reads the output has left, which click knows
+            raise
+        except OSError as error:  # a name that is too long, a folder of somebody else, a full disk
+            raise click.ClickException(f"{error.filename or 'A file'}: {error.strerror or error}.") from None
+
+
+def _in_one_line(error: Exception) -> str:
+    """The sentence, whatever is in the names of the user's files."""
+    return " ".join(str(error).splitlines())
 
 
 class Commands(click.Group):
@@ -253,3 +263,81 @@ def compare(
     from nnunet_lomix.compare import compare_into
 
     compare_into(out, source, Console(), tolerance, jobs)
+
+
+def describes_an_experiment(command: Callable[..., None]) -> Callable[..., None]:
+    """What run and status have in common: a file, or options in place of its entries."""
+    options = [
+        click.argument("plan", required=False, type=click.Path(exists=True, dir_okay=False)),
+        click.option("-d", "--datasets", multiple=True, metavar="D…", help="Numbers or names."),
+        click.option("-c", "--configurations", multiple=True, metavar="C…", help="2d, 3d_fullres, …"),
+        click.option("-tr", "--trainers", multiple=True, metavar="A B…", help="The first is the report's reference."),
+        click.option("-p", "--plans", multiple=True, metavar="P…", help="By default nnUNetPlans."),
+        click.option("-f", "--folds", multiple=True, metavar="0 1…", help="By default 0 1 2 3 4."),
+        click.option(
+            "--results",
+            multiple=True,
+            type=click.Path(),
+            metavar="DIR…",
+            help="Results folders, one for each seed; by default $nnUNet_results.",
+        ),
+        click.option(
+            "--slurm",
+            multiple=True,
+            metavar="KEY=VALUE…",
+            help="Run as a job array of SLURM, with these options of sbatch: partition=gpu time=24:00:00 gres=gpu:1",
+        ),
+        click.option("--out", type=click.Path(), help="Folder for logs and the report; by default nnunet_lomix_run."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _split_pairs(pairs: tuple[str, ...]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise click.UsageError(f"--slurm takes KEY=VALUE, such as partition=gpu, not {pair!r}.")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+@main.command(cls=Lists)
+@describes_an_experiment
+@click.option("--device", type=click.Choice(["cuda", "cpu", "mps"]), help="By default CUDA where there is a GPU.")
+@click.option("--gpus", multiple=True, metavar="0 1…", help="GPUs to use, each for one training at a time; or:")
+@click.option("--jobs", type=click.IntRange(min=1), help="Trainings at a time on the CPU; by default 1.")
+@click.option("--retry", is_flag=True, help="Run those that have failed, too.")
+@click.option("--dry-run", is_flag=True, help="Print nnU-Net's commands instead of running them.")
+def run(plan: str | None, slurm: tuple[str, ...], retry: bool, dry_run: bool, **options: Any) -> None:
+    """Train all that is missing of an experiment, continue what was interrupted, and compare the trainers.
+
+    PLAN is a YAML file; options stand for its entries, or replace them.
+
+    \b
+    nnunet_lomix run plan.yaml
+    nnunet_lomix run -d 4 -c 2d -tr nnUNetTrainer nnUNetTrainerLoMix --gpus 0 1
+    """
+    from rich.console import Console
+
+    from nnunet_lomix.experiments import read_experiment  # slow to import
+    from nnunet_lomix.experiments.run import run_experiment
+
+    # a plain kill ends the trainings, too, as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    experiment = read_experiment(plan, {**options, "slurm": _split_pairs(slurm)})
+    run_experiment(experiment, Console(), retry, dry_run)
+
+
+@main.command(cls=Lists)
+@describes_an_experiment
+def status(plan: str | None, slurm: tuple[str, ...], **options: Any) -> None:
+    """Show which trainings of an experiment are done, running, queued, interrupted, failed and missing.
+
+    By what nnU-Net has written, so that trainings count that were started by hand.
+    """
+    from rich.console import Console
+
+    from nnunet_lomix.experiments import read_experiment  # slow to import
+    from nnunet_lomix.experiments.run import show_status
+
+    show_status(read_experiment(plan, {**options, "slurm": _split_pairs(slurm)}), Console())

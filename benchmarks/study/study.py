@@ -34,6 +34,7 @@ from rich.progress import track
 from nnunet_lomix.cli import Command
 from nnunet_lomix.errors import UsageError
 from nnunet_lomix.nnunet.commands import folders_below, run_command, trainers_first
+from nnunet_lomix.nnunet.curves import read_curves
 from nnunet_lomix.nnunet.datasets import SPLITS, Split, list_cases, read_splits, write_splits
 from nnunet_lomix.nnunet.results import FoldFolder, ModelFolder, read_dataset_json, read_json
 from nnunet_lomix.weights.history import TABLE
@@ -272,7 +273,7 @@ def read_run(folder: FoldFolder) -> dict[str, pd.DataFrame]:
     history = folder.path / TABLE
     last = pd.read_csv(history).drop(columns="epoch").iloc[-1] if history.is_file() else pd.Series(dtype=float)
     return {
-        "curves": folder.read_curves()[["epoch", "seconds", "train_loss", "pseudo_dice"]],
+        "curves": read_curves(folder)[["epoch", "seconds", "train_loss", "pseudo_dice"]],
         "weights": pd.DataFrame({"map": last.index, "weight": last.to_numpy()}),
         "dice": dice,
     }

@@ -5,10 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from nnunet_lomix.errors import LoMixError
@@ -126,13 +123,27 @@ def list_cases(folder: Path, ending: str) -> dict[str, Path]:
 
     Names that begin with a dot are no cases: macOS leaves such a file beside each one that it copies.
     """
-    files = (file for file in sorted(folder.glob(f"*{ending}")) if not is_hidden(file))
+    files = (file for file in sorted(folder.glob("*")) if file.name.endswith(ending) and not is_hidden(file))
     return {file.name.removesuffix(ending): file for file in files}
 
 
 def is_hidden(file: Path) -> bool:
     """Whether the name begins with a dot."""
     return file.name.startswith(".")
+
+
+def require_utf8(file: str | Path) -> None:
+    """Refuse a name of a file that isn't UTF-8, as Linux allows.
+
+    SimpleITK, by which nnU-Net reads, ends the whole process there, and no report could hold such a name.
+
+    Raises:
+        LoMixError: it isn't.
+    """
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise LoMixError(f"The name of {file} is not UTF-8: rename it.") from None
 
 
 def name_image(case: str, channel: int, ending: str) -> str:
@@ -161,7 +172,7 @@ def read_splits(folder: Path) -> list[Split]:
                 raise TypeError
     except OSError as error:
         raise LoMixError(f"{file} can't be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise LoMixError(f"{file} is not a list of folds, each with train and val: mend or remove it.") from None
     return list(splits)
 
@@ -185,6 +196,9 @@ def default_splits(folder: Path) -> list[Split]:
     Raises:
         LoMixError: nothing is preprocessed, configurations have different cases, or there are fewer than 5.
     """
+    import numpy as np
+    from nnunetv2.utilities.crossval_split import generate_crossval_split  # slow to import
+
     # each case has one file with its properties in the folder of each configuration
     configurations = sorted({file.parent for file in folder.glob("*/*.pkl") if not is_hidden(file)})
     if not configurations:
@@ -203,5 +217,7 @@ def default_splits(folder: Path) -> list[Split]:
 
 def _list_preprocessed(folder: Path) -> set[str]:
     """The cases in the folder of a preprocessed configuration."""
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class  # slow to import
+
     cases = infer_dataset_class(str(folder)).get_identifiers(str(folder))
     return {case for case in cases if not is_hidden(Path(case))}

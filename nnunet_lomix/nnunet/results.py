@@ -5,15 +5,12 @@ folder* for each fold, with checkpoints and the validation. :class:`ModelFolder`
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.nnunet.checkpoints import CheckpointError, read_checkpoint
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
 PLANS, DATASET_JSON, FINGERPRINT = "plans.json", "dataset.json", "dataset_fingerprint.json"
@@ -21,15 +18,6 @@ VALIDATION = "validation"
 SUMMARY = f"{VALIDATION}/summary.json"
 PROGRESS = "progress.png"  # the curves that nnU-Net draws
 NAME_THE_MODEL = "name the folder TRAINER__PLANS__CONFIGURATION that nnU-Net has trained"
-EPOCH_COLUMNS = ["epoch", "pseudo_dice", "train_loss", "seconds"]
-CURVE_COLUMNS = ["trainer", "seed", "fold", *EPOCH_COLUMNS]
-# columns of the curves, and what nnU-Net calls them in its log
-LOGGED = {
-    "pseudo_dice": "mean_fg_dice",
-    "train_loss": "train_losses",
-    "start": "epoch_start_timestamps",
-    "end": "epoch_end_timestamps",
-}
 
 
 @dataclass(frozen=True)
@@ -67,25 +55,6 @@ class FoldFolder:
             self.path / SUMMARY, "metric_per_case", "foreground_mean", remedy="run nnUNetv2_train with --val"
         )
 
-    def read_curves(self) -> pd.DataFrame:
-        """A row for each epoch that has ended, from the log in the last checkpoint; no rows if there is none.
-
-        Returns:
-            Columns ``epoch``, ``pseudo_dice`` (0 to 1, mean over classes as nnU-Net's; NaN if it is undefined),
-            ``train_loss`` and ``seconds``.
-
-        Raises:
-            CheckpointError: the checkpoint can't be used.
-        """
-        file = self.last_checkpoint()
-        log = {} if file is None else read_checkpoint(file).get("logging", {})
-        try:
-            curves = pd.DataFrame({name: pd.Series(log.get(key, []), dtype=float) for name, key in LOGGED.items()})
-        except (AttributeError, TypeError, ValueError):
-            raise CheckpointError(f"{file} has a log that nnU-Net doesn't write: it is damaged or forged.") from None
-        curves = curves[curves["end"].notna()]
-        return curves.assign(epoch=curves.index, seconds=curves["end"] - curves["start"])[EPOCH_COLUMNS]
-
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -111,7 +80,10 @@ class ModelFolder:
         Raises:
             LoMixError: it isn't there, or isn't nnU-Net's.
         """
-        return read_json(self.path / PLANS, "dataset_name", "plans_name", "configurations", remedy=NAME_THE_MODEL)
+        file = self.path / PLANS
+        plans = read_json(file, "dataset_name", "plans_name", "configurations", remedy=NAME_THE_MODEL)
+        require_types(file, plans, dataset_name=str, plans_name=str, configurations=dict)
+        return plans
 
     def read_dataset_json(self) -> dict[str, Any]:
         """``dataset.json``.
@@ -133,7 +105,22 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     Raises:
         LoMixError: it isn't there, or isn't nnU-Net's.
     """
-    return read_json(folder / DATASET_JSON, "labels", "file_ending", remedy=NAME_THE_MODEL)
+    file = folder / DATASET_JSON
+    dataset_json = read_json(file, "labels", "file_ending", remedy=NAME_THE_MODEL)
+    require_types(file, dataset_json, file_ending=str)
+    return dataset_json
+
+
+def require_types(file: Path, content: Mapping[str, object], **types: type) -> None:
+    """Refuse the content of a file of nnU-Net's if a value isn't of the type that nnU-Net gives it.
+
+    Raises:
+        LoMixError: one isn't.
+    """
+    names: Mapping[type, str] = {str: "a text", dict: "an object"}
+    for key, kind in types.items():
+        if not isinstance(content[key], kind):
+            raise LoMixError(f"{file} is not nnU-Net's: its {key} is not {names[kind]}.")
 
 
 def read_json(file: Path, *keys: str, remedy: str = "nnU-Net writes it beside what it trains") -> dict[str, Any]:
@@ -151,30 +138,10 @@ def read_json(file: Path, *keys: str, remedy: str = "nnU-Net writes it beside wh
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LoMixError(f"{file} isn't there: {remedy}.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise LoMixError(f"{file} can't be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:  # no JSON, or nested too deeply
         raise LoMixError(f"{file} can't be read: {error}.") from None
     if not isinstance(content, dict) or not set(keys) <= content.keys():
         raise LoMixError(f"{file} is not nnU-Net's: it lacks one of {', '.join(keys)}.")
     return content
-
-
-def read_curves(models: Mapping[tuple[str, int], ModelFolder], folds: Sequence[str]) -> pd.DataFrame:
-    """The curves of several trainings, as :meth:`FoldFolder.read_curves` gives them.
-
-    Args:
-        models: by trainer and seed.
-        folds: of each of them; one without a checkpoint has no rows.
-
-    Returns:
-        ``CURVE_COLUMNS``: ``trainer``, ``seed`` and ``fold``, and those of one training.
-
-    Raises:
-        CheckpointError: a checkpoint can't be used.
-    """
-    curves = [
-        model.fold(fold).read_curves().assign(trainer=trainer, seed=seed, fold=fold)
-        for (trainer, seed), model in models.items()
-        for fold in folds
-    ]
-    curves = [own for own in curves if len(own)]
-    return pd.concat(curves, ignore_index=True)[CURVE_COLUMNS] if curves else pd.DataFrame(columns=CURVE_COLUMNS)

@@ -14,12 +14,11 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.nnunet.checkpoints import CheckpointError
+from nnunet_lomix.nnunet.curves import CURVE_COLUMNS, read_all_curves, read_curves
 from nnunet_lomix.nnunet.results import (
-    CURVE_COLUMNS,
     FoldFolder,
     ModelFolder,
     list_folds,
-    read_curves,
     read_dataset_json,
     read_json,
 )
@@ -81,39 +80,39 @@ def test_curves_are_nnunets_log(tmp_path):
             "seconds": [50.0, 75.5, 100.0],
         }
     )
-    pd.testing.assert_frame_equal(FoldFolder(tmp_path).read_curves(), expected)
+    pd.testing.assert_frame_equal(read_curves(FoldFolder(tmp_path)), expected)
 
 
 def test_the_last_checkpoint_is_the_one_that_a_training_goes_on_from(tmp_path):
     """As nnU-Net's --c: the final one, or the latest, or the best."""
     fold = FoldFolder(tmp_path)
     assert fold.last_checkpoint() is None and not fold.is_finished()
-    assert fold.read_curves().empty and list(fold.read_curves()) == ["epoch", "pseudo_dice", "train_loss", "seconds"]
+    assert read_curves(fold).empty and list(read_curves(fold)) == ["epoch", "pseudo_dice", "train_loss", "seconds"]
     for epochs, name in enumerate(["checkpoint_best.pth", "checkpoint_latest.pth", "checkpoint_final.pth"], 1):
         assert not fold.is_finished()
         save(tmp_path, name, logging=log_epochs(epochs))
-        assert fold.last_checkpoint() == tmp_path / name and len(fold.read_curves()) == epochs
+        assert fold.last_checkpoint() == tmp_path / name and len(read_curves(fold)) == epochs
     assert fold.is_finished()
 
 
 def test_an_epoch_that_has_not_ended_is_left_out(tmp_path):
     save(tmp_path, "checkpoint_latest.pth", logging=log_epochs(1, started=True))
-    assert list(FoldFolder(tmp_path).read_curves()["seconds"]) == [50.0]
+    assert list(read_curves(FoldFolder(tmp_path))["seconds"]) == [50.0]
 
 
 @pytest.mark.parametrize("log", [3, {"train_losses": [[1], [2, 3]]}, {"mean_fg_dice": ["many"]}])
 def test_a_log_that_is_none_is_refused(tmp_path, log):
     save(tmp_path, "checkpoint_final.pth", logging=log)
     with pytest.raises(CheckpointError, match="checkpoint_final.pth has a log that nnU-Net doesn't write"):
-        FoldFolder(tmp_path).read_curves()
+        read_curves(FoldFolder(tmp_path))
 
 
 def test_curves_of_several_trainings(tmp_path):
     models = {("A", 0): ModelFolder(tmp_path / "a"), ("A", 1): ModelFolder(tmp_path / "b")}
-    assert list(read_curves(models, ["0"])) == CURVE_COLUMNS
+    assert list(read_all_curves(models, ["0"])) == CURVE_COLUMNS
     save(tmp_path / "a" / "fold_0", "checkpoint_final.pth", logging=log_epochs(1))
     save(tmp_path / "b" / "fold_2", "checkpoint_best.pth", logging=log_epochs(2))
-    table = read_curves(models, ["0", "2"])
+    table = read_all_curves(models, ["0", "2"])
     rows = [("A", 0, "0", 0, 0.5, 0.5, 50), ("A", 1, "2", 0, 0.5, 0.5, 50), ("A", 1, "2", 1, math.nan, -0.25, 75.5)]
     columns = ["trainer", "seed", "fold", "epoch", "pseudo_dice", "train_loss", "seconds"]
     pd.testing.assert_frame_equal(table, pd.DataFrame(rows, columns=columns), check_dtype=False)

@@ -1,0 +1,75 @@
+"""What runs one training: nnU-Net's command, in a process that holds the lock of its fold folder.
+
+As a program, ``python -m nnunet_lomix.experiments.job FOLDER COMMAND…`` takes the lock and becomes the command.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.experiments.experiment import Experiment
+from nnunet_lomix.experiments.training import Record, Training, log_file
+from nnunet_lomix.locks import Lock
+from nnunet_lomix.nnunet.commands import find_program
+
+IN_USE = 75  # exit status where another process trains already: "temporary failure" in sysexits.h
+# who is ended by these can be continued; our trainers end with 128 plus the signal
+INTERRUPTIONS = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+INTERRUPTED = {-number for number in INTERRUPTIONS} | {128 + number for number in INTERRUPTIONS}
+
+
+def start(training: Training, experiment: Experiment, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start nnU-Net's command for what a training still lacks; its output goes to the end of its log.
+
+    Args:
+        training: which.
+        experiment: with a device.
+        variables: environment variables beside those of this process.
+
+    Raises:
+        LoMixError: nnU-Net isn't installed.
+    """
+    command = training.command(str(experiment.device), experiment.options)
+    command[0] = find_program(command[0], os.environ.get("PATH", os.defpath))
+    log = log_file(training, Path(experiment.out))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", __name__, str(training.folder.path), *command],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **training.variables(), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the experiment, which ends its trainings itself
+        )
+
+
+def finish(training: Training, experiment: Experiment, process: subprocess.Popen[bytes]) -> None:
+    """Note how a process has ended, and end what it may have left behind."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # loaders of a training that was killed
+    record = Record.of(training, Path(experiment.out))
+    if process.returncode in INTERRUPTED | {0, IN_USE}:
+        record.remove()
+    else:
+        record.write({"exit": process.returncode})
+
+
+def main() -> None:
+    folder, program, *arguments = sys.argv[1:]
+    try:
+        lock = Lock(Path(folder), "training")
+        lock.keep_over_exec()
+    except (LoMixError, OSError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(IN_USE if isinstance(error, LoMixError) else 1)
+    os.execv(program, [program, *arguments])
+
+
+if __name__ == "__main__":
+    main()

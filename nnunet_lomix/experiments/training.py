@@ -1,0 +1,178 @@
+"""One training of an experiment: where it is, how it is started, and how far it is."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from nnunet_lomix.files import replacing
+from nnunet_lomix.locks import NAME as LOCK
+from nnunet_lomix.locks import is_locked
+from nnunet_lomix.nnunet.results import SUMMARY, FoldFolder, ModelFolder
+
+# A training by nnU-Net's own trainers that was started by hand holds no lock. It is taken to run as long as its log
+# is younger than this; an epoch writes several lines.
+SECONDS_OF_SILENCE = 600
+LAST_BYTES = 4096  # of a log, where the last epoch is looked for
+
+
+class State(Enum):
+    """How far a training is."""
+
+    DONE = "done"  # trained and validated
+    RUNNING = "running"
+    QUEUED = "queued"  # by SLURM
+    INTERRUPTED = "interrupted"  # it can be continued
+    FAILED = "failed"  # nnU-Net ended it with an error
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A trainer on a fold.
+
+    Attributes:
+        dataset: name.
+        configuration, plans, trainer, fold: as in nnU-Net's commands.
+        results: what ``nnUNet_results`` names for it.
+        seed: number of this folder within the experiment.
+    """
+
+    dataset: str
+    configuration: str
+    plans: str
+    trainer: str
+    fold: str
+    results: Path
+    seed: int = 0
+
+    @property
+    def model(self) -> ModelFolder:
+        return ModelFolder.of(self.results, self.dataset, self.trainer, self.plans, self.configuration)
+
+    @property
+    def folder(self) -> FoldFolder:
+        return self.model.fold(self.fold)
+
+    @property
+    def name(self) -> str:
+        """For messages: the folders that tell it apart."""
+        seed = f" of seed {self.seed}" if self.seed else ""
+        return f"{self.dataset}/{self.model.path.name}/fold_{self.fold}{seed}"
+
+    def command(self, device: str, options: Collection[str] = ()) -> list[str]:
+        """nnU-Net's command that brings it further from where it is now.
+
+        Args:
+            device: "cuda", "cpu" or "mps".
+            options: further arguments of nnUNetv2_train.
+        """
+        folder = self.folder
+        arguments = [self.dataset, self.configuration, self.fold, "-tr", self.trainer, "-p", self.plans]
+        continued = ["--c"] if folder.last_checkpoint() else []
+        step = ["--val"] if folder.is_finished() else continued
+        return ["nnUNetv2_train", *arguments, "-device", device, *options, *step]
+
+    def variables(self) -> dict[str, str]:
+        """nnU-Net's variable for the results folder; the others are those of the process."""
+        return {"nnUNet_results": str(self.results)}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an experiment notes about a training: its job in SLURM's queue, or with what exit status nnU-Net failed.
+
+    Attributes:
+        file: where.
+    """
+
+    file: Path
+
+    @classmethod
+    def of(cls, training: Training, out: Path) -> "Record":
+        """Below the output folder of the experiment."""
+        return cls(_logs(training, out).with_suffix(".json"))
+
+    def read(self) -> dict[str, str | int]:
+        """``job`` or ``exit``; nothing if there is no record."""
+        try:
+            content = json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def write(self, content: dict[str, str | int]) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.file) as temporary:
+            temporary.write_text(json.dumps(content))
+
+    def remove(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+
+def log_file(training: Training, out: Path) -> Path:
+    """Where the output of nnU-Net's commands for a training is appended."""
+    return _logs(training, out).with_suffix(".log")
+
+
+def _logs(training: Training, out: Path) -> Path:
+    folder = training.folder.path
+    return out / "logs" / f"seed_{training.seed}" / training.dataset / folder.parent.name / folder.name
+
+
+def read_state(training: Training, out: Path, jobs: Collection[str] = ()) -> State:
+    """How far a training is, by the files that nnU-Net has written, whoever started it.
+
+    Args:
+        training: which.
+        out: output folder of the experiment, with its records.
+        jobs: what SLURM has in its queue, waiting or running.
+    """
+    folder = training.folder
+    if (folder.path / SUMMARY).is_file():
+        return State.DONE
+    started = folder.path.is_dir()
+    if started and is_locked(folder.path):
+        return State.RUNNING
+    record = Record.of(training, out).read()
+    if record.get("job") in jobs:
+        return State.QUEUED
+    if "exit" in record:
+        return State.FAILED
+    if not started:
+        return State.MISSING
+    log = last_log(folder)
+    if log and not (folder.path / LOCK).exists() and time.time() - log.stat().st_mtime < SECONDS_OF_SILENCE:
+        return State.RUNNING
+    return State.INTERRUPTED if log or folder.last_checkpoint() else State.MISSING
+
+
+def last_log(folder: FoldFolder) -> Path | None:
+    """nnU-Net's log of a training that was last written to; a process that was refused has left one, too."""
+    return max(folder.path.glob("training_log_*.txt"), key=os.path.getmtime, default=None)
+
+
+def describe_progress(folder: FoldFolder) -> str:
+    """Where a running training is, from nnU-Net's log and debug.json; nothing if they don't say.
+
+    >>> describe_progress(FoldFolder(Path("missing")))
+    ''
+    """
+    log = last_log(folder)
+    if log is None:
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, os.path.getsize(log) - LAST_BYTES))
+        end = file.read().decode(errors="replace")
+    if "Training done." in end:
+        return "validation"
+    epochs = re.findall(r"Epoch (\d+)", end)
+    try:
+        total = json.loads((folder.path / "debug.json").read_text())["num_epochs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        total = "?"
+    return f"epoch {int(epochs[-1]) + 1}/{total}" if epochs else ""

@@ -1,0 +1,105 @@
+"""What must be planned and preprocessed before the trainings of an experiment."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.experiments.preparation import Preparation, find_preparations, leave_out_waiting
+from nnunet_lomix.experiments.training import Training
+
+NAMES = ("raw", "preprocessed", "results")
+DATASET = "Dataset701_classes"
+
+
+@pytest.fixture
+def folders(prepared, tmp_path, monkeypatch):
+    """A dataset that nnU-Net has planned and preprocessed, to be changed."""
+    shared = prepared("classes")
+    for name in NAMES:
+        if name != "results":
+            shutil.copytree(getattr(shared, name), tmp_path / name)
+    for name in NAMES:
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    return tmp_path
+
+
+def trainings(folders: Path, *configurations: str, fold: str = "0", plans: str = "nnUNetPlans", dataset=DATASET):
+    return [Training(dataset, c, plans, "nnUNetTrainer", fold, folders / "results") for c in configurations]
+
+
+def test_nothing_is_missing(folders):
+    assert find_preparations(trainings(folders, "2d", "3d_fullres")) == [Preparation(DATASET, ())]
+
+
+def test_preprocessing_that_is_missing_or_was_not_finished(folders):
+    data = folders / "preprocessed" / DATASET / "nnUNetPlans_2d"
+    next(data.glob("*.pkl")).unlink()
+    expected = ("nnUNetv2_preprocess", "-d", "701", "-plans_name", "nnUNetPlans", "-c", "2d", "--no_pbar")
+    assert find_preparations(trainings(folders, "2d", "3d_fullres")) == [Preparation(DATASET, (expected,))]
+    shutil.rmtree(data)
+    assert find_preparations(trainings(folders, "2d")) == [Preparation(DATASET, (expected,))]
+    shutil.rmtree(folders / "raw")
+    with pytest.raises(LoMixError, match="is not preprocessed, and not in nnUNet_raw"):
+        find_preparations(trainings(folders, "2d"))
+
+
+def test_plans_that_are_missing(folders):
+    (preparation,) = find_preparations(trainings(folders, "2d", plans="nnUNetResEncUNetMPlans"))
+    command = ("nnUNetv2_plan_and_preprocess", "-d", "701", "-pl", "nnUNetPlannerResEncM", "-c", "2d", "--no_pbar")
+    assert preparation.commands == (command,)
+    with pytest.raises(LoMixError, match="has no plans mine, and nnU-Net has no planner"):
+        find_preparations(trainings(folders, "2d", plans="mine"))
+    with pytest.raises(LoMixError, match="has no configuration 2D in its nnUNetPlans: there are 2d, 3d_fullres"):
+        find_preparations(trainings(folders, "2D"))
+    with pytest.raises(LoMixError, match="Dataset9_x' is not the name of a dataset"):
+        find_preparations(trainings(folders, "2d", dataset="Dataset9_x"))
+
+
+def test_folds_that_are_not_there(folders):
+    with pytest.raises(LoMixError, match="has the folds 0 to 4, not 5"):
+        find_preparations(trainings(folders, "2d", fold="5"))
+    assert find_preparations(trainings(folders, "2d", fold="all")) == [Preparation(DATASET, ())]
+    folder = folders / "preprocessed" / DATASET
+    splits = [{"train": ["case_0"], "val": ["case_1"]}] * 7
+    (folder / "splits_final.json").write_text(json.dumps(splits))
+    assert find_preparations(trainings(folders, "2d", fold="6")) == [Preparation(DATASET, ())]
+    Preparation(DATASET, ()).run(folders / "log")
+    assert json.loads((folder / "splits_final.json").read_text()) == splits
+
+
+def test_nnunets_own_folds_are_written_before_trainings_start_side_by_side(folders):
+    file = folders / "preprocessed" / DATASET / "splits_final.json"
+    file.unlink(missing_ok=True)
+    Preparation(DATASET, ()).run(folders / "log")
+    splits = json.loads(file.read_text())
+    assert len(splits) == 5 and sorted(case for fold in splits for case in fold["val"]) == [
+        f"case_{i}" for i in range(5)
+    ]
+
+
+def test_forged_plans_get_a_sentence(folders):
+    file = folders / "preprocessed" / DATASET / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["2d"] = {"inherits_from": "2d"}
+    file.write_text(json.dumps(plans))
+    with pytest.raises(LoMixError, match=r"nnUNetPlans.json is not nnU-Net's"):
+        find_preparations(trainings(folders, "2d"))
+
+
+def test_the_second_stage_of_a_cascade_waits_for_the_first(folders):
+    folder = folders / "preprocessed" / DATASET
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    first, second = trainings(folders, "3d_lowres", "3d_cascade_fullres")
+    assert leave_out_waiting([first, second]) == [first]
+    predicted = first.model.path / "predicted_next_stage" / "3d_cascade_fullres"
+    predicted.mkdir(parents=True)
+    for case in range(5):
+        assert leave_out_waiting([first, second]) == [first]
+        (predicted / f"case_{case}.b2nd").touch()
+    assert leave_out_waiting([first, second]) == [first, second]
