@@ -106,7 +106,10 @@ def _print_commands(
 def _conclude(experiment: Experiment, console: Console) -> None:
     """The states at the end, and the report of everything that is complete."""
     states = read_states(experiment)
-    print_states(states, console)
+    if console.is_terminal:
+        print_states(states, console)
+    else:  # each change has had its line
+        console.print(count(states), highlight=False)
     print_failures(states, experiment, console)
     _compare(experiment, states, console)
     if set(states.values()) != {State.DONE}:
