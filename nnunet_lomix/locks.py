@@ -50,6 +50,8 @@ class Lock:
         self._lock = _HELD.get(key)
         if self._lock is not None:
             return
+        # the lock makes folders by recursion, whose error reads as if the file system had no locks
+        folder.mkdir(parents=True, exist_ok=True)
         lock = InterProcessLock(folder / NAME)
         try:
             held = lock.acquire(timeout=PATIENCE)

@@ -11,6 +11,7 @@ class nnUNetTrainerLoMixFixedWeights(nnUNetTrainerLoMix):
     """All maps of LoMix, each with the same fixed weight."""
 
     rule = "equal"
+    anchor = "z_0"
     share = 0.0
     sampled_mutants = "all"  # as the paper
 
@@ -34,6 +35,7 @@ class nnUNetTrainerLoMixPaper(nnUNetTrainerLoMix):
     """
 
     rule = "softplus"
+    anchor = "z_0"
     share = 0.0
     sampled_mutants = "all"
     weight_ce = 0.3

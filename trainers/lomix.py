@@ -58,7 +58,9 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         operators: names of the operators.
         mixed_scales: how many of the finest scales are mixed; None for the smaller of 4 and all.
         rule: name of the weighting rule.
-        share: guaranteed share of ``z_0`` in the weights.
+        anchor: what has a guaranteed share of the weight: "z_0", the finest output, or "deep_supervision", nnU-Net's
+            own loss with its weights and targets.
+        share: of the anchor, 0 to 1; 1 of "deep_supervision" is nnUNetTrainer.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
         backend: how the loss is computed: "plain", "lean" or "fused"; None for the one that suits (docs/method.md).
         sampled_mutants: how many mutants a step evaluates, drawn by weight; "all", or None for what is affordable: all
@@ -71,6 +73,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
     operators: tuple[str, ...] = DEFAULT_OPERATORS
     mixed_scales: int | None = None
     rule = "barrier"
+    anchor: Literal["z_0", "deep_supervision"] = "z_0"
     share = 0.5
     weight_ce = 1.0
     weight_dice = 1.0
@@ -106,7 +109,8 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         sampled = getattr(self.loss, "sampled_mutants", None)
         self.print_to_log_file(
             f"LoMix: {len(self.loss.maps)} maps of {self.loss.num_scales} outputs; operators: "
-            f"{', '.join(self.operators) or 'none'}; weighting rule: {self.rule}; guaranteed share of z_0: {self.share}"
+            f"{', '.join(self.operators) or 'none'}; weighting rule: {self.rule}; guaranteed share of "
+            f"{self.anchor}: {self.share}"
             + (f"; a step evaluates a sample of {sampled} mutants" if sampled else "")
         )
         self.logger.local_logger.my_fantastic_logging[HISTORY] = []
@@ -136,6 +140,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
                 self.mixed_scales,
                 self.rule,
                 self.share,
+                anchor=self._build_anchor(),
                 regions=self.label_manager.has_regions,
                 ignore_label=self.label_manager.ignore_label,
                 batch_dice=self.configuration_manager.batch_dice,
@@ -147,6 +152,12 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         except ValueError as error:
             raise LoMixError(f"{type(self).__name__}: {error}.") from None
         return loss.to(self.device)
+
+    def _build_anchor(self) -> torch.nn.Module | None:
+        """nnU-Net's deep supervision as the anchor; None for ``z_0``."""
+        if self.anchor not in ("z_0", "deep_supervision"):
+            raise ValueError(f"the anchor must be 'z_0' or 'deep_supervision', not {self.anchor!r}")
+        return super()._build_loss() if self.anchor == "deep_supervision" else None
 
     def _refuse_other_losses(self) -> None:
         """One of two losses would be dropped without a word."""

@@ -48,7 +48,9 @@ def _adapt_state(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
 class LoMixLoss(nn.Module):
     """Σ w_i L_i over the decoder outputs and all their mutants (LoMix, arXiv 2510.22995, section 3).
 
-    L_i is nnU-Net's loss of the map i, cross-entropy − Dice, against the full-resolution target. The effective
+    L_i is nnU-Net's loss of the map i, cross-entropy − Dice, against the full-resolution target. A share of the weight
+    is guaranteed to an anchor: to the map ``z_0``, or to another loss of the same outputs, such as nnU-Net's own deep
+    supervision D. Then the loss is share · D + (1 − share) · Σ v_i L_i / Σ v_i; for share = 1 it is D. The effective
     weights w_i come from a weighting rule. The network sees them as constants; the parameters of the rule see
     the non-negative losses L_i + ``weight_dice`` as constants and minimise the rule's own objective. One backward pass
     gives all gradients. The value is Σ w_i L_i.
@@ -63,7 +65,8 @@ class LoMixLoss(nn.Module):
         mixed_scales: how many of the finest scales are mixed, K; default the smaller of S and 4. The coarser outputs
             stay as originals.
         rule: name of the weighting rule.
-        share: share of the weight that ``z_0`` has at least, 0 to 1.
+        share: share of the weight that the anchor has at least, 0 to 1.
+        anchor: None for ``z_0``, or a module that is called as this one and gives a scalar.
         regions: sigmoid and regions (True) or softmax and classes (False).
         ignore_label: plain classes: the value of the target to ignore. Regions: if not None, the last channel of
             the target marks the pixels to ignore.
@@ -102,6 +105,7 @@ class LoMixLoss(nn.Module):
         rule: str = "barrier",
         share: float = 0.5,
         *,
+        anchor: nn.Module | None = None,
         regions: bool = False,
         ignore_label: int | None = None,
         batch_dice: bool = False,
@@ -130,7 +134,9 @@ class LoMixLoss(nn.Module):
                 for m in self.maps
             }
         )
-        self.rule = RULES[rule](len(self.maps), share)
+        self.share = share
+        self.anchor = anchor
+        self.rule = RULES[rule](len(self.maps), share if anchor is None else 0.0)
         terms = dict(weight_ce=weight_ce, weight_dice=weight_dice, batch_dice=batch_dice, smooth=smooth, ddp=ddp)
         self.criterion: Criterion = (
             RegionCriterion(ignore_label is not None, **terms) if regions else ClassCriterion(ignore_label, **terms)
@@ -150,8 +156,12 @@ class LoMixLoss(nn.Module):
         return self.__dict__ | {"_backends": {}, "_latest": None}
 
     def weights(self) -> Tensor:
-        """Effective weights of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached."""
-        return self.rule.weights().detach()
+        """Effective weights of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached.
+
+        They sum to 1, or to 1 - share beside an anchor that is no map.
+        """
+        weights = self.rule.weights().detach()
+        return weights if self.anchor is None else (1 - self.share) * weights
 
     def losses(
         self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor], chosen: Tensor | None = None
@@ -206,6 +216,14 @@ class LoMixLoss(nn.Module):
                 no labels, or no regions. Values are looked at in every step on a CPU and in the first one elsewhere: a
                 GPU would have to be waited for, and an assertion on the device would end the whole process.
         """
+        if self.anchor is None:
+            return self.supervise_maps(outputs, target)
+        anchor: Tensor = self.anchor(outputs, target)
+        # nothing else has weight then, and a training is to the last bit that of the anchor alone
+        return anchor if self.share == 1 else self.share * anchor + self.supervise_maps(outputs, target)
+
+    def supervise_maps(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
+        """The weighted loss of the maps alone, a scalar; arguments as for :meth:`forward`."""
         return self.weigh(self.losses(outputs, target))
 
     def weigh(self, losses: Tensor) -> Tensor:

@@ -41,9 +41,9 @@ class SamplingLoMixLoss(LoMixLoss):
         self._knows_losses = False
         self.register_load_state_dict_pre_hook(self._complete_state)
 
-    def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
+    def supervise_maps(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
         if not torch.is_grad_enabled():
-            return super().forward(outputs, target)
+            return super().supervise_maps(outputs, target)
         if not self._knows_losses:
             losses = self.losses(outputs, target)
             self.remember(slice(None), losses)

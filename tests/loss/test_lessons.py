@@ -4,9 +4,14 @@ The scheduler and weight decay, the fourth trap, are tested with the trainer.
 """
 
 import weakref
+from itertools import pairwise
 
 import pytest
 import torch
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -62,6 +67,92 @@ def test_z_0_is_trained_when_the_weights_would_leave_it():
     starved_weight, loss_of_starved = train(share=0.0)
     assert weight >= 0.5 and starved_weight < 1 / 19  # falls below its equal share
     assert loss_of_z_0 < loss_of_starved - 0.5
+
+
+def nnunets_deep_supervision(num_scales):
+    """nnU-Net's own loss: each output against a target of its resolution, with 1/2^j, the coarsest with nothing."""
+    dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    criterion = DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
+    weights = [2.0**-j for j in range(num_scales - 1)] + [0.0]
+    return DeepSupervisionWrapper(criterion, [w / sum(weights) for w in weights])
+
+
+class Net(nn.Module):
+    """An encoder and a decoder of five scales with nnU-Net's blocks, and a head for nine classes at each scale."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (8, 16, 16, 16, 16)
+        inputs = (1, *widths[:-1])
+        strides = (1, 2, 2, 2, 2)
+        self.down = nn.ModuleList(map(self.block, inputs, widths, strides))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(o, i, 2, 2) for i, o in pairwise(widths))
+        self.join = nn.ModuleList(self.block(2 * width, width, 1) for width in widths[:-1])
+        self.heads = nn.ModuleList(nn.Conv2d(width, 9, 1) for width in widths)
+
+    @staticmethod
+    def block(i, o, stride):
+        return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), nn.InstanceNorm2d(o, affine=True), nn.LeakyReLU(0.01))
+
+    def forward(self, x):
+        skips = []
+        for down in self.down:
+            skips.append(x := down(x))
+        outputs = [self.heads[4](x)]
+        for j in (3, 2, 1, 0):
+            x = self.join[j](torch.cat([self.up[j](x), skips[j]], 1))
+            outputs.insert(0, self.heads[j](x))
+        return outputs
+
+
+def gradients_of_the_finest_head(loss, steps=60):
+    """Their norms while a network is trained by nnU-Net's SGD; it is the only head that inference uses."""
+    torch.manual_seed(0)
+    network = Net()
+    optimiser = nnunets_optimiser(network.parameters())
+    norms = []
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        blocks = torch.rand(2, 1, 4, 4, generator=generator)
+        image = F.interpolate(blocks, scale_factor=8) + 0.05 * torch.randn(2, 1, 32, 32, generator=generator)
+        target = F.interpolate((blocks * 9).floor(), scale_factor=8)
+        optimiser.zero_grad()
+        loss(network(image), [target[..., :: 2**j, :: 2**j] for j in range(5)]).backward()
+        norms.append(network.heads[0].weight.grad.norm())
+        nn.utils.clip_grad_norm_(network.parameters(), 12)
+        optimiser.step()
+    return torch.stack(norms)
+
+
+def test_the_anchor_on_deep_supervision_keeps_the_finest_head_as_alive_as_nnunet_beside_49_maps():
+    torch.set_num_threads(1)  # others take ten times as long for tensors as small as these
+    anchored = LoMixLoss(9, 5, anchor=nnunets_deep_supervision(5))
+    assert len(anchored.maps) == 49
+    of_nnunet = gradients_of_the_finest_head(nnunets_deep_supervision(5))
+    ratio = (gradients_of_the_finest_head(anchored) / of_nnunet).view(6, -1).mean(1)
+    assert ratio.min() > 0.5 and ratio.max() < 2
+
+
+def test_fixed_equal_weights_starve_or_flood_the_finest_head_where_the_coarse_outputs_are_good():
+    """Sums of a bad ``z_0`` with good outputs are good, and ask little of it; products multiply its gradient."""
+    generator = torch.Generator().manual_seed(0)
+    target = F.interpolate((torch.rand(1, 1, 4, 4, generator=generator) * 9).floor(), scale_factor=8)
+    truth = F.one_hot(target[:, 0].long(), 9).movedim(-1, 1).float() * 2 - 1
+    features = torch.cat([truth[:, :4], torch.zeros_like(truth[:, 4:])], 1) + torch.randn(
+        truth.shape, generator=generator
+    )
+    weight = 0.1 * torch.randn(9, 9, 1, 1, generator=generator)
+
+    def gradient(loss):
+        head = weight.clone().requires_grad_()
+        outputs = [F.conv2d(features, head), *(3 * F.avg_pool2d(truth, 2**j) for j in range(1, 5))]
+        loss(outputs, [target[..., :: 2**j, :: 2**j] for j in range(5)]).backward()
+        return head.grad.norm().item()
+
+    nnunet = gradient(nnunets_deep_supervision(5))
+    assert 0.5 < gradient(LoMixLoss(9, 5, anchor=nnunets_deep_supervision(5))) / nnunet < 2
+    assert gradient(LoMixLoss(9, 5, ("add", "concat", "fusion"), rule="equal", share=0.0)) / nnunet < 0.5
+    assert gradient(LoMixLoss(9, 5, rule="equal", share=0.0)) / nnunet > 2
 
 
 # 2. Explosion and fading

@@ -330,6 +330,42 @@ def test_every_trainer_trains(make, trainer, maps, sums_to_one):
     assert all(p.isfinite().all() for p in trainer.network.parameters())
 
 
+# The anchor on nnU-Net's own deep supervision
+
+
+def anchored(share: float) -> type:
+    return type("Anchored", (LoMixTiny,), {"anchor": "deep_supervision", "share": share})
+
+
+@pytest.mark.parametrize("labels", ["classes", "ignore"])
+def test_all_of_the_share_for_deep_supervision_is_nnunets_own_trainer_to_the_last_bit(make, labels):
+    stock, ours = make(StockTiny, labels), make(anchored(1.0), labels)
+    assert_same(stock.network.state_dict(), ours.network.state_dict())
+    for step in range(4):
+        assert_same(stock.train_step(batch(stock, step)), ours.train_step(batch(ours, step)))
+    assert_same(stock.network.state_dict(), ours.network.state_dict())
+    assert_same(stock.optimizer.state_dict(), ours.optimizer.state_dict())
+
+
+def test_deep_supervision_and_the_maps_add_up(make):
+    trainer, whole = make(anchored(0.25)), make(anchored(1.0))
+    target = [t.to(trainer.device) for t in batch(trainer, 0)["target"]]
+    outputs = [torch.randn(4, 3, *t.shape[2:], device=trainer.device) for t in target]
+    deep_supervision = super(nnUNetTrainerLoMix, whole)._build_loss()(outputs, target)
+    batch_dice = trainer.configuration_manager.batch_dice
+    mixture = LoMixLoss(3, 3, share=0.0, batch_dice=batch_dice).to(trainer.device)
+    expected = 0.25 * deep_supervision + 0.75 * mixture(outputs, target)
+    assert trainer.loss(outputs, target).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(whole.loss(outputs, target), deep_supervision)
+    assert float(trainer.loss.weights().sum()) == pytest.approx(0.75)
+    assert set(trainer.loss.state_dict()) == set(mixture.state_dict())  # other anchors continue a checkpoint
+
+
+def test_an_unknown_anchor(make):
+    with pytest.raises(SystemExit, match="the anchor must be 'z_0' or 'deep_supervision', not 'z_1'"):
+        make(type("Wrong", (LoMixTiny,), {"anchor": "z_1"}))
+
+
 def test_a_subclass_may_make_another_loss(make):
     class Doubled(LoMixLoss):
         def forward(self, outputs, target):

@@ -88,6 +88,7 @@ ARMS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     **{rule: (FADING, {"rule": rule}) for rule in ("fade_in", "fade_out")},
     "distillation": (DISTILLATION, {"rule": "barrier", "distillation": 1.0}),
     **{f"share_{s:.2f}": (LOMIX, {"rule": "barrier", "share": s}) for s in (0.0, 0.25, 0.75, 0.9)},
+    **{f"deep_supervision_{s:.2f}": (LOMIX, {"anchor": "deep_supervision", "share": s}) for s in (0.25, 0.5, 0.75)},
     **{
         f"without_{left_out}": (
             LOMIX,
