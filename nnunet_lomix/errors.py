@@ -4,6 +4,10 @@ Library code raises these and imports no command line, though a sentence may nam
 trainers show the sentence alone, without a traceback.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LoMixError(Exception):
     """Something that the user can mend; its text is one whole sentence."""
@@ -18,6 +22,32 @@ def describe(error: BaseException) -> str:
 
     >>> describe(ImportError("No module named 'unknown'"))
     "ImportError: No module named 'unknown'"
+
+    A line that ends with a colon goes on in the next one, as all that SimpleITK raises does:
+
+    >>> describe(RuntimeError("Exception in reader.cxx:99:\\nERROR: no such file"))
+    'RuntimeError: Exception in reader.cxx:99: ERROR: no such file'
     """
-    lines = str(error).splitlines()
+    lines = re.sub(r":\s*\n", ": ", str(error)).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """Somebody else's code in the block may raise anything at all: it becomes a sentence that begins with ``what``.
+
+    >>> with explaining("The file can't be read"):
+    ...     {}["dtype"]
+    Traceback (most recent call last):
+    nnunet_lomix.errors.LoMixError: The file can't be read: KeyError: 'dtype'.
+
+    Raises:
+        LoMixError: the block raised something; its own :class:`LoMixError` stays as it is.
+    """
+    try:
+        yield
+    except LoMixError:
+        raise
+    # a module that is imported may end the process
+    except (Exception, SystemExit) as error:
+        raise LoMixError(f"{what}: {describe(error).rstrip('.')}.") from error

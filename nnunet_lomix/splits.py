@@ -18,6 +18,8 @@ from nnunet_lomix.nnunet.datasets import (
     write_splits,
 )
 
+MOST_SEEDS = 1000
+
 
 def add_scarce_folds(
     dataset: str,
@@ -44,6 +46,8 @@ def add_scarce_folds(
     """
     if (train_cases is None) == (train_fraction is None):
         raise UsageError("Give either --train-cases or --train-fraction.")
+    if seeds > MOST_SEEDS:
+        raise UsageError(f"--seeds {seeds} would add more folds than anyone can train: {MOST_SEEDS} at most.")
     if train_fraction is not None and not 0 < train_fraction < 1:
         raise UsageError(f"--train-fraction {train_fraction} is not between 0 and 1.")
     folder = require_preprocessed(dataset)
@@ -82,7 +86,10 @@ def draw(cases: Sequence[str], count: int, seed: int) -> list[str]:
 
     The order of the cases doesn't matter, nor a version of some random generator: they are ranked by a hash.
     """
-    return sorted(sorted(cases, key=lambda case: sha256(f"{seed} {case}".encode()).digest())[:count])
+    # a name may be anything that JSON can write, half a character of UTF-16, too
+    return sorted(
+        sorted(cases, key=lambda case: sha256(f"{seed} {case}".encode(errors="surrogatepass")).digest())[:count]
+    )
 
 
 def append_scarce(
@@ -90,14 +97,16 @@ def append_scarce(
 ) -> tuple[list[Split], dict[int, list[int]]]:
     """The folds with those of the seeds behind them, none twice; and for each fold that was drawn its seeds."""
     result = list(splits)
+    known: dict[tuple[frozenset[str], frozenset[str]], int] = {}
+    for number, fold in enumerate(splits):
+        known.setdefault(_content(fold), number)
     drawn: dict[int, list[int]] = {}
     for seed in range(seeds):
         new = Split(train=draw(splits[base]["train"], count, seed), val=splits[base]["val"])
-        known = [_content(fold) for fold in result]
-        if _content(new) not in known:
+        number = known.setdefault(_content(new), len(result))
+        if number == len(result):
             result.append(new)
-            known.append(_content(new))
-        drawn.setdefault(known.index(_content(new)), []).append(seed)
+        drawn.setdefault(number, []).append(seed)
     return result, drawn
 
 

@@ -72,7 +72,7 @@ def read_folders(
         labels = require_equal({folder: list_labels(folder, own) for folder, own in described.items()}, "labels")
         label_source = shorten(folder / DATASET_JSON for folder in described)
     else:
-        found = Parallel(jobs)(delayed(list_values)(file, reader) for file in files.values())
+        found = Parallel(min(jobs, len(files)))(delayed(list_values)(file, reader) for file in files.values())
         labels = Labels({str(value): (value,) for value in sorted(set().union(*found) - {0})}, ignore=None)
         label_source = "all values of the references, as there is no dataset.json"
     if not labels.classes:

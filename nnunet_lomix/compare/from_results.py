@@ -3,8 +3,10 @@
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_lomix.compare.sources import (
@@ -21,7 +23,8 @@ from nnunet_lomix.compare.sources import (
     require_one_name_each,
     shorten,
 )
-from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.errors import LoMixError, explaining
+from nnunet_lomix.nnunet.curves import CURVE_COLUMNS, read_all_curves
 from nnunet_lomix.nnunet.datasets import (
     SPLITS,
     find_images,
@@ -34,7 +37,7 @@ from nnunet_lomix.nnunet.datasets import (
     require_root,
     suggest_dataset,
 )
-from nnunet_lomix.nnunet.results import CURVE_COLUMNS, PLANS, ModelFolder, read_curves
+from nnunet_lomix.nnunet.results import PLANS, ModelFolder
 
 # what all trainers must have alike in their plans
 PLANNED = ("spacing", "patch_size", "batch_size", "normalization_schemes", "architecture")
@@ -70,12 +73,11 @@ def read_results(
     models = _find_models(dataset, configuration, trainers, plans, results, names)
     folders = {training: model.path for training, model in models.items()}
 
-    managers = {model.path: PlansManager(model.read_plans()) for model in models.values()}
+    read = {model.path: _read_configuration(model, configuration) for model in models.values()}
     json_files = {model.path: model.read_dataset_json() for model in models.values()}
     labels, ignore = require_equal({f: list_labels(f, content) for f, content in json_files.items()}, "labels")
-    planned = {folder: m.get_configuration(configuration).configuration for folder, m in managers.items()}
     for part in PLANNED:
-        require_equal({folder: own.get(part) for folder, own in planned.items()}, f"planned {part}")
+        require_equal({folder: planned.get(part) for folder, (planned, _) in read.items()}, f"planned {part}")
     ending = require_equal({folder: content["file_ending"] for folder, content in json_files.items()}, "file ending")
 
     folds, fold_notes = _find_folds(list(models.values()), folds, ending, intersection)
@@ -96,7 +98,7 @@ def read_results(
     notes += curve_notes
     images = find_images(dataset)
     references = pick_references(require_references(dataset), ending, cases)
-    reader = next(iter(managers.values())).image_reader_writer_class
+    _, reader = next(iter(read.values()))
     return Source(
         references=references,
         predictions=predictions,
@@ -113,6 +115,17 @@ def read_results(
         spacings=find_spacings(references, predictions.values(), reader, find_labels(dataset)),
         curves=curves,
     )
+
+
+def _read_configuration(model: ModelFolder, configuration: str) -> tuple[dict[str, Any], type[BaseReaderWriter]]:
+    """What is planned for a configuration, and the class that reads its files.
+
+    Raises:
+        LoMixError: the plans aren't nnU-Net's.
+    """
+    with explaining(f"{model.path / PLANS} isn't as nnU-Net wants it"):
+        manager = PlansManager(model.read_plans())
+        return dict(manager.get_configuration(configuration).configuration), manager.image_reader_writer_class
 
 
 def _require_dataset(root: Path, dataset: str) -> None:
@@ -241,7 +254,7 @@ def _read_curves(models: Mapping[Training, ModelFolder], folds: Sequence[str]) -
     parts, notes = [], []
     for training, model in models.items():
         try:
-            parts.append(read_curves({training: model}, folds))
+            parts.append(read_all_curves({training: model}, folds))
         except LoMixError as error:
             notes.append(f"There are no learning curves of {training[0]}: {error}")
     parts = [part for part in parts if len(part)]

@@ -5,6 +5,7 @@ Voxels that the reference marks as ignored belong to no class in both masks. An 
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from nnunet_lomix.compare.grids import require_same_grid
 from nnunet_lomix.compare.metrics import IMPLEMENTATION, METRICS, measure
 from nnunet_lomix.compare.segmentations import read_segmentation
 from nnunet_lomix.compare.sources import Source, shorten
+from nnunet_lomix.errors import LoMixError, UsageError
 from nnunet_lomix.files import replacing
 
 # goes up with every change of results that IMPLEMENTATION doesn't show: both are part of the cache's keys
@@ -89,7 +91,10 @@ def score(source: Source, tolerance: float, jobs: int, cache_file: str | Path | 
 
     Raises:
         LoMixError: a file is no segmentation, or the voxels of a prediction aren't those of its reference.
+        UsageError: the tolerance isn't finite.
     """
+    if not math.isfinite(tolerance):
+        raise UsageError(f"--tolerance {tolerance} is no length: give a number of mm, or of pixels for PNG.")
     settings = ScoringSettings(
         source.labels, source.ignore, tolerance, source.reader, placed=source.configuration is None
     )
@@ -150,7 +155,8 @@ def _read_cache(file: str | Path | None) -> dict[str, CaseScores]:
     try:
         content = json.loads(Path(file).read_text()) if file is not None and Path(file).exists() else {}
         return {key: CaseScores(**scored) for key, scored in dict(content).items()}
-    except (TypeError, ValueError):  # damaged, or of an older version: everything is scored again
+    # damaged, or of an older version: everything is scored again
+    except (OSError, RecursionError, TypeError, ValueError):
         return {}
 
 
@@ -173,7 +179,7 @@ def _make_keys(source: Source, settings: ScoringSettings, jobs: int) -> dict[tup
     ]
     start = _digest(repr(meaning).encode())
     files = {*source.references.values(), *(file for own in source.predictions.values() for file in own.values())}
-    hashes = dict(Parallel(jobs, prefer="threads")(delayed(_hash_file)(file) for file in files))
+    hashes = dict(Parallel(min(jobs, len(files)), prefer="threads")(delayed(_hash_file)(file) for file in files))
     return {
         (case, trainer, seed): f"{start} {hashes[source.references[case]]} {hashes[file]} {source.spacings.get(case)}"
         for (trainer, seed), own in source.predictions.items()
@@ -183,8 +189,11 @@ def _make_keys(source: Source, settings: ScoringSettings, jobs: int) -> dict[tup
 
 def _hash_file(file: Path) -> tuple[Path, str]:
     # a TIFF's spacing is in a file beside it
-    files = [f for f in (file, file.with_suffix(".json")) if f.exists()]
-    return file, _digest(b"".join(f.read_bytes() for f in files))
+    beside = file.with_suffix(".json")
+    try:
+        return file, _digest(b"".join(f.read_bytes() for f in (file, beside) if f == file or f.exists()))
+    except OSError as error:
+        raise LoMixError(f"{error.filename} can't be read: {error.strerror}.") from None
 
 
 def _digest(content: bytes) -> str:

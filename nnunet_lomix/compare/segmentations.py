@@ -1,7 +1,9 @@
 """Reading segmentations and images by nnU-Net's own readers, for scores and pictures."""
 
 import io
+import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -14,8 +16,8 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, determin
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunet_lomix.compare.grids import Grid, make_grid
-from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.nnunet.datasets import is_hidden
+from nnunet_lomix.errors import LoMixError, explaining
+from nnunet_lomix.nnunet.datasets import is_hidden, require_utf8
 from nnunet_lomix.nnunet.results import read_json
 
 IMAGE_NAME = re.compile(r"_\d{4}\.")  # a case, and the number of a channel
@@ -39,9 +41,13 @@ def read_segmentation(
     Raises:
         LoMixError: nnU-Net's reader can't read the file, or it is no segmentation.
     """
+    beside = read_spacing(file, reader)
     channels, properties = _read(file, reader, lambda: reader().read_seg(str(file)))
-    labels = channels[0].astype(np.int32)
-    if len(channels) != 1 or not np.array_equal(labels, channels[0]):
+    with np.errstate(invalid="ignore"):  # NaN, and what is beyond the range, differ afterwards
+        labels = channels[0].astype(np.int32)
+    # the reader takes the channels of a flat image for an axis, though it has no spacing
+    is_single = len(channels) == 1 and labels.ndim == len(properties["spacing"])
+    if not is_single or not np.array_equal(labels, channels[0]):
         hint = ", and _0000 marks images" if IMAGE_NAME.search(file.name) else ""
         raise LoMixError(f"{file} is no segmentation: it needs one channel of whole numbers{hint}.")
     if (labels < 0).any():
@@ -51,7 +57,7 @@ def read_segmentation(
             f"{file} has negative labels, which nnU-Net doesn't know: give what is to be ignored the highest label, "
             "and name it ignore in a dataset.json."
         )
-    own = properties["spacing"] if spacing is None or read_spacing(file, reader) else spacing
+    own = properties["spacing"] if spacing is None or beside else spacing
     labels = _flatten(labels)
     return labels, make_grid(labels.shape, own, properties)
 
@@ -75,17 +81,27 @@ def read_spacing(file: Path, reader: type[BaseReaderWriter]) -> tuple[float, ...
     beside = file.with_suffix(".json")
     if not issubclass(reader, Tiff3DIO) or not beside.is_file():
         return None
-    return tuple(read_json(beside, "spacing")["spacing"])
+    spacing = read_json(beside, "spacing")["spacing"]
+    try:
+        values = tuple(map(float, spacing))
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != 3 or not all(0 < value < math.inf for value in values):
+        raise LoMixError(f"{beside} has the spacing {spacing!r}, which is not three lengths in mm: correct it.")
+    return values
 
 
 def _read(
     file: Path, reader: type[BaseReaderWriter], read: Callable[[], tuple[np.ndarray, dict[str, Any]]]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    try:
-        with redirect_stdout(io.StringIO()):  # prints that it assumes a spacing, which we may know
-            return read()
-    except Exception as error:  # the libraries below the readers raise anything
-        raise LoMixError(f"nnU-Net's {reader.__name__} can't read {file}: {error}") from error
+    require_utf8(file)
+    with (
+        explaining(f"nnU-Net's {reader.__name__} can't read {file}"),
+        redirect_stdout(io.StringIO()),  # prints that it assumes a spacing, which we may know
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("error", "Casting complex values to real")  # half of the numbers would be lost
+        return read()
 
 
 def _flatten(array: np.ndarray) -> np.ndarray:
@@ -114,12 +130,14 @@ def find_reader(dataset_json: Mapping[str, Any], example: Path) -> type[BaseRead
     Raises:
         LoMixError: there is none.
     """
+    require_utf8(example)
     messages = io.StringIO()  # every reader that doesn't fit prints
-    try:
-        with redirect_stdout(messages), redirect_stderr(messages):
-            return determine_reader_writer_from_dataset_json(dataset_json, str(example), verbose=False)
-    except RuntimeError as error:
-        raise LoMixError(f"No reader of nnU-Net can read {example}.") from error
+    with (
+        explaining(f"No reader of nnU-Net can read {example}"),
+        redirect_stdout(messages),
+        redirect_stderr(messages),
+    ):
+        return determine_reader_writer_from_dataset_json(dataset_json, str(example), verbose=False)
 
 
 def guess_ending(folder: Path) -> str:

@@ -18,9 +18,10 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_lomix.compare.segmentations import LARGEST_LABEL, read_spacing
 from nnunet_lomix.compare.statistics import MEAN
-from nnunet_lomix.errors import LoMixError, UsageError
-from nnunet_lomix.nnunet.datasets import list_cases, name_image
-from nnunet_lomix.nnunet.results import CURVE_COLUMNS, DATASET_JSON
+from nnunet_lomix.errors import LoMixError, UsageError, explaining
+from nnunet_lomix.nnunet.curves import CURVE_COLUMNS
+from nnunet_lomix.nnunet.datasets import list_cases, name_image, require_utf8
+from nnunet_lomix.nnunet.results import DATASET_JSON
 
 SHOWN = 5  # names in a message
 Training = tuple[str, int]  # a trainer's name, and which of its seeds
@@ -71,7 +72,7 @@ class Source:
         notes: sentences that a reader of the results should know.
         images: file of the first channel of each case, where it is known.
         spacings: mm along each axis of each case whose files have their spacing beside them, as 3D TIFFs do.
-        curves: as from :func:`~nnunet_lomix.nnunet.results.read_curves`; empty for plain folders.
+        curves: as from :func:`~nnunet_lomix.nnunet.curves.read_all_curves`; empty for plain folders.
     """
 
     references: dict[str, Path]
@@ -125,8 +126,11 @@ def name_trainings(folders: Sequence[Path], names: Sequence[str]) -> dict[Traini
     """Folders by trainer and seed: those of one name are the seeds of one trainer, in their order.
 
     Raises:
+        LoMixError: a name isn't UTF-8.
         UsageError: there is only one trainer, or a folder is given twice.
     """
+    for name in names:
+        require_utf8(name)
     by_trainer: dict[str, list[Path]] = {}
     for name, folder in zip(names, folders, strict=True):
         by_trainer.setdefault(name, []).append(folder)
@@ -152,19 +156,20 @@ def list_labels(folder: Path, dataset_json: Mapping[str, Any]) -> Labels:
     Raises:
         LoMixError: the labels aren't nnU-Net's, or one of them has the name of the mean over classes.
     """
-    try:
+    file = folder / DATASET_JSON
+    with explaining(f"The labels of {file} aren't as nnU-Net v2 wants them"):
         manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
-    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise LoMixError(f"The labels of {folder / DATASET_JSON} aren't as nnU-Net v2 wants them: {error}") from error
+        named = {name: _as_tuple(values) for name, values in manager.label_dict.items() if name != "ignore"}
+        regions = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+        scored = {_as_tuple(values) for values in regions}
+        "".join(named).encode()  # JSON can name half a character, which no report can hold
     if MEAN in manager.label_dict:
         raise LoMixError(f"No class can be called {MEAN}, as the mean over classes is: rename that label.")
-    if max(manager.all_labels) > LARGEST_LABEL:
-        raise LoMixError(
-            f"The labels of {folder / DATASET_JSON} end at {max(manager.all_labels)}, but nnU-Net's at "
-            f"{LARGEST_LABEL}: number them anew."
-        )
-    scored = {_as_tuple(v) for v in (manager.foreground_regions if manager.has_regions else manager.foreground_labels)}
-    named = {name: _as_tuple(values) for name, values in manager.label_dict.items() if name != "ignore"}
+    lowest, highest = min(manager.all_labels), max(manager.all_labels)
+    if highest > LARGEST_LABEL:
+        raise LoMixError(f"The labels of {file} end at {highest}, but nnU-Net's at {LARGEST_LABEL}: number them anew.")
+    if lowest < 0:
+        raise LoMixError(f"The labels of {file} begin at {lowest}, but nnU-Net's at 0: number them anew.")
     return Labels({name: values for name, values in named.items() if values in scored}, manager.ignore_label)
 
 

@@ -1,5 +1,6 @@
 """A model trained with LoMix, for people who have only nnU-Net: the same network under nnUNetTrainer's name."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,16 @@ from nnunet_lomix.export.model import (
 )
 from nnunet_lomix.export.network import STOCK, check_network
 from nnunet_lomix.export.predictions import compare_predictions, find_cases, read_case
-from nnunet_lomix.nnunet.results import DATASET_JSON, FINAL, NAME_THE_MODEL, FoldFolder, ModelFolder, read_json
+from nnunet_lomix.nnunet.datasets import require_utf8
+from nnunet_lomix.nnunet.results import (
+    DATASET_JSON,
+    FINAL,
+    NAME_THE_MODEL,
+    FoldFolder,
+    ModelFolder,
+    read_json,
+    require_types,
+)
 
 
 def export_model(
@@ -47,10 +57,14 @@ def export_model(
         UsageError: a name can't be one of nnU-Net's.
     """
     console = console or Console()
-    model, out = ModelFolder(Path(results).resolve()), Path(out).resolve()
+    # unlike Path.resolve, realpath raises nothing for a link that leads to itself
+    model, out = ModelFolder(Path(os.path.realpath(results))), Path(os.path.realpath(out))
+    require_utf8(model.path)
+    require_utf8(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LoMixError(f"{out} is {'there and not empty' if out.is_dir() else 'a file'}: choose another --out.")
     dataset_json = read_json(model.path / DATASET_JSON, "file_ending", "channel_names", "labels", remedy=NAME_THE_MODEL)
+    require_types(model.path / DATASET_JSON, dataset_json, file_ending=str, channel_names=dict)
     plans = model.read_plans()
     renamed = rename_plans(plans, dataset_name, plans_name)
     folds = find_folds(model)

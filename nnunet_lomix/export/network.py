@@ -9,7 +9,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.errors import LoMixError, explaining
 from nnunet_lomix.nnunet.trainer_lookup import TrainerNotFound, look_up_trainer
 
 STOCK = nnUNetTrainer.__name__
@@ -32,9 +32,11 @@ def check_network(checkpoint: Mapping[str, Any], plans: dict[str, Any], dataset_
     trained = checkpoint["init_args"].get("configuration")
     if trained not in manager.available_configurations:
         raise LoMixError(f"plans.json has no configuration {trained!r}, which is the one of the checkpoint.")
-    configuration = manager.get_configuration(trained)
+    damaged = f"nnU-Net can't build the network of configuration {trained!r} from plans.json and dataset.json"
+    with explaining(damaged):
+        configuration = manager.get_configuration(trained)
+        stranger = _find_stranger(configuration)
     refusal = f"The network of {name} is not the one that {STOCK} builds from the plans, so nnU-Net alone can't use it"
-    stranger = _find_stranger(configuration)
     if stranger is not None:
         raise LoMixError(f"{refusal}: {stranger} is not part of nnU-Net.")
     try:
@@ -48,13 +50,14 @@ def check_network(checkpoint: Mapping[str, Any], plans: dict[str, Any], dataset_
         # layers without weights, a different activation say, don't show in the checkpoint
         if trainer.build_network_architecture is not nnUNetTrainer.build_network_architecture:
             raise LoMixError(f"{refusal}: {name} has its own build_network_architecture.")
-    network = nnUNetTrainer.build_network_architecture(
-        manager,
-        configuration,
-        determine_num_input_channels(manager, configuration, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        enable_deep_supervision=False,
-    )
+    with explaining(damaged):
+        network = nnUNetTrainer.build_network_architecture(
+            manager,
+            configuration,
+            determine_num_input_channels(manager, configuration, dataset_json),
+            manager.get_label_manager(dataset_json).num_segmentation_heads,
+            enable_deep_supervision=False,
+        )
     try:
         network.load_state_dict(checkpoint["network_weights"], strict=True)
     except RuntimeError:  # its text lists every weight

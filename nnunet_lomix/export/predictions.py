@@ -15,7 +15,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import create_paths_fn
 
-from nnunet_lomix.errors import LoMixError, describe
+from nnunet_lomix.errors import LoMixError, explaining
+from nnunet_lomix.nnunet.datasets import require_utf8
 from nnunet_lomix.nnunet.results import FINAL
 
 Case = tuple[np.ndarray, dict[str, Any]]  # pixels (channels first) and properties, as nnU-Net's readers give them
@@ -52,15 +53,16 @@ def read_case(plans: dict[str, Any], channel_names: Mapping[str, str], files: Se
     Raises:
         LoMixError: it can't be read, or has another number of channels than the model.
     """
-    try:
+    for file in files:
+        require_utf8(file)
+    with explaining(f"nnU-Net can't read {', '.join(files)}"):
         pixels, properties = PlansManager(plans).image_reader_writer_class().read_images(files)
-    except Exception as error:  # the libraries below the readers raise anything
-        raise LoMixError(f"nnU-Net can't read {', '.join(files)}: {describe(error)}") from None
     if len(pixels) != len(channel_names):
+        names = ", ".join(map(str, channel_names.values()))
         raise LoMixError(
             f"The number of channels is {len(pixels)} in {', '.join(files)}, but {len(channel_names)} in the model "
-            f"({', '.join(channel_names.values())}): keep the files of all channels of a case, and no others, beside "
-            "each other, numbered as nnU-Net's are."
+            f"({names}): keep the files of all channels of a case, and no others, beside each other, numbered as "
+            "nnU-Net's are."
         )
     return pixels, properties
 
@@ -92,11 +94,9 @@ def compare_predictions(original: Path, exported: Path, folds: Sequence[int | st
 def _predict(model: Path, folds: Sequence[int | str], case: Case) -> tuple[np.ndarray, np.ndarray]:
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-        try:
+        with explaining(f"nnU-Net can't load {model}"):
             predictor.initialize_from_trained_model_folder(str(model), tuple(folds), FINAL)
-        # nnU-Net imports what it searches for the trainer, which may raise anything at all
-        except (Exception, SystemExit) as error:
-            raise LoMixError(f"nnU-Net can't load {model}: {describe(error)}") from error
         if predictor.configuration_manager.previous_stage_name is not None:
             raise LoMixError("The second stage of a cascade can't predict an image alone: export without --case.")
-        return predictor.predict_single_npy_array(*deepcopy(case), save_or_return_probabilities=True)
+        with explaining(f"nnU-Net can't predict by {model}"):
+            return predictor.predict_single_npy_array(*deepcopy(case), save_or_return_probabilities=True)

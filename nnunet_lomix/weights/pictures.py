@@ -31,6 +31,7 @@ from nnunet_lomix.weights.summary import (
 )
 
 MARKERS = "os^Dv"  # of the folds
+LONGEST = 65_000  # pixels along an axis; Matplotlib can't draw more than 2¹⁶
 LABEL_DISTANCE = 0.05  # between names of lines, as a part of the height of the axes
 
 
@@ -90,7 +91,7 @@ def drawing(file: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         with replacing(file) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+            figure.savefig(temporary, format="png", dpi=min(110, LONGEST / max(width, height)))
 
 
 def draw_heat_map(

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.errors import LoMixError, explaining
 from nnunet_lomix.loss.maps import ORIGINAL, Map
 from nnunet_lomix.nnunet.checkpoints import STATE, read_checkpoint
-from nnunet_lomix.nnunet.datasets import SPLITS, Split, find_root, read_splits
+from nnunet_lomix.nnunet.datasets import SPLITS, Split, find_root, read_splits, require_utf8
 from nnunet_lomix.nnunet.results import FoldFolder, list_folds
 from nnunet_lomix.splits import is_part
 from nnunet_lomix.weights.history import TABLE
@@ -36,6 +36,7 @@ def find_groups(folders: Sequence[str | Path]) -> dict[str, dict[str, FoldFolder
     models: dict[Path, dict[str, FoldFolder]] = {}
     for folder in folders:
         path = Path(folder).resolve()
+        require_utf8(path)
         own = list_folds(path)
         if not own:
             raise LoMixError(f"{path} has no fold_X in it: name the folder of a trainer, or of a fold.")
@@ -128,10 +129,8 @@ def read_history(fold: FoldFolder) -> pd.DataFrame:
 
 
 def _read_table(file: Path) -> pd.DataFrame:
-    try:
+    with explaining(f"{file} can't be read"):
         return pd.read_csv(file, index_col="epoch")
-    except (OSError, ValueError) as error:
-        raise LoMixError(f"{file} can't be read: {str(error).splitlines()[0]}.") from None
 
 
 def _require_weights(history: pd.DataFrame, file: Path) -> pd.DataFrame:
