@@ -282,6 +282,11 @@ def describes_an_experiment(command: Callable[..., None]) -> Callable[..., None]
             help="Results folders, one for each seed; by default $nnUNet_results.",
         ),
         click.option(
+            "--device", type=click.Choice(["cuda", "cpu", "mps"]), help="By default CUDA where there is a GPU."
+        ),
+        click.option("--gpus", multiple=True, metavar="0 1…", help="GPUs, each for one training at a time; or:"),
+        click.option("--jobs", type=click.IntRange(min=1), help="Trainings at a time on the CPU; by default 1."),
+        click.option(
             "--slurm",
             multiple=True,
             metavar="KEY=VALUE…",
@@ -303,9 +308,6 @@ def _split_pairs(pairs: tuple[str, ...]) -> dict[str, str]:
 
 @main.command(cls=Lists)
 @describes_an_experiment
-@click.option("--device", type=click.Choice(["cuda", "cpu", "mps"]), help="By default CUDA where there is a GPU.")
-@click.option("--gpus", multiple=True, metavar="0 1…", help="GPUs to use, each for one training at a time; or:")
-@click.option("--jobs", type=click.IntRange(min=1), help="Trainings at a time on the CPU; by default 1.")
 @click.option("--retry", is_flag=True, help="Run those that have failed, too.")
 @click.option("--dry-run", is_flag=True, help="Print nnU-Net's commands instead of running them.")
 def run(plan: str | None, slurm: tuple[str, ...], retry: bool, dry_run: bool, **options: Any) -> None:
@@ -322,8 +324,10 @@ def run(plan: str | None, slurm: tuple[str, ...], retry: bool, dry_run: bool, **
     from nnunet_lomix.experiments import read_experiment  # slow to import
     from nnunet_lomix.experiments.run import run_experiment
 
-    # a plain kill ends the trainings, too, as Ctrl-C does
+    # a plain kill, or a terminal that is closed, ends the trainings, too, as Ctrl-C does; nohup ignores the latter
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     experiment = read_experiment(plan, {**options, "slurm": _split_pairs(slurm)})
     run_experiment(experiment, Console(), retry, dry_run)
 

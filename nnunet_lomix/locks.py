@@ -26,6 +26,7 @@ NAME = "nnunet_lomix.lock"
 PATIENCE = 1.0  # seconds, as whoever asks whether a lock is held takes it for a moment
 # what this process holds; by its id, too, as its children have a copy of this, but not the locks
 _HELD: "weakref.WeakValueDictionary[tuple[int, Path], InterProcessLock]" = weakref.WeakValueDictionary()
+_TAKEN: set[tuple[int, Path]] = set()  # what this program has ever asked for
 _KEPT: list[InterProcessLock] = []  # until the process ends
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,9 @@ class Lock:
             return
         # the lock makes folders by recursion, whose error reads as if the file system had no locks
         folder.mkdir(parents=True, exist_ok=True)
+        # to read the file gives up, for an instant, a lock that this process has from before it became this program
+        kept = key not in _TAKEN and _is_of(read_owner(folder), os.getpid())
+        _TAKEN.add(key)
         lock = InterProcessLock(folder / NAME)
         try:
             held = lock.acquire(timeout=PATIENCE)
@@ -64,7 +68,8 @@ class Lock:
         weakref.finalize(lock, lock.lockfile.close)
         if held:
             self._lock = _HELD[key] = lock
-        elif not _is_parent(read_owner(folder)):
+            _KEPT.extend([lock] if kept else [])
+        elif not _is_of(read_owner(folder), os.getppid()):
             raise LoMixError(f"{folder} is in use: {describe_owner(folder)}. Wait until it has ended, or end it first.")
 
     def release(self) -> None:
@@ -135,8 +140,8 @@ def _key(folder: Path) -> tuple[int, Path]:
     return os.getpid(), Path(os.path.realpath(folder))
 
 
-def _is_parent(owner: dict[str, Any]) -> bool:
-    return owner.get("pid") == os.getppid() and owner.get("host") == socket.gethostname()
+def _is_of(owner: dict[str, Any], process: int) -> bool:
+    return owner.get("pid") == process and owner.get("host") == socket.gethostname()
 
 
 def _write_owner(file: int, activity: str) -> None:

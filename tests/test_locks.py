@@ -87,11 +87,14 @@ def test_a_lock_is_kept_when_the_process_becomes_another_program(tmp_path, start
 
 
 def test_the_next_program_of_the_process_may_take_the_lock_too(tmp_path, start):
-    again = TAKE + "sys.stdin.read()"
+    again = TAKE + "lock.release(); print('released', flush=True); sys.stdin.read()"
     code = HOLD + "import os; Lock(Path(sys.argv[1]), 'training').keep_over_exec(); "
     code += f"os.execv(sys.executable, [sys.executable, '-c', {again!r}, sys.argv[1]])"
-    assert start(code, tmp_path)[1] == "locked"
-    assert is_locked(tmp_path)
+    holder, line = start(code, tmp_path)
+    assert line == "locked" and holder.stdout.readline().strip() == "released"
+    assert is_locked(tmp_path)  # as it was before the other program
+    holder.communicate("")
+    assert not is_locked(tmp_path)
 
 
 def test_a_child_of_the_holder_passes_and_a_grandchild_does_not(tmp_path):

@@ -110,8 +110,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         self.print_to_log_file(
             f"LoMix: {len(self.loss.maps)} maps of {self.loss.num_scales} outputs; operators: "
             f"{', '.join(self.operators) or 'none'}; weighting rule: {self.rule}; guaranteed share of "
-            f"{self.anchor}: {self.share}"
-            + (f"; a step evaluates a sample of {sampled} mutants" if sampled else "")
+            f"{self.anchor}: {self.share}" + (f"; a step evaluates a sample of {sampled} mutants" if sampled else "")
         )
         self.logger.local_logger.my_fantastic_logging[HISTORY] = []
         if self.is_ddp:

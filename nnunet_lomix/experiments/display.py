@@ -1,5 +1,6 @@
 """What the terminal shows of an experiment: a table of states that changes, or a line for each change."""
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -10,10 +11,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.training import Record, State, Training, describe_progress, log_file, read_state
+from nnunet_lomix.locks import describe_owner
 
-LAST_LINES = 3  # of the log of a failed training
+LAST_LINES = 15  # of the log of a failed training
 SECONDS_BETWEEN_TABLES = 2
 ROWS = 40  # of a table; of more models the trainings are counted
 STYLES = {
@@ -114,7 +117,12 @@ class Display:
         """Read and show the states, if that was not just done."""
         if time.monotonic() - self._read_at < self.seconds:
             return
-        before, self.states, self._read_at = self.states, read_states(self.experiment), time.monotonic()
+        before, self._read_at = self.states, time.monotonic()
+        try:
+            self.states = read_states(self.experiment)
+        except (LoMixError, OSError) as error:  # a network or a scheduler that is away for a moment ends no training
+            _print(f"{error} Looking again.", self.console)
+            return
         self._show(before)
 
     def _show(self, before: States) -> None:
@@ -141,24 +149,34 @@ def print_states(states: States, console: Console) -> None:
 
 
 def _print_line(training: Training, state: State, console: Console) -> None:
-    console.print(f"{training.name}: {describe(training, state)}", highlight=False, markup=False, soft_wrap=True)
+    _print(f"{training.name}: {describe(training, state)}", console)
 
 
-def print_failures(states: States, experiment: Experiment, console: Console) -> None:
-    """The ends of the logs of those that failed, and jobs that SLURM ended without a word."""
+def _print(text: str, console: Console) -> None:
+    """A line as it is, whatever a path or somebody else's log contains."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_obstacles(states: States, experiment: Experiment, console: Console) -> None:
+    """Why trainings are not done: the ends of logs, who else works on them, jobs that SLURM ended without a word."""
     out = Path(experiment.out)
     for training, state in states.items():
-        job = Record.of(training, out).read().get("job")
+        record = Record.of(training, out).read()
         if state is State.FAILED:
             log = log_file(training, out)
-            console.print(f"{training.name} failed; the end of {log}:", highlight=False, markup=False, soft_wrap=True)
+            if record.get("exit") in (-signal.SIGKILL, 128 + signal.SIGKILL):
+                _print(f"{training.name} was killed; its machine may have too little memory.", console)
+            _print(f"{training.name} failed; the end of {log}:", console)
             lines = [line for line in _read_text(log).splitlines() if line.strip()]
             for line in lines[-LAST_LINES:]:
-                console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
-        elif job and state in (State.INTERRUPTED, State.MISSING):
-            where = out / "slurm" / f"{job}_*"
-            text = f"{training.name}: its job {job} has left SLURM's queue before the end; what it wrote: {where}"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+                _print(f"    {line}", console)
+        elif state is State.RUNNING:
+            _print(f"{training.name} is in use: {describe_owner(training.folder.path)}.", console)
+        elif "job" in record and state in (State.INTERRUPTED, State.MISSING):
+            text = f"{training.name}: its job {record['job']} has left SLURM's queue before the end; what it wrote"
+            if "after" in record:
+                text += f", or job {record['after']}, which had to prepare the dataset"
+            _print(f"{text}: {out / 'slurm'}", console)
 
 
 def _read_text(file: Path) -> str:

@@ -1,6 +1,8 @@
 """What an experiment trains: datasets × configurations × plans × trainers × folds × seeds."""
 
 import itertools
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -13,6 +15,7 @@ from nnunet_lomix.errors import LoMixError, UsageError
 from nnunet_lomix.experiments.training import Training
 
 DEVICES = ("cuda", "cpu", "mps")
+OPTIONS = ("--npz", "-pretrained_weights", "-num_gpus", "--val_best")  # of nnUNetv2_train, left to the user
 REQUIRED = ("datasets", "configurations", "trainers")
 
 
@@ -28,7 +31,7 @@ class Experiment:
         folds: "0", …, "all".
         results: results folders, one for each seed: nnU-Net's trainings are not seeded, so another folder is another
             seed; none for ``nnUNet_results``.
-        options: further arguments of nnUNetv2_train, such as "--npz".
+        options: further arguments of nnUNetv2_train, of OPTIONS.
         device: "cuda", "cpu" or "mps"; None for CUDA where there is one, and on a cluster.
         gpus: numbers of the GPUs of this machine, each for one training at a time; none for all.
         jobs: how many trainings run at a time where there is no GPU.
@@ -71,14 +74,17 @@ def read_experiment(file: str | Path | None, options: Mapping[str, Any]) -> Expe
 
     Args:
         file: a mapping of :class:`Experiment`'s attributes, where a list of one thing may be that thing; or None.
-        options: attributes; None and empty ones are not given.
+        options: attributes; None and empty ones are not given; those of slurm are added to the file's.
 
     Raises:
         LoMixError: the file can't be read, or an entry isn't what it should be; the sentence says which.
         UsageError: neither file nor options say what to train.
     """
     entries = _read_file(Path(file)) if file else {}
-    entries |= {name: value for name, value in options.items() if value not in (None, (), {})}
+    given = {name: value for name, value in options.items() if value not in (None, (), {})}
+    if isinstance(entries.get("slurm"), dict) and isinstance(given.get("slurm"), dict):
+        given["slurm"] = entries["slurm"] | given["slurm"]
+    entries |= given
     where = f"{file}: " if file else ""
     known = [field.name for field in fields(Experiment)]
     for name in entries:
@@ -99,7 +105,8 @@ def read_experiment(file: str | Path | None, options: Mapping[str, Any]) -> Expe
 
 def _read_file(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        # everything as it is written: YAML itself would read 010 as 8, and 24:00:00 as seconds
+        content = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)
     except OSError as error:
         raise LoMixError(f"{file} can't be read: {error.strerror}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -112,22 +119,25 @@ def _read_file(file: Path) -> dict[str, Any]:
 def _convert(name: str, value: Any) -> Any:
     """An entry as :class:`Experiment` wants it; a ValueError says what it should have been."""
     if name == "slurm":
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        if not isinstance(value, dict) or not all(isinstance(key, str) and key for key in value):
             raise ValueError("slurm must be sbatch's options, such as 'partition: gpu'")
         return value
     if name == "jobs":
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not re.fullmatch("[0-9]{1,4}", str(value)) or int(value) < 1:
             raise ValueError(f"jobs must be a number from 1 on, not {value!r}")
-        return value
+        return int(value)
     if name in ("device", "out"):
         if not isinstance(value, str):
             raise ValueError(f"{name} must be a text, not {value!r}")
         return value
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    # YAML reads 2d as a text, but 4 and 004 as numbers
-    texts = tuple(str(v) for v in values if isinstance(v, str | int) and not isinstance(v, bool) and str(v).strip())
+    texts = tuple(v for v in values if isinstance(v, str) and v.strip())
     if not texts or len(texts) != len(values):
         raise ValueError(f"{name} must be a list of names or numbers, not {value!r}")
+    if name == "folds":
+        return tuple(str(int(fold)) if re.fullmatch("[0-9]{1,4}", fold) else fold for fold in texts)
+    if name == "results":
+        return tuple(os.path.abspath(os.path.expanduser(folder)) for folder in texts)
     return texts
 
 
@@ -137,8 +147,11 @@ def _check(experiment: Experiment) -> None:
     if experiment.gpus and experiment.device in ("cpu", "mps"):
         raise ValueError(f"gpus don't go with the device {experiment.device}")
     for fold in experiment.folds:
-        if fold != "all" and not (fold.isascii() and fold.isdigit()):
+        if fold != "all" and not re.fullmatch("[0-9]+", fold):
             raise ValueError(f"folds must be numbers or all, not {fold!r}")
+    wrong = [option for option in experiment.options if option.startswith("-") and option not in OPTIONS]
+    if wrong:
+        raise ValueError(f"options has {', '.join(wrong)}, but may have {', '.join(OPTIONS)} alone")
     for name in ("datasets", "configurations", "trainers", "plans", "folds", "results"):
         values = getattr(experiment, name)
         if len(set(values)) < len(values):

@@ -14,12 +14,14 @@ from pathlib import Path
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.training import Record, Training, log_file
+from nnunet_lomix.locks import NAME as LOCK
 from nnunet_lomix.locks import Lock
 from nnunet_lomix.nnunet.commands import find_program
 
+ACTIVITY = "a training of nnunet_lomix run"  # until a trainer of ours takes the lock itself
 IN_USE = 75  # exit status where another process trains already: "temporary failure" in sysexits.h
 # who is ended by these can be continued; our trainers end with 128 plus the signal
-INTERRUPTIONS = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+INTERRUPTIONS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 INTERRUPTED = {-number for number in INTERRUPTIONS} | {128 + number for number in INTERRUPTIONS}
 
 
@@ -50,20 +52,20 @@ def start(training: Training, experiment: Experiment, variables: Mapping[str, st
 
 
 def finish(training: Training, experiment: Experiment, process: subprocess.Popen[bytes]) -> None:
-    """Note how a process has ended, and end what it may have left behind."""
+    """Note how a process has ended if it has failed, and end what it may have left behind."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # loaders of a training that was killed
-    record = Record.of(training, Path(experiment.out))
-    if process.returncode in INTERRUPTED | {0, IN_USE}:
-        record.remove()
-    else:
-        record.write({"exit": process.returncode})
+    # a log that is younger than this file would be one of a training that was started by hand
+    with suppress(OSError):
+        os.utime(training.folder.path / LOCK)
+    if process.returncode not in INTERRUPTED | {0, IN_USE}:
+        Record.of(training, Path(experiment.out)).write({"exit": process.returncode})
 
 
 def main() -> None:
     folder, program, *arguments = sys.argv[1:]
     try:
-        lock = Lock(Path(folder), "training")
+        lock = Lock(Path(folder), ACTIVITY)
         lock.keep_over_exec()
     except (LoMixError, OSError) as error:
         print(error, file=sys.stderr)

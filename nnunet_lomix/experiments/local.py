@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import time
 from collections import deque
@@ -15,9 +16,10 @@ from nnunet_lomix.experiments.display import Display
 from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.job import finish, start
 from nnunet_lomix.experiments.preparation import Preparation
-from nnunet_lomix.experiments.training import Training
+from nnunet_lomix.experiments.training import Record, Training
 
 SECONDS_BETWEEN_POLLS = 0.5
+Running = tuple[Training, "subprocess.Popen[bytes]"]
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -55,22 +57,23 @@ class ThisMachine:
         """
         try:
             for preparation in preparations:
-                for command in preparation.commands:
+                for command in preparation.list_commands():
                     console.print(shlex.join(command), highlight=False, soft_wrap=True)
                 preparation.run(Path(self.experiment.out) / "logs" / f"{preparation.dataset}.log")
             with Display(self.experiment, console) as display:
-                self._run(trainings, display)
+                self._run(trainings, display, console)
         except KeyboardInterrupt:
             raise LoMixError("Interrupted: nothing runs any more, and the same command goes on from here.") from None
 
-    def _run(self, trainings: Sequence[Training], display: Display) -> None:
+    def _run(self, trainings: Sequence[Training], display: Display, console: Console) -> None:
         waiting = deque(trainings)
-        running: dict[int, tuple[Training, subprocess.Popen[bytes]]] = {}
+        running: dict[int, Running] = {}
         try:
             while waiting or running:
                 for slot, variables in enumerate(self.slots):
                     if waiting and slot not in running:
                         training = waiting.popleft()
+                        Record.of(training, Path(self.experiment.out)).remove()
                         running[slot] = training, start(training, self.experiment, variables)
                 time.sleep(SECONDS_BETWEEN_POLLS)
                 for slot, (training, process) in list(running.items()):
@@ -79,11 +82,23 @@ class ThisMachine:
                         finish(training, self.experiment, process)
                 display.refresh()
         finally:
-            for _, process in running.values():
+            self._stop(list(running.values()), console)
+
+    def _stop(self, running: Sequence[Running], console: Console) -> None:
+        """End trainings and wait until ours have saved themselves, however often the user presses Ctrl-C."""
+        if not running:
+            return
+        console.print(f"Ending {len(running)} trainings; ours save themselves first.", highlight=False)
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for _, process in running:
                 process.terminate()
-            for training, process in running.values():
+            for training, process in running:
                 process.wait()
                 finish(training, self.experiment, process)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _list_gpus(experiment: Experiment) -> Sequence[str]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.experiments.display import States, count, print_failures, print_states, read_states
+from nnunet_lomix.experiments.display import States, count, print_obstacles, print_states, read_states
 from nnunet_lomix.experiments.experiment import Experiment
-from nnunet_lomix.experiments.training import Record, State, Training
+from nnunet_lomix.experiments.training import State, Training
 from nnunet_lomix.locks import Lock
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def show_status(experiment: Experiment, console: Console) -> None:
     """
     states = read_states(experiment)
     print_states(states, console)
-    print_failures(states, experiment, console)
+    print_obstacles(states, experiment, console)
 
 
 def run_experiment(experiment: Experiment, console: Console, retry: bool = False, dry_run: bool = False) -> None:
@@ -43,7 +43,7 @@ def run_experiment(experiment: Experiment, console: Console, retry: bool = False
     Raises:
         LoMixError: something can't start, or not everything is done at the end.
     """
-    from nnunet_lomix.experiments.preparation import find_preparations, leave_out_waiting  # slow to import
+    from nnunet_lomix.experiments.preparation import find_preparations  # slow to import
     from nnunet_lomix.nnunet.trainer_lookup import look_up_trainer
 
     experiment = replace(experiment, out=str(Path(experiment.out).absolute()))
@@ -51,19 +51,36 @@ def run_experiment(experiment: Experiment, console: Console, retry: bool = False
     experiment = machine.experiment
     for trainer in experiment.trainers:
         look_up_trainer(trainer)
-    states = read_states(experiment)
-    chosen = {State.MISSING, State.INTERRUPTED} | ({State.FAILED} if retry else set())
-    todo = leave_out_waiting([training for training, state in states.items() if state in chosen])
-    preparations = find_preparations(todo)
+    for folder in experiment.results:
+        _require_folder(folder)
     if dry_run:
-        _print_commands([command for p in preparations for command in p.commands], todo, experiment, machine.slots)
+        states = read_states(experiment)
+        todo, _ = _find_todo(states, retry)
+        commands = [command for p in find_preparations(todo) for command in p.list_commands()]
+        _print_commands(commands, todo, experiment, machine.slots)
+        print(f"# {count(states)}")
         return
     with _locked(experiment):
-        for training in todo:
-            Record.of(training, Path(experiment.out)).remove()
+        states = read_states(experiment)
         print_states(states, console)
-        machine.run(todo, preparations, console)
+        todo, _ = _find_todo(states, retry)
+        tried: set[Training] = set()
+        while todo or not tried:
+            machine.run(todo, find_preparations(todo), console)
+            tried.update(todo or states)
+            # the second stage of a cascade may have become ready
+            todo = [training for training in _find_todo(read_states(experiment), retry)[0] if training not in tried]
         _conclude(experiment, console)
+
+
+def _find_todo(states: States, retry: bool) -> tuple[list[Training], dict[Training, str]]:
+    """The trainings that can start, and those that wait for another configuration, with its name."""
+    from nnunet_lomix.experiments.preparation import find_first_stage  # slow to import
+
+    chosen = {State.MISSING, State.INTERRUPTED} | ({State.FAILED} if retry else set())
+    stages = {training: find_first_stage(training) for training, state in states.items() if state in chosen}
+    waiting = {training: first for training, first in stages.items() if first is not None}
+    return [training for training in stages if training not in waiting], waiting
 
 
 def _choose_machine(experiment: Experiment) -> "ThisMachine | Slurm":
@@ -76,6 +93,13 @@ def _choose_machine(experiment: Experiment) -> "ThisMachine | Slurm":
 
     device = experiment.device or ("cuda" if experiment.gpus else choose_device())
     return ThisMachine(replace(experiment, device=device))
+
+
+def _require_folder(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LoMixError(f"The results folder {folder} can't be made: {error.strerror}.") from None
 
 
 def _locked(experiment: Experiment) -> Lock:
@@ -110,7 +134,10 @@ def _conclude(experiment: Experiment, console: Console) -> None:
         print_states(states, console)
     else:  # each change has had its line
         console.print(count(states), highlight=False)
-    print_failures(states, experiment, console)
+    print_obstacles(states, experiment, console)
+    for training, first in _find_todo(states, retry=True)[1].items():
+        text = f"{training.name} waits for {first} of its trainer, which must be trained and validated on all folds."
+        console.print(text, highlight=False, soft_wrap=True)
     _compare(experiment, states, console)
     if set(states.values()) != {State.DONE}:
         hint = "with --retry to try the failed ones again" if State.FAILED in states.values() else "to go on"
@@ -128,7 +155,11 @@ def _compare(experiment: Experiment, states: States, console: Console) -> None:
     for (dataset, plans, configuration), own in groups.items():
         if set(own) == {State.DONE}:
             folder = Path(experiment.out) / "report" / f"{dataset}__{plans}__{configuration}"
-            source = read_results(
-                dataset, configuration, experiment.trainers, plans, experiment.folds, experiment.results
-            )
-            compare_into(folder, source, console, jobs=min(8, os.cpu_count() or 1))
+            try:
+                source = read_results(
+                    dataset, configuration, experiment.trainers, plans, experiment.folds, experiment.results
+                )
+                compare_into(folder, source, console, jobs=min(8, os.cpu_count() or 1))
+            except LoMixError as error:  # the others have theirs
+                text = f"There is no report of {dataset} {plans} {configuration}: {error}"
+                console.print(text, highlight=False, markup=False, soft_wrap=True)

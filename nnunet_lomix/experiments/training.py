@@ -4,19 +4,21 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from nnunet_lomix.files import replacing
 from nnunet_lomix.locks import NAME as LOCK
-from nnunet_lomix.locks import is_locked
+from nnunet_lomix.locks import is_locked, read_owner
 from nnunet_lomix.nnunet.results import SUMMARY, FoldFolder, ModelFolder
 
 # A training by nnU-Net's own trainers that was started by hand holds no lock. It is taken to run as long as its log
-# is younger than this; an epoch writes several lines.
+# is younger than this; an epoch writes several lines. So is one of an experiment that was killed with its machine.
 SECONDS_OF_SILENCE = 600
+ACTIVITIES = ("training", "validation")  # for which our trainers themselves take the lock of a fold folder
+PRETRAINED = "-pretrained_weights"
 LAST_BYTES = 4096  # of a log, where the last epoch is looked for
 
 
@@ -64,7 +66,7 @@ class Training:
         seed = f" of seed {self.seed}" if self.seed else ""
         return f"{self.dataset}/{self.model.path.name}/fold_{self.fold}{seed}"
 
-    def command(self, device: str, options: Collection[str] = ()) -> list[str]:
+    def command(self, device: str, options: Sequence[str] = ()) -> list[str]:
         """nnU-Net's command that brings it further from where it is now.
 
         Args:
@@ -75,6 +77,9 @@ class Training:
         arguments = [self.dataset, self.configuration, self.fold, "-tr", self.trainer, "-p", self.plans]
         continued = ["--c"] if folder.last_checkpoint() else []
         step = ["--val"] if folder.is_finished() else continued
+        if step and PRETRAINED in options:  # belongs to the beginning, and nnU-Net refuses it later
+            at = options.index(PRETRAINED)
+            options = [*options[:at], *options[at + 2 :]]
         return ["nnUNetv2_train", *arguments, "-device", device, *options, *step]
 
     def variables(self) -> dict[str, str]:
@@ -88,27 +93,29 @@ class Record:
 
     Attributes:
         file: where.
+        folder: the fold folder of the training; a record of another one is not read.
     """
 
     file: Path
+    folder: Path
 
     @classmethod
     def of(cls, training: Training, out: Path) -> "Record":
         """Below the output folder of the experiment."""
-        return cls(_logs(training, out).with_suffix(".json"))
+        return cls(_logs(training, out).with_suffix(".json"), training.folder.path.absolute())
 
     def read(self) -> dict[str, str | int]:
-        """``job`` or ``exit``; nothing if there is no record."""
+        """``job``, and ``after`` for the job that it waits for, or ``exit``; nothing if there is no record."""
         try:
             content = json.loads(self.file.read_text())
         except (OSError, ValueError):
             return {}
-        return content if isinstance(content, dict) else {}
+        return content if isinstance(content, dict) and content.get("folder") == str(self.folder) else {}
 
-    def write(self, content: dict[str, str | int]) -> None:
+    def write(self, content: Mapping[str, str | int]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.file) as temporary:
-            temporary.write_text(json.dumps(content))
+            temporary.write_text(json.dumps({"folder": str(self.folder), **content}))
 
     def remove(self) -> None:
         self.file.unlink(missing_ok=True)
@@ -138,17 +145,25 @@ def read_state(training: Training, out: Path, jobs: Collection[str] = ()) -> Sta
     started = folder.path.is_dir()
     if started and is_locked(folder.path):
         return State.RUNNING
-    record = Record.of(training, out).read()
-    if record.get("job") in jobs:
+    record = Record.of(training, out)
+    noted = record.read()
+    if noted.get("job") in jobs:
         return State.QUEUED
-    if "exit" in record:
-        return State.FAILED
-    if not started:
-        return State.MISSING
-    log = last_log(folder)
-    if log and not (folder.path / LOCK).exists() and time.time() - log.stat().st_mtime < SECONDS_OF_SILENCE:
+    log = last_log(folder) if started else None
+    # where our trainers have been, who runs holds the lock
+    ours = read_owner(folder.path).get("activity") in ACTIVITIES
+    if log and not ours and _is_alive(log, [folder.path / LOCK, record.file]):
         return State.RUNNING
+    if "exit" in noted:
+        return State.FAILED
     return State.INTERRUPTED if log or folder.last_checkpoint() else State.MISSING
+
+
+def _is_alive(log: Path, ends: Sequence[Path]) -> bool:
+    """Whether a log is young, and none of the files is younger that are written when a training ends."""
+    written = log.stat().st_mtime
+    ended = max((file.stat().st_mtime for file in ends if file.exists()), default=0.0)
+    return written > ended and time.time() - written < SECONDS_OF_SILENCE
 
 
 def last_log(folder: FoldFolder) -> Path | None:

@@ -48,9 +48,11 @@ def test_a_file_and_options_in_place_of_its_entries(plan):
         ("devices: cpu", "did you mean device?"),
         ("xyz: 1", "there are datasets, configurations"),
         ("datasets: {a: 1}\nconfigurations: 2d\ntrainers: A", "datasets must be a list of names or numbers"),
-        ("datasets: [1, null]\nconfigurations: 2d\ntrainers: A", "datasets must be a list of names or numbers"),
-        ("datasets: [1.5]\nconfigurations: 2d\ntrainers: A", "datasets must be a list of names or numbers"),
-        ("datasets: [true]\nconfigurations: 2d\ntrainers: A", "datasets must be a list of names or numbers"),
+        ("datasets: [1, []]\nconfigurations: 2d\ntrainers: A", "datasets must be a list of names or numbers"),
+        ("datasets: [1, '']\nconfigurations: 2d\ntrainers: A", "datasets must be a list of names or numbers"),
+        ("datasets: 1\nconfigurations: 2d\ntrainers: A\noptions: --c", "options has --c, but may have --npz"),
+        ("datasets: 1\nconfigurations: 2d\ntrainers: A\nresults: [a, ./a]", "results has an entry twice"),
+        ("datasets: 1\nconfigurations: 2d\ntrainers: A\nfolds: [0, 00]", "folds has an entry twice"),
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\njobs: 0", "jobs must be a number from 1 on"),
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\njobs: yes", "jobs must be a number from 1 on"),
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\nfolds: [5a]", "folds must be numbers or all, not '5a'"),
@@ -60,11 +62,11 @@ def test_a_file_and_options_in_place_of_its_entries(plan):
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\ndevice: gpu", "device must be one of cuda, cpu, mps"),
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\ndevice: cpu\ngpus: 0", "gpus don't go with the device cpu"),
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\nslurm: gpu", "slurm must be sbatch's options"),
-        ("datasets: 1\nconfigurations: 2d\ntrainers: A\nout: 3", "out must be a text, not 3"),
+        ("datasets: 1\nconfigurations: 2d\ntrainers: A\nout: [3]", "out must be a text, not ['3']"),
         ("- datasets", "is not an experiment"),
         ("", "is not an experiment"),
         ("datasets: [", "is not YAML"),
-        ("!!python/object:os.system x", "is not YAML"),
+        ("a: b: c", "is not YAML"),
         ("[" * 5000, "is not YAML"),
     ],
 )
@@ -74,6 +76,14 @@ def test_a_wrong_file_gets_one_sentence_that_names_file_and_entry(tmp_path, cont
     with pytest.raises(LoMixError) as error:
         read_experiment(file, {})
     assert sentence in str(error.value) and str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_numbers_are_read_as_they_are_written(tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text("datasets: [027, 010]\nconfigurations: 2d\ntrainers: A\nslurm: {time: 24:00:00}\nfolds: [00]")
+    read = read_experiment(file, {"slurm": {"gres": "gpu:1"}})
+    assert read.datasets == ("027", "010") and read.folds == ("0",)  # in YAML 1.1 they are 23 and 8
+    assert read.slurm == {"time": "24:00:00", "gres": "gpu:1"}  # and this is 86400
 
 
 def test_what_is_required(tmp_path):

@@ -16,6 +16,7 @@ from rich.console import Console
 from nnunet_lomix.cli import main
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.experiments import Experiment, job, local, preparation
+from nnunet_lomix.experiments.display import read_states
 from nnunet_lomix.experiments.run import run_experiment, show_status
 from nnunet_lomix.nnunet.commands import find_program
 
@@ -39,9 +40,12 @@ order = orders.get(f"{{trainer}} {{fold}}")
 if order == "fail":
     print("\\nRuntimeError: no luck today\\n")
     sys.exit(1)
-if order == "die":
+if order in ("stop", "die"):
     (folder / "checkpoint_latest.pth").touch()
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), {{"stop": signal.SIGTERM, "die": signal.SIGKILL}}[order])
+if order == "fork" and os.fork() == 0:
+    pathlib.Path(os.environ["ORDERS"] + ".child").write_text(str(os.getpid()))
+    time.sleep(600)
 if order == "hang":
     time.sleep(600)
 (folder / "checkpoint_final.pth").touch()
@@ -55,6 +59,7 @@ class Setting:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
+        self.cascade = False
         for name in ("raw", "preprocessed", "results"):
             (folder / name).mkdir()
             monkeypatch.setenv(f"nnUNet_{name}", str(folder / name))
@@ -63,13 +68,19 @@ class Setting:
         script.chmod(0o755)
         monkeypatch.setattr(job, "find_program", lambda name, path: str(script))
         monkeypatch.setattr(preparation, "find_preparations", lambda trainings: [])
-        monkeypatch.setattr(preparation, "leave_out_waiting", list)
+        monkeypatch.setattr(preparation, "find_first_stage", self.first_stage)
         monkeypatch.setattr("nnunet_lomix.nnunet.trainer_lookup.look_up_trainer", lambda name: None)
         monkeypatch.setattr("nnunet_lomix.experiments.run._compare", lambda *args: None)
         monkeypatch.setattr(local, "SECONDS_BETWEEN_POLLS", 0.05)
         self.orders = folder / "orders"
         monkeypatch.setenv("ORDERS", str(self.orders))
         self.out = folder / "out"
+
+    def first_stage(self, training) -> str | None:
+        """The second trainer waits for fold 0 of the first one, as the stages of a cascade do."""
+        waits = self.cascade and training.trainer == TRAINERS[1]
+        first = self.experiment().list_trainings()[0]
+        return "3d_lowres" if waits and not (first.folder.path / "validation").exists() else None
 
     def experiment(self, **changes) -> Experiment:
         own = {"folds": ("0", "1"), "device": "cpu", "out": str(self.out), **changes}
@@ -104,7 +115,7 @@ def test_all_is_run_once(setting):
 
 
 def test_what_was_killed_continues_and_what_failed_waits_for_retry(setting):
-    output, error = setting.run({"nnUNetTrainer 0": "die", "nnUNetTrainer 1": "fail"})
+    output, error = setting.run({"nnUNetTrainer 0": "stop", "nnUNetTrainer 1": "fail"})
     assert error == (
         "Not all trainings are done (2 done, 1 interrupted, 1 failed): run the same command again with --retry to try "
         "the failed ones again."
@@ -123,6 +134,50 @@ def test_what_was_killed_continues_and_what_failed_waits_for_retry(setting):
     assert not error and len(setting.started()) == before + 2
 
 
+def test_a_kill_that_nobody_asked_for_is_a_failure(setting):
+    """Most likely the memory was full, and so it would be the next time."""
+    output, error = setting.run({"nnUNetTrainer 0": "die"})
+    assert "3 done, 1 failed" in error and "fold_0 was killed; its machine may have too little memory." in output
+
+
+def test_what_a_training_leaves_behind_is_ended(setting):
+    setting.run({"nnUNetTrainer 0": "fork"}, folds=("0",))
+    child = int(Path(f"{setting.orders}.child").read_text())
+    for _ in range(100):
+        status = Path(f"/proc/{child}/stat")
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{child} is alive")
+
+
+def test_a_cascade_goes_on_when_its_first_stage_is_done(setting):
+    setting.cascade = True
+    output, error = setting.run()
+    assert not error and [a[4] for a, *_ in setting.started()] == [TRAINERS[0]] * 2 + [TRAINERS[1]] * 2
+
+
+def test_a_cascade_says_what_it_waits_for(setting):
+    setting.cascade = True
+    output, error = setting.run({"nnUNetTrainer 0": "fail"})
+    assert "nnUNetTrainerLoMix__nnUNetPlans__2d/fold_0 waits for 3d_lowres of its trainer" in output
+    assert "1 done, 1 failed, 2 missing" in error
+
+
+def test_a_moment_without_an_answer_ends_nothing(setting, monkeypatch):
+    answers = iter([True, True, False, False])
+
+    def read(*arguments):
+        if not next(answers, True):
+            raise OSError("Stale file handle")
+        return read_states(*arguments)
+
+    monkeypatch.setattr("nnunet_lomix.experiments.display.read_states", read)
+    monkeypatch.setattr("nnunet_lomix.experiments.display.SECONDS_BETWEEN_TABLES", 0)
+    output, error = setting.run()
+    assert not error and "4 done" in output
+
+
 def test_one_training_at_a_time_on_each_gpu_and_a_results_folder_for_each_seed(setting):
     seeds = tuple(str(setting.folder / name) for name in ("a", "b"))
     _, error = setting.run(device="cuda", gpus=("1", "3"), results=seeds, options=("--npz",))
@@ -137,7 +192,8 @@ def test_a_training_that_runs_elsewhere_is_left_alone(setting):
     folder = setting.experiment().list_trainings()[0].folder.path
     folder.mkdir(parents=True)
     process = hold_lock(folder, "training")
-    _, error = setting.run()
+    output, error = setting.run()
+    assert f"fold_0 is in use: training by process {process.pid}" in output
     assert "3 done, 1 running" in error and len(setting.started()) == 3
     # and one that another process starts in the very moment
     trainings = setting.experiment().list_trainings()
@@ -204,7 +260,7 @@ def test_the_exact_commands_are_printed(own_results):
         f"nnUNetv2_train {DATASET} 2d {fold} -tr {trainer} -p nnUNetPlans -device cpu"
         for trainer in TRAINERS
         for fold in (0, 1)
-    ]
+    ] + ["# 4 missing"]
     assert not (nnunet.folder / "out").exists()
 
 

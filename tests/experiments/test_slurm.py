@@ -20,11 +20,16 @@ EPOCHS = 12
 MODEL = "Dataset701_classes/nnUNetTrainerLoMixTiny__nnUNetPlans__2d"
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    cluster = Cluster(tmp_path / "slurm", slots=3)
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    cluster = Cluster(tmp_path_factory.mktemp("slurm") / "slurm", slots=3)
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, cluster):
+    return Runs(tmp_path_factory.mktemp("runs"), cluster)
 
 
 class Runs:
@@ -80,8 +85,7 @@ def epochs_of(fold: Path) -> list[int]:
     return [int(epoch) for log in logs for epoch in re.findall(r"Epoch (\d+)", log.read_text())]
 
 
-def test_jobs_that_are_requeued_cancelled_and_signalled_end_in_a_report(tmp_path, cluster):
-    runs = Runs(tmp_path, cluster)
+def test_jobs_that_are_requeued_cancelled_and_signalled_end_in_a_report(runs, cluster):
     run = runs.start("run", "plan.yaml")
     wait_for(lambda: cluster.ask("squeue", "--noheader", "--format=%j").count("nnunet_lomix") > 1, run)
     array = next(
@@ -112,8 +116,23 @@ def test_jobs_that_are_requeued_cancelled_and_signalled_end_in_a_report(tmp_path
     run = runs.start("run", "plan.yaml")
     output = run.communicate(timeout=300)[0]
     assert run.returncode == 0 and "6 done" in output, output
-    assert (tmp_path / "nnunet_lomix_run/report/Dataset701_classes__nnUNetPlans__2d/report.html").is_file()
+    assert (runs.folder / "nnunet_lomix_run/report/Dataset701_classes__nnUNetPlans__2d/report.html").is_file()
     for fold in range(3):
         epochs = epochs_of(runs.fold(fold))
         # each was interrupted once, and only the epoch that was under way appears twice
         assert sorted(set(epochs)) == list(range(EPOCHS)) and len(epochs) == EPOCHS + 1, (fold, epochs)
+
+
+def test_a_job_that_is_preempted_comes_back(runs, cluster):
+    """SLURM sends SIGTERM, and ends and requeues the job after a time of grace, unless it has ended by itself."""
+    options = ("-tr", "nnUNetTrainerLoMixTiny", "-f", "3", "--out", "preempted")
+    run = runs.start("run", "plan.yaml", *options)
+    wait_for(lambda: 2 in epochs_of(runs.fold(3)), run)
+    (job,) = cluster.ask("squeue", "--noheader", "--format=%i").split()
+    cluster.ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    wait_for(lambda: "PENDING" in cluster.ask("squeue", "-h", "-j", job, "--format=%T"), run)
+    assert "1 queued" in runs.start("status", "plan.yaml", *options).communicate()[0]
+    cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+    output = run.communicate(timeout=300)[0]
+    assert run.returncode == 0 and "1 done" in output, output
+    assert len(epochs_of(runs.fold(3))) == EPOCHS + 1

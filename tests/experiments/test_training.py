@@ -2,10 +2,12 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from nnunet_lomix.experiments.training import Record, State, Training, describe_progress, read_state
+from nnunet_lomix.locks import NAME as LOCK
 
 from .processes import hold_lock
 
@@ -46,7 +48,11 @@ def test_states_of_trainings_of_an_experiment(training, tmp_path):
     record = Record.of(training, tmp_path)
     assert record.read() == {}
     record.write({"job": "12_3"})
+    assert record.read() == {"job": "12_3", "folder": str(training.folder.path)}
     assert read_state(training, tmp_path, {"12_3"}) is State.QUEUED
+    # the same experiment with another results folder is about another training
+    other = replace(training, results=tmp_path / "other")
+    assert Record.of(other, tmp_path).file == record.file and Record.of(other, tmp_path).read() == {}
     assert read_state(training, tmp_path, {"12_4"}) is State.MISSING
     record.write({"exit": 1})
     assert read_state(training, tmp_path) is State.FAILED
@@ -54,9 +60,19 @@ def test_states_of_trainings_of_an_experiment(training, tmp_path):
     assert read_state(training, tmp_path) is State.RUNNING
     process.kill()
     process.wait()
-    # a killed training that held the lock isn't taken to run because its log is young
-    record.remove()
     write(training, LOG)
+    log = training.folder.path / LOG
+    os.utime(log, (time.time() + 10,) * 2)
+    assert read_state(training, tmp_path) is State.FAILED  # one of our trainers, which would hold the lock
+    # with another trainer, a log that is younger than the lock and the record is of a training by hand
+    (training.folder.path / LOCK).write_text(
+        '{"activity": "a training of nnunet_lomix run", "pid": 1, "host": "there", "since": 0}'
+    )
+    assert read_state(training, tmp_path) is State.RUNNING
+    # but an experiment touches the lock when a training of its own has ended
+    os.utime(training.folder.path / LOCK, (time.time() + 20,) * 2)
+    assert read_state(training, tmp_path) is State.FAILED
+    record.remove()
     assert read_state(training, tmp_path) is State.INTERRUPTED
     record.file.write_text("[1")
     assert record.read() == {} and read_state(training, tmp_path) is State.INTERRUPTED
@@ -79,6 +95,8 @@ def test_the_command_does_what_is_missing(training):
     assert training.command("cpu", ["--npz"]) == [*command, "--npz"]
     write(training, "checkpoint_best.pth")
     assert training.command("cpu", ["--npz"]) == [*command, "--npz", "--c"]
+    # weights to start from belong to the start
+    assert training.command("cpu", ["-pretrained_weights", "a.pth", "--npz"]) == [*command, "--npz", "--c"]
     write(training, "checkpoint_final.pth")
     assert training.command("cpu") == [*command, "--val"]
 

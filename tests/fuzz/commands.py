@@ -59,6 +59,7 @@ class Call:
 
 REPORT = ("report.html", "report.md", "scores.csv", "comparison.json", "scores_cache.json")
 MODEL_FILES = ("plans.json", "dataset.json", "fold_*/checkpoint_final.pth", "fold_*/validation/summary.json")
+PREPARED = ("splits_final.json", "dataset.json", "nnUNetPlans.json")
 IMAGE = f"raw/{DATASET}/imagesTr/a_0000.nii.gz"
 CALLS = {
     "info": Call(("info",)),
@@ -93,6 +94,11 @@ CALLS = {
         (IMAGE, *(f"{MODELS[1]}/{file}" for file in MODEL_FILES)),
         "out",
         ("*/*/provenance.txt",),
+    ),
+    "status": Call(("status", "plan.yaml"), ("plan.yaml", f"{MODELS[1]}/fold_*/validation/summary.json")),
+    "run": Call(
+        ("run", "plan.yaml", "--dry-run"),
+        ("plan.yaml", *(f"preprocessed/{DATASET}/{file}" for file in PREPARED)),
     ),
     "compare results": Call(
         ("compare", "-d", "9", "-c", "2d", "-tr", *TRAINERS, "--jobs", "1", "--out", "out"),
@@ -165,8 +171,9 @@ def run(arguments: Sequence[str], folder: Path) -> Result:
     terminated = signal.getsignal(signal.SIGTERM)  # some commands have a handler of their own
     # the demo without its steps, which have tests of their own
     steps = mock.patch.multiple("nnunet_lomix.demo.Steps", run=mock.DEFAULT, report=mock.DEFAULT)
+    machine = mock.patch.multiple("nnunet_lomix.experiments.local.ThisMachine", run=mock.DEFAULT)  # without trainings
     # --jobs without processes, whose start takes seconds
-    with inside(folder), limited(SECONDS), steps, parallel_config("sequential"):
+    with inside(folder), limited(SECONDS), steps, machine, parallel_config("sequential"):
         result = CliRunner().invoke(main, list(arguments))
     signal.signal(signal.SIGTERM, terminated)
     return result

@@ -68,6 +68,7 @@ def any_damage(file: Path) -> st.SearchStrategy[Damage]:
         ".gz": damaged_image,
         ".png": damaged_image,
         ".tif": damaged_image,
+        ".yaml": broken_bytes,
     }[file.suffix]()
     # hypothesis would give each of the alternatives below these the same weight
     return st.integers(0, 9).flatmap(lambda n: own if n < 7 else broken_bytes() if n < 9 else replaced_file())

@@ -88,6 +88,13 @@ PLANS_JSON = {
 # of this one only checkpoints are there
 UNTABLED = f"results/{DATASET}/nnUNetTrainerLoMixFixedWeights__nnUNetPlans__2d"
 WEIGHTS = {"z_0": 0.6, "z_1": 0.1, "add_0_1": 0.2, "multiply_0_1": 0.1}
+PLAN = f"""
+datasets: 9
+configurations: 2d
+trainers: [{", ".join(TRAINERS)}, nnUNetTrainer_5epochs]
+folds: [0, 1]
+device: cpu
+"""
 
 
 def write_world(folder: Path) -> None:
@@ -97,6 +104,9 @@ def write_world(folder: Path) -> None:
     configuration.mkdir(parents=True)
     write_json(preprocessed / "splits_final.json", make_splits())
     write_json(raw / "dataset.json", DATASET_JSON)
+    write_json(preprocessed / "dataset.json", DATASET_JSON)
+    write_json(preprocessed / "nnUNetPlans.json", PLANS_JSON)
+    (folder / "plan.yaml").write_text(PLAN)
     for number, case in enumerate(CASES):
         save(make_labels(number), preprocessed / "gt_segmentations" / f"{case}.nii.gz")
         save(make_labels(number).astype(np.float32), raw / "imagesTr" / f"{case}_0000.nii.gz")
