@@ -16,7 +16,7 @@ from ..conftest import NnUNet, write_dataset
 from .cluster import Cluster, why_not
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.skipif(bool(why_not()), reason=why_not())]
-EPOCHS = 12
+EPOCHS = 10
 MODEL = "Dataset701_classes/nnUNetTrainerLoMixTiny__nnUNetPlans__2d"
 
 
@@ -85,6 +85,11 @@ def epochs_of(fold: Path) -> list[int]:
     return [int(epoch) for log in logs for epoch in re.findall(r"Epoch (\d+)", log.read_text())]
 
 
+def require_that_nothing_was_lost(epochs: list[int]) -> None:
+    """After one interruption at most the epoch that was under way was begun twice."""
+    assert sorted(set(epochs)) == list(range(EPOCHS)) and len(epochs) - EPOCHS in (0, 1), epochs
+
+
 def test_jobs_that_are_requeued_cancelled_and_signalled_end_in_a_report(runs, cluster):
     run = runs.start("run", "plan.yaml")
     wait_for(lambda: cluster.ask("squeue", "--noheader", "--format=%j").count("nnunet_lomix") > 1, run)
@@ -118,9 +123,7 @@ def test_jobs_that_are_requeued_cancelled_and_signalled_end_in_a_report(runs, cl
     assert run.returncode == 0 and "6 done" in output, output
     assert (runs.folder / "nnunet_lomix_run/report/Dataset701_classes__nnUNetPlans__2d/report.html").is_file()
     for fold in range(3):
-        epochs = epochs_of(runs.fold(fold))
-        # each was interrupted once, and only the epoch that was under way appears twice
-        assert sorted(set(epochs)) == list(range(EPOCHS)) and len(epochs) == EPOCHS + 1, (fold, epochs)
+        require_that_nothing_was_lost(epochs_of(runs.fold(fold)))
 
 
 def test_a_job_that_is_preempted_comes_back(runs, cluster):
@@ -135,4 +138,4 @@ def test_a_job_that_is_preempted_comes_back(runs, cluster):
     cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
     output = run.communicate(timeout=300)[0]
     assert run.returncode == 0 and "1 done" in output, output
-    assert len(epochs_of(runs.fold(3))) == EPOCHS + 1
+    require_that_nothing_was_lost(epochs_of(runs.fold(3)))
