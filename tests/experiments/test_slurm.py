@@ -15,7 +15,7 @@ from nnunet_lomix.nnunet.commands import find_program
 from ..conftest import NnUNet, write_dataset
 from .cluster import Cluster, why_not
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.skipif(bool(why_not()), reason=why_not())]
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 EPOCHS = 10
 MODEL = "Dataset701_classes/nnUNetTrainerLoMixTiny__nnUNetPlans__2d"
 
