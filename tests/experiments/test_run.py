@@ -18,9 +18,10 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.experiments import Experiment, job, local, preparation
 from nnunet_lomix.experiments.display import read_states
 from nnunet_lomix.experiments.run import run_experiment, show_status
-from nnunet_lomix.nnunet.commands import find_program
+from nnunet_lomix.nnunet.commands import find_program, folders_below
 
 from ..conftest import NnUNet, write_dataset
+from ..fuzz.world import write_world
 from .processes import hold_lock
 
 DATASET = "Dataset701_classes"
@@ -235,33 +236,33 @@ def test_an_interrupt_ends_what_runs(setting, monkeypatch):
     monkeypatch.undo()
 
 
-def test_the_exact_commands_are_printed(own_results):
-    nnunet = own_results("classes")
+def test_the_exact_commands_are_printed(tmp_path):
+    write_world(tmp_path)
     arguments = [
         "-d",
-        "701",
+        "9",
         "-c",
         "2d",
         "-tr",
         "nnUNetTrainer",
         "nnUNetTrainerLoMix",
+        "nnUNetTrainerLoMix_5epochs",
         "-f",
         "0",
         "1",
         "--device",
         "cpu",
     ]
-    environment = {**os.environ, **nnunet.variables}
+    environment = {**os.environ, **folders_below(tmp_path)}
     program = find_program("nnunet_lomix", str(Path(sys.executable).parent))
-    command = [program, "run", *arguments, "--dry-run", "--out", nnunet.folder / "out"]
+    command = [program, "run", *arguments, "--dry-run", "--out", tmp_path / "out"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"nnUNetv2_train {DATASET} 2d {fold} -tr {trainer} -p nnUNetPlans -device cpu"
-        for trainer in TRAINERS
+        f"nnUNetv2_train Dataset009_Toy 2d {fold} -tr nnUNetTrainerLoMix_5epochs -p nnUNetPlans -device cpu"
         for fold in (0, 1)
-    ] + ["# 4 missing"]
-    assert not (nnunet.folder / "out").exists()
+    ] + ["# 4 done, 2 missing"]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_from_raw_images_to_a_report_by_nnunets_own_commands(tmp_path):
     arguments = ["-d", "701", "-c", "2d", "-tr", "nnUNetTrainerTiny", "nnUNetTrainerLoMixTiny", "-f", "1"]
     program = find_program("nnunet_lomix", str(Path(sys.executable).parent))
     command = [program, "run", *arguments, "--device", "cpu", "--jobs", "2", "--out", tmp_path / "out"]
-    environment = {**os.environ, **nnunet.variables, "TINY_EPOCHS": "8", "COLUMNS": "200"}
+    environment = {**os.environ, **nnunet.variables, "TINY_EPOCHS": "5", "COLUMNS": "200"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     fold = nnunet.results / DATASET / "nnUNetTrainerLoMixTiny__nnUNetPlans__2d/fold_1"
     while not (fold / "checkpoint_best.pth").exists():

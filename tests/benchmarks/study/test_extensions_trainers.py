@@ -8,10 +8,12 @@ from types import ModuleType
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_lomix.trainers import lomix
 
-from ...trainers.test_trainers import LoMixTiny, Tiny, assert_same, batch, make, one_rank, train_steps  # noqa: F401
+from ...trainers.conftest import LoMixTiny, Tiny, assert_same, batch, make, train_steps  # noqa: F401
 
 pytestmark = pytest.mark.end_to_end
 Make = Callable[..., nnUNetTrainer]
@@ -100,18 +102,21 @@ def test_a_teacher_among_a_sample_of_the_maps_is_refused(make: Make) -> None:  #
 def one_aligned_rank(
     rank: int, world_size: int, store: Path, plans: dict, dataset_json: dict, variables: dict[str, str], result: Path
 ) -> None:
-    """A training step of a rank in a process of its own; its weights are saved beside what one_rank saves."""
+    """A training step of a rank on its half of the batch, as nnU-Net trains on several GPUs, but on the CPU."""
+    import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as host
+
     os.environ.update(variables)
-    trainers = []
-
-    def make_trainer() -> nnUNetTrainer:
-        torch.manual_seed(0)
-        cls = tiny("nnUNetTrainerLoMixAlignment")
-        trainers.append(cls(plans, "2d", 0, dataset_json, torch.device("cpu")))
-        return trainers[0]
-
-    one_rank(rank, world_size, store, make_trainer, result)
-    torch.save(trainers[0].loss.weights(), f"{result}.weights.{rank}")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    host.DDP = lambda network, device_ids: DistributedDataParallel(network)  # no GPU here
+    torch.manual_seed(0)
+    trainer = tiny("nnUNetTrainerLoMixAlignment")(plans, "2d", 0, dataset_json, torch.device("cpu"))
+    trainer.device, trainer.grad_scaler = torch.device("cpu"), None
+    trainer.initialize()
+    train_steps(trainer, samples=slice(2 * rank, 2 * rank + 2))
+    parameters = dict([*trainer.network.named_parameters(), *trainer.loss.named_parameters()])
+    torch.save({"parameters": parameters, "weights": trainer.loss.weights()}, f"{result}.{rank}")
+    dist.destroy_process_group()
 
 
 def test_two_ranks_share_what_they_saw_of_the_alignment(
@@ -128,6 +133,6 @@ def test_two_ranks_share_what_they_saw_of_the_alignment(
     variables = {k: os.environ[k] for k in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     arguments = (2, tmp_path / "store", plans, alone.dataset_json, variables, tmp_path / "result")
     torch.multiprocessing.spawn(one_aligned_rank, arguments, nprocs=2, join=True)
-    assert_same(*(torch.load(tmp_path / f"result.{rank}") for rank in (0, 1)))
-    weights = [torch.load(tmp_path / f"result.weights.{rank}") for rank in (0, 1)]
-    assert torch.equal(*weights) and len(weights[0].unique()) > 2
+    results = [torch.load(tmp_path / f"result.{rank}") for rank in (0, 1)]
+    assert_same(*results)
+    assert len(results[0]["weights"].unique()) > 2
