@@ -14,7 +14,7 @@ from rich.text import Text
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.training import Record, State, Training, describe_progress, log_file, read_state
-from nnunet_lomix.locks import describe_owner
+from nnunet_lomix.locks import describe_owner, is_locked
 
 LAST_LINES = 15  # of the log of a failed training
 SECONDS_BETWEEN_TABLES = 2
@@ -171,7 +171,10 @@ def print_obstacles(states: States, experiment: Experiment, console: Console) ->
             for line in lines[-LAST_LINES:]:
                 _print(f"    {line}", console)
         elif state is State.RUNNING:
-            _print(f"{training.name} is in use: {describe_owner(training.folder.path)}.", console)
+            # without a lock there is only a young log, and the last owner of the lock may be long gone
+            folder = training.folder.path
+            who = describe_owner(folder) if is_locked(folder) else "by hand, it seems, as its log is young"
+            _print(f"{training.name} is in use: {who}.", console)
         elif "job" in record and state in (State.INTERRUPTED, State.MISSING):
             text = f"{training.name}: its job {record['job']} has left SLURM's queue before the end; what it wrote"
             if "after" in record:

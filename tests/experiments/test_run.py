@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,16 @@ def test_a_training_that_runs_elsewhere_is_left_alone(setting):
     process.wait()
     _, error = setting.run()
     assert not error
+
+
+def test_a_training_by_hand_is_not_taken_for_the_last_one_that_held_the_lock(setting):
+    setting.run()
+    folder = setting.experiment().list_trainings()[0].folder.path
+    shutil.rmtree(folder / "validation")
+    log = next(folder.glob("training_log_*"))
+    os.utime(log, (time.time() + 10,) * 2)
+    output, error = setting.run()
+    assert "fold_0 is in use: by hand, it seems, as its log is young." in output and "3 done, 1 running" in error
 
 
 def test_two_experiments_into_one_folder(setting):
