@@ -57,14 +57,16 @@ class SkippedSteps:
 
     def note(self, skipped: Tensor) -> None:
         """Count a step; ``skipped`` is a bool, ``()``."""
-        self.total = self.total + skipped
-        self.in_a_row = (self.in_a_row + 1) * skipped
-        self.longest_row = torch.maximum(self.longest_row, self.in_a_row)
+        # in place: a step in a CUDA graph counts, too
+        self.total += skipped
+        self.in_a_row.add_(1).mul_(skipped)
+        torch.maximum(self.longest_row, self.in_a_row, out=self.longest_row)
 
     def read(self) -> tuple[int, int]:
         """How many there were since this was last asked, and the length of the longest row of them."""
         total, longest_row = torch.stack([self.total, self.longest_row]).tolist()
-        self.total, self.longest_row = torch.zeros_like(self.total), torch.zeros_like(self.longest_row)
+        self.total.zero_()
+        self.longest_row.zero_()
         return total, longest_row
 
 
@@ -91,14 +93,18 @@ class FiniteTrainer(nnUNetTrainer):
         one = torch.ones((), device=self.device)
         return one if self.grad_scaler is None else self.grad_scaler.scale(one)
 
+    def note_step(self, scale: Tensor) -> None:
+        """Count a step that was left out; ``scale`` is :meth:`gradient_scale` before it."""
+        self.skipped.note(self.gradient_scale() < scale)  # a scaler that leaves out a step reduces its scale
+        if isinstance(self.grad_scaler, UnitScaler):
+            self.grad_scaler.restore()
+
     @ends_with_a_sentence
     def train_step(self, batch: dict) -> dict:
         scale = self.gradient_scale()
         with self._naming_broken_targets(batch):
             result = super().train_step(batch)
-        self.skipped.note(self.gradient_scale() < scale)  # a scaler that leaves out a step reduces its scale
-        if isinstance(self.grad_scaler, UnitScaler):
-            self.grad_scaler.restore()
+        self.note_step(scale)
         if self._note_fault(result["loss"], batch):
             self.faults_in_a_row += 1
             self._end_after_too_many_faults()

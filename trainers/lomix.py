@@ -215,10 +215,10 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         self.loss_optimizer.zero_grad(set_to_none=True)
         scale = self.gradient_scale()  # nnU-Net's step may change it at its end, our gradients have the one before
         result = super().train_step(batch)
-        self._step_loss_optimizer(self.loss_optimizer, scale)
+        self.step_loss_optimizer(self.loss_optimizer, scale)
         return result
 
-    def _step_loss_optimizer(self, optimizer: torch.optim.Optimizer, scale: Tensor) -> None:
+    def step_loss_optimizer(self, optimizer: torch.optim.Optimizer, scale: Tensor) -> None:
         """One step on the mean gradient of all ranks; none if it isn't finite, as the gradient scaler does.
 
         The host waits for nothing: whether there is a step is decided on the device, as GradScaler tells an optimiser.

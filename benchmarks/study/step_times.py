@@ -21,11 +21,11 @@ import click
 import pandas as pd
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from study import EPOCHS, PLANS, TRAINED  # lets Python find the arms, too
+from side_by_side import make_trainer
+from study import EPOCHS  # lets Python find the arms, too
 
 from nnunet_lomix.cli import Command
 from nnunet_lomix.nnunet.commands import folders_below
-from nnunet_lomix.nnunet.results import read_dataset_json, read_json
 
 
 @click.command(cls=Command, help=__doc__.replace("\n\n", "\n\n\b\n"))
@@ -59,17 +59,6 @@ def main(out: Path, dataset: str, arms: str, optimiser: str, turns: int) -> None
     )
     print(f"{dataset}, a step of {trainers[names[0]].batch_size} patches, torch {torch.__version__}\n")
     print(table.to_markdown(disable_numparse=True))
-
-
-def make_trainer(arm: str, folder: Path) -> nnUNetTrainer:
-    """A trainer of the study, ready to train on the preprocessed dataset in ``folder``."""
-    import arms
-
-    plans = read_json(folder / f"{PLANS}.json", "configurations") | {"continue_training": False}
-    trainer = getattr(arms, f"Study{arm}")(plans, TRAINED, 0, read_dataset_json(folder), torch.device("cpu"))
-    trainer.print_to_log_file = lambda *text, **options: None
-    trainer.initialize()
-    return trainer
 
 
 def measure(trainers: dict[str, nnUNetTrainer], turns: int) -> pd.DataFrame:

@@ -7,6 +7,9 @@ same budget and writes ``dice.csv`` (a row for each case and class of a training
 epoch), ``weights.csv`` (a row for each map) and the table ``table.md``. Finished trainings are not repeated; a folder
 with those three CSV files is enough to go on.
 
+With ``--device cuda`` runs are trained side by side on one GPU, ``--jobs`` at a time, by side_by_side.py, and validated
+by nnU-Net meanwhile. ``--deadline`` starts nothing that may not end in time; the same command goes on later.
+
 A run trains the configuration ``2d_study``: nnU-Net's 2d plan with half of the channels, smaller batches, patches of 96
 pixels at most, large images at twice the spacing, by AdamW or by SGD (see study_trainers/arms.py). The size ``full`` is
 fold 0; ``scarce`` is the same fold with 5 % of its training cases, others for each seed.
@@ -15,12 +18,14 @@ fold 0; ``scarce`` is the same fold with 5 % of its training cases, others for e
 import json
 import shutil
 import sys
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from threading import Lock
+from time import perf_counter
 from typing import Any
 
 import click
@@ -78,7 +83,8 @@ class Run:
 @click.option("--steps", default=600, show_default=True, help=f"training steps of a run, a multiple of {EPOCHS}")
 @click.option("--optimiser", type=click.Choice(list(OPTIMISERS)), default="adamw", show_default=True)
 @click.option("--jobs", default=2, show_default=True, help="runs side by side, one core each on a CPU")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--deadline", type=float, default=float("inf"), help="seconds from now; default none")
 def main(
     data: Path | None,
     out: Path,
@@ -90,7 +96,9 @@ def main(
     optimiser: str,
     jobs: int,
     device: str,
+    deadline: float,
 ) -> None:
+    clock = Clock(deadline)
     if not all(seed.isdecimal() and int(seed) < MOST_SEEDS for seed in seeds.split(",")):
         raise UsageError(f"--seeds takes numbers below {MOST_SEEDS}, separated by commas, got {seeds!r}.")
     if steps < EPOCHS or steps % EPOCHS:
@@ -111,8 +119,12 @@ def main(
     ]
     missing = [run for run in runs if not study.is_finished(run)]
     with ThreadPoolExecutor(jobs) as pool:
-        for _ in track(pool.map(study.train, missing), f"{len(missing)} runs", len(missing)):
-            pass
+        if device == "cuda":
+            tasks = study.train_side_by_side(missing, jobs, clock, pool)
+        else:
+            tasks = (pool.submit(clock.time, study.train_alone, run) for run in missing)
+        for task in track(list(tasks), f"{len(missing)} runs"):
+            task.result()
     write_report(out)
 
 
@@ -129,6 +141,23 @@ def raw_datasets(data: Path | None, raw: Path) -> dict[str, Path]:
     if not planted.is_dir():
         write_planted(planted)
     return {folder.name: folder for folder in [*folders, planted]}
+
+
+class Clock:
+    """Starts nothing that may not end before a deadline, in seconds from now, by what took longest so far."""
+
+    def __init__(self, deadline: float):
+        self.end = perf_counter() + deadline
+        self.longest = 0.0
+
+    def time(self, task: Callable[..., object], *args: object) -> bool:
+        """Do a task, if there is time; whether there was."""
+        start = perf_counter()
+        if start + self.longest > self.end:
+            return False
+        task(*args)
+        self.longest = max(self.longest, perf_counter() - start)
+        return True
 
 
 class Study:
@@ -181,25 +210,65 @@ class Study:
         file = self.out / "dice.csv"
         return file.is_file() and bool((pd.read_csv(file)[KEY] == pd.Series(asdict(run))[KEY]).all(axis=1).any())
 
-    def train(self, run: Run) -> None:
-        """Train and validate; then the run's rows are added to the tables, and what nobody needs is deleted."""
+    def train_alone(self, run: Run) -> None:
+        """Train and validate by nnU-Net, and add the run to the tables."""
+        self.make_folder(run)
+        self.run_nnunet(run, "stdout.log")
+        self.add_to_tables(run)
+
+    def train_side_by_side(self, runs: list[Run], jobs: int, clock: Clock, pool: Executor) -> Iterator[Future[None]]:
+        """Train ``jobs`` runs of one dataset at a time; gives a task for each, which validates it and adds its rows."""
+        for _, group in groupby(runs, lambda run: run.dataset):
+            for chunk in iter(lambda group=group: list(islice(group, jobs)), []):
+                if not clock.time(self.train_chunk, chunk):
+                    return
+                yield from [pool.submit(self.validate, run) for run in chunk]
+
+    def train_chunk(self, runs: list[Run]) -> None:
+        """Train runs of one dataset in one process, which has one copy of the data."""
+        described = [
+            {
+                "arm": run.arm,
+                "dataset": str(self.preprocessed / run.dataset),
+                "fold": int(self.make_folder(run).fold),
+                "results": str(self.results_of(run)),
+                "budget": budget(run),
+            }
+            for run in runs
+        ]
+        file = self.out / "side_by_side.json"
+        file.write_text(json.dumps({"device": self.device, "runs": described}))
+        command = ["python", Path(__file__).with_name("side_by_side.py"), file]
+        log = self.out / "side_by_side.log"
+        self.run(command, log, nnUNet_n_proc_DA="0", nnUNet_compile="f")
+        print(log.read_text().splitlines()[-1])
+
+    def validate(self, run: Run) -> None:
+        self.run_nnunet(run, "validation.log", "--val")
+        self.add_to_tables(run)
+
+    def make_folder(self, run: Run) -> FoldFolder:
+        """The empty folder of a run."""
         folder = self.fold_folder(run)
         shutil.rmtree(folder.path, ignore_errors=True)
         folder.path.mkdir(parents=True)
-        budget = {
-            "seed": run.seed,
-            "epochs": EPOCHS,
-            "iterations": run.steps // EPOCHS,
-            "optimiser": run.optimiser,
-        }
-        options = ["-tr", f"Study{run.arm}", "-p", PLANS, "-device", self.device]
+        return folder
+
+    def run_nnunet(self, run: Run, log: str, *options: str) -> None:
+        """nnUNetv2_train."""
+        folder = self.fold_folder(run)
+        options = ("-tr", f"Study{run.arm}", "-p", PLANS, "-device", self.device, *options)
         self.run(
             ["nnUNetv2_train", run.dataset, TRAINED, folder.fold, *options],
-            folder.path / "stdout.log",
+            folder.path / log,
             nnUNet_results=str(self.results_of(run)),
             nnUNet_n_proc_DA="0",  # the same batches for every arm
-            NNUNET_LOMIX_STUDY=json.dumps(budget),
+            NNUNET_LOMIX_STUDY=json.dumps(budget(run)),
         )
+
+    def add_to_tables(self, run: Run) -> None:
+        """Add the run's rows to the tables, and delete what nobody needs."""
+        folder = self.fold_folder(run)
         with self.writing:  # reading, too: torch allows what a checkpoint may hold for all threads at once
             for name, rows in read_run(folder).items():
                 rows = rows.assign(**asdict(run))[[*KEY, *rows.columns]]
@@ -207,6 +276,11 @@ class Study:
                 rows.to_csv(file, mode="a", index=False, header=not file.exists(), float_format="%.5g")
         for file in [*folder.path.glob("checkpoint*"), *folder.validation.glob("*.nii.gz")]:
             file.unlink()
+
+
+def budget(run: Run) -> dict[str, Any]:
+    """What the trainers of the study read in NNUNET_LOMIX_STUDY."""
+    return {"seed": run.seed, "epochs": EPOCHS, "iterations": run.steps // EPOCHS, "optimiser": run.optimiser}
 
 
 def study_configuration(planned: dict[str, Any]) -> dict[str, Any]:

@@ -286,5 +286,5 @@ def test_a_gradient_whose_square_overflows_is_no_step_of_the_loss(make):
     for trainer in (skipping, smooth):
         train_steps(trainer)
     next(skipping.loss.parameters()).grad[0] = 1e25
-    skipping._step_loss_optimizer(skipping.loss_optimizer, torch.ones((), device=skipping.device))
+    skipping.step_loss_optimizer(skipping.loss_optimizer, torch.ones((), device=skipping.device))
     assert_same_parts(skipping, smooth)

@@ -67,7 +67,7 @@ def test_loss_parameters_have_a_learning_rate_of_their_own_and_no_weight_decay(m
     before = {name: p.clone() for name, p in trainer.loss.named_parameters()}
     for p in trainer.loss.parameters():
         p.grad = torch.zeros_like(p)
-    trainer._step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
+    trainer.step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
     assert_same(before, dict(trainer.loss.named_parameters()))
 
 
@@ -87,7 +87,7 @@ def test_no_step_on_gradients_that_are_not_finite(make):
     train_steps(trainer)
     before = {name: p.clone() for name, p in trainer.loss.named_parameters()}
     next(trainer.loss.parameters()).grad[0] = torch.inf
-    trainer._step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
+    trainer.step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
     assert_same(before, dict(trainer.loss.named_parameters()))
 
 
@@ -172,11 +172,11 @@ def test_a_skipped_step_leaves_no_trace_and_the_next_one_counts(make):
         train_steps(trainer)
     for p in skipping.loss.parameters():
         p.grad = torch.full_like(p, torch.nan)
-    skipping._step_loss_optimizer(skipping.loss_optimizer, torch.ones((), device=skipping.device))
+    skipping.step_loss_optimizer(skipping.loss_optimizer, torch.ones((), device=skipping.device))
     for trainer in (skipping, smooth):
         for p in trainer.loss.parameters():
             p.grad = torch.ones_like(p)
-        trainer._step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
+        trainer.step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
     assert_same(dict(skipping.loss.named_parameters()), dict(smooth.loss.named_parameters()))
     assert_same(skipping.loss_optimizer.state_dict()["state"], smooth.loss_optimizer.state_dict()["state"])
 
@@ -190,7 +190,7 @@ def test_an_optimizer_of_ones_own_skips_steps_that_are_not_finite(make):
     train_steps(trainer)
     before = {name: p.clone() for name, p in trainer.loss.named_parameters()}
     next(trainer.loss.parameters()).grad[0] = torch.nan
-    trainer._step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
+    trainer.step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
     assert_same(before, dict(trainer.loss.named_parameters()))
 
 

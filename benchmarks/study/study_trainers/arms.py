@@ -89,6 +89,8 @@ ARMS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     "distillation": (DISTILLATION, {"rule": "barrier", "distillation": 1.0}),
     **{f"share_{s:.2f}": (LOMIX, {"rule": "barrier", "share": s}) for s in (0.0, 0.25, 0.75, 0.9)},
     **{f"deep_supervision_{s:.2f}": (LOMIX, {"anchor": "deep_supervision", "share": s}) for s in (0.25, 0.5, 0.75)},
+    "deep_supervision_equal": (LOMIX, {"anchor": "deep_supervision", "rule": "equal"}),
+    "deep_supervision_sampled": (LOMIX, {"anchor": "deep_supervision", "sampled_mutants": 5}),  # of 16, or of 44
     **{
         f"without_{left_out}": (
             LOMIX,
@@ -115,8 +117,8 @@ ARMS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     "FixedWeights_x6.5": (FIXED, {"factor": 6.5}),
 }
 
-# name: how the network's optimiser is set up
-OPTIMISERS = {"adamw": adamw, "sgd": sgd}
+# name: how the network's optimiser is set up; nnU-Net's own is for thousands of steps
+OPTIMISERS = {"adamw": adamw, "sgd": sgd, "nnunet": nnUNetTrainer.configure_optimizers}
 
 
 def seed_everything(seed: int) -> None:

@@ -1,5 +1,6 @@
 """The study's own parts: what it compares, and how it counts."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -148,9 +149,36 @@ def test_a_study_from_raw_images_to_its_tables(tmp_path: Path, monkeypatch: pyte
     table = (tmp_path / "table.md").read_text()
     assert table in result.output and "### Dataset900_Planted, scarce, 10 steps of adamw" in table
 
-    monkeypatch.setattr(study.Study, "train", lambda self, run: pytest.fail(f"{run} is trained again"))
+    monkeypatch.setattr(study.Study, "train_alone", lambda self, run: pytest.fail(f"{run} is trained again"))
     again = CliRunner().invoke(study.main, options, catch_exceptions=False)
     assert again.exit_code == 0 and table in again.output
+
+
+def test_nothing_is_started_that_may_end_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    import study
+
+    seconds = iter([0, 0, 10, 12, 18, 19, 30])
+    monkeypatch.setattr(study, "perf_counter", lambda: next(seconds))
+    clock, done = study.Clock(25), []
+    assert [clock.time(done.append, i) for i in range(3)] == [True, True, False]  # 19 + 10 seconds are too late
+    assert done == [0, 1]
+
+
+def test_side_by_side_are_runs_of_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import study
+
+    chunks: list[list[study.Run]] = []
+    validated: list[study.Run] = []
+    monkeypatch.setattr(study.Study, "train_chunk", lambda self, runs: chunks.append(runs))
+    monkeypatch.setattr(study.Study, "validate", lambda self, run: validated.append(run))
+    runs = [study.Run(d, "full", arm, seed, 10, "sgd") for seed in range(2) for d in "AB" for arm in "vwxyz"]
+    with ThreadPoolExecutor(1) as pool:
+        tasks = list(study.Study(tmp_path, "cuda").train_side_by_side(runs, 4, study.Clock(1e9), pool))
+    # seed by seed, so that a deadline cuts off seeds
+    assert [[(run.dataset, run.seed, run.arm) for run in chunk] for chunk in chunks] == [
+        [(d, seed, arm) for arm in arms] for seed in (0, 1) for d in "AB" for arms in ("vwxy", "z")
+    ]
+    assert len(tasks) == 20 and set(validated) == set(runs)
 
 
 @pytest.mark.parametrize("option", ["--arms", "--sizes", "--datasets"])
