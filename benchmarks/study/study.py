@@ -2,8 +2,8 @@
 
     python benchmarks/study/study.py --data FOLDER --out FOLDER
 
-takes every ``Dataset*`` in FOLDER and a generated one, plans and preprocesses them by nnU-Net, trains all arms with the
-same budget and writes ``dice.csv`` (a row for each case and class of a training), ``curves.csv`` (a row for each
+takes every ``Dataset*`` in FOLDER and two generated ones, plans and preprocesses them by nnU-Net, trains all arms with
+the same budget and writes ``dice.csv`` (a row for each case and class of a training), ``curves.csv`` (a row for each
 epoch), ``weights.csv`` (a row for each map) and the table ``table.md``. Finished trainings are not repeated; a folder
 with those three CSV files is enough to go on.
 
@@ -31,8 +31,8 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
+from generated import write_datasets
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
-from planted import write_planted
 from report import write_report
 from rich.progress import track
 
@@ -135,12 +135,9 @@ def check_names(option: str, given: str, known: Iterable[str]) -> None:
 
 
 def raw_datasets(data: Path | None, raw: Path) -> dict[str, Path]:
-    """The folders of the datasets by name; the planted one is generated."""
+    """The folders of the datasets by name; two are generated."""
     folders = sorted(data.glob("Dataset*")) if data else []
-    planted = raw / "Dataset900_Planted"
-    if not planted.is_dir():
-        write_planted(planted)
-    return {folder.name: folder for folder in [*folders, planted]}
+    return {folder.name: folder for folder in [*folders, *write_datasets(raw)]}
 
 
 class Clock:

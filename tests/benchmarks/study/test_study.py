@@ -122,14 +122,14 @@ def test_terms_of_nnunets_own_loss_have_the_weights_of_the_arm(monkeypatch: pyte
 
 @pytest.mark.end_to_end
 def test_a_study_from_raw_images_to_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import planted
+    import generated
     import study
 
-    monkeypatch.setattr(planted, "CASES", 6)
+    monkeypatch.setattr(generated, "CASES", 6)
     monkeypatch.setattr(study, "EPOCHS", 2)
     monkeypatch.setattr(study, "PIXELS", 2 * 64 * 64)
     options = ["--out", str(tmp_path), "--arms", "nnUNetTrainer,distillation", "--sizes", "scarce"]
-    options += ["--seeds", "1", "--steps", "10"]
+    options += ["--datasets", "Dataset900_Planted", "--seeds", "1", "--steps", "10"]
     result = CliRunner().invoke(study.main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
 
@@ -241,12 +241,27 @@ def test_the_configuration_is_the_planned_one_made_smaller() -> None:
 
 
 def test_planted_lines_are_as_thin_as_a_pixel() -> None:
-    from planted import make_case
+    from generated import make_lines
 
-    image, labels = make_case(0)
+    image, labels = make_lines(0)
     assert image.shape == labels.shape and 0.02 < labels.mean() < 0.2
     # no 3 × 3 block is all line: at a quarter of the resolution nothing is left of it
     blocks = np.lib.stride_tricks.sliding_window_view(labels, (1, 3, 3)).all(axis=(-1, -2, -3))
     assert blocks.mean() < 0.005
     assert image[labels == 1].mean() > image[labels == 0].mean() + 0.5
-    assert (make_case(0)[0] == image).all() and (make_case(1)[0] != image).any()
+    assert (make_lines(0)[0] == image).all() and (make_lines(1)[0] != image).any()
+
+
+def test_organs_of_a_pair_have_one_shade_and_other_places() -> None:
+    from generated import PLACES, make_organs
+
+    cases = [make_organs(seed) for seed in range(8)]
+    assert all(len(np.unique(labels)) > 5 for _, labels in cases)
+    shade = [
+        np.mean([image[labels == i].mean() for image, labels in cases if (labels == i).any()]) for i in range(1, 9)
+    ]
+    assert shade[:4] == pytest.approx(shade[4:], abs=0.5) and np.all(np.diff(shade[:4]) > 0.5)
+    for i, place in enumerate(PLACES):
+        centres = [np.argwhere(labels == i + 1).mean(0)[1:] / 96 for _, labels in cases if (labels == i + 1).any()]
+        assert np.mean(centres, axis=0) == pytest.approx(np.array(place), abs=0.08)
+    assert (make_organs(0)[0] == cases[0][0]).all() and (cases[1][0] != cases[0][0]).any()
