@@ -46,7 +46,7 @@ class TrainingLog(logging.Handler):
 
 
 class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
-    """LoMix: all scales mixed by four operators, every map supervised, weights learned, half of the weight for z_0.
+    """LoMix: half nnU-Net's own loss, half that of all scales mixed by four operators, with weights that are learned.
 
     Change it by a subclass with other class attributes, in a folder of ``nnUNet_extTrainer``::
 
@@ -58,8 +58,8 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         operators: names of the operators.
         mixed_scales: how many of the finest scales are mixed; None for the smaller of 4 and all.
         rule: name of the weighting rule.
-        anchor: what has a guaranteed share of the weight: "z_0", the finest output, or "deep_supervision", nnU-Net's
-            own loss with its weights and targets.
+        anchor: what has a guaranteed share of the weight: "deep_supervision", nnU-Net's own loss with its weights and
+            targets, or "z_0", the finest output.
         share: of the anchor, 0 to 1; 1 of "deep_supervision" is nnUNetTrainer.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
         backend: how the loss is computed: "plain", "lean" or "fused"; None for the one that suits (docs/method.md).
@@ -73,7 +73,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
     operators: tuple[str, ...] = DEFAULT_OPERATORS
     mixed_scales: int | None = None
     rule = "barrier"
-    anchor: Literal["z_0", "deep_supervision"] = "z_0"
+    anchor: Literal["z_0", "deep_supervision"] = "deep_supervision"
     share = 0.5
     weight_ce = 1.0
     weight_dice = 1.0
@@ -104,6 +104,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
 
     def initialize(self) -> None:
         TrainingLog.open(self)
+        self._require_several_outputs()
         super().initialize()
         self.loss_optimizer = self.configure_loss_optimizer()
         sampled = getattr(self.loss, "sampled_mutants", None)
@@ -124,17 +125,10 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
                 f"{self.plans_manager.dataset_name} has no label but the background: add one to 'labels' in its "
                 "dataset.json, and plan and preprocess again."
             )
-        scales = self._get_deep_supervision_scales() or []
-        if len(scales) < 2:
-            raise LoMixError(
-                f"{type(self).__name__} mixes several decoder outputs, but this configuration has "
-                f"{'only one' if self.enable_deep_supervision else 'deep supervision switched off'}: "
-                "train it with nnUNetTrainerNoDeepSupervision."
-            )
         try:
             loss = self.make_loss(
                 self.label_manager.num_segmentation_heads,
-                len(scales),
+                len(self._get_deep_supervision_scales()),
                 self.operators,
                 self.mixed_scales,
                 self.rule,
@@ -158,11 +152,34 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             raise ValueError(f"the anchor must be 'z_0' or 'deep_supervision', not {self.anchor!r}")
         return super()._build_loss() if self.anchor == "deep_supervision" else None
 
+    @ends_with_a_sentence
+    def _require_several_outputs(self) -> None:
+        """Before the network is made, since one with a single output may not be made for these plans at all."""
+        if len(self._get_deep_supervision_scales() or []) > 1:
+            return
+        one = "only one" if self.enable_deep_supervision else "deep supervision switched off"
+        why = f"this configuration has {one}: train it with nnUNetTrainerNoDeepSupervision"
+        for base in self._combined_with():
+            own_network = "build_network_architecture" in vars(base)
+            if own_network and base.set_deep_supervision_enabled is not nnUNetTrainer.set_deep_supervision_enabled:
+                why = f"the network of {base.__name__} has only one: train it with that trainer, without LoMix"
+                break
+        raise LoMixError(f"{type(self).__name__} mixes several decoder outputs, but {why}.")
+
+    def _combined_with(self) -> list[type[nnUNetTrainer]]:
+        """Trainers that bring something beside LoMix, the nearest first."""
+        return [
+            base
+            for base in type(self).__mro__
+            if issubclass(base, nnUNetTrainer)
+            and not issubclass(base, nnUNetTrainerLoMix)
+            and base is not nnUNetTrainer
+        ]
+
     def _refuse_other_losses(self) -> None:
         """One of two losses would be dropped without a word."""
-        for base in type(self).__mro__:
-            of_nnunet = issubclass(base, nnUNetTrainer) and not issubclass(base, nnUNetTrainerLoMix)
-            if of_nnunet and base is not nnUNetTrainer and "_build_loss" in vars(base):
+        for base in self._combined_with():
+            if "_build_loss" in vars(base):
                 raise LoMixError(
                     f"{type(self).__name__} combines {base.__name__}, which brings a loss of its own, with LoMix: "
                     "leave it out, and set weight_ce and weight_dice, or override make_loss, instead."
@@ -261,6 +278,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         super().add_state(checkpoint)
         checkpoint[STATE] |= {
             "rule": self.rule,
+            "anchor": self.anchor,
             "maps": [m.name for m in self.loss.maps],
             "loss": self.loss.state_dict(),
             "optimizer": self.loss_optimizer and self.loss_optimizer.state_dict(),
@@ -283,11 +301,13 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             return
         # before the first release the operators were called mixers; the loss loads them, too
         keys = {key.replace("mixers.", "operators.", 1) for key in state["loss"]} - {"last_losses"}
-        found = state["rule"], state.get("maps"), keys
-        if found != (self.rule, [m.name for m in self.loss.maps], set(self.loss.state_dict()) - {"last_losses"}):
+        # before the first release there was no other anchor than z_0
+        found = state["rule"], state.get("anchor", "z_0"), state.get("maps"), keys
+        ours = self.rule, self.anchor, [m.name for m in self.loss.maps], set(self.loss.state_dict()) - {"last_losses"}
+        if found != ours:
             raise LoMixError(
-                f"The checkpoint was written by {checkpoint['trainer_name']} with other LoMix maps or another rule "
-                f"than {type(self).__name__}'s: continue it as it was written, or start a new training."
+                f"The checkpoint was written by {checkpoint['trainer_name']} with other LoMix maps, or another rule or "
+                f"anchor than {type(self).__name__}'s: continue it as it was written, or start a new training."
             )
         self.loss.load_state_dict(state["loss"])
         if self.loss_optimizer is not None:

@@ -134,9 +134,12 @@ def test_a_checkpoint_with_other_maps_is_refused(make, tmp_path):
     class FreeWeights(Written):
         rule, share = "softplus", 0.0
 
+    class Anchored(Written):
+        anchor = "z_0"
+
     make(Written).save_checkpoint(str(tmp_path / "checkpoint.pth"))
-    for cls in (LoMixTiny, Other, More, FreeWeights):
-        with pytest.raises(SystemExit, match="written by Written with other LoMix maps or another rule"):
+    for cls in (LoMixTiny, Other, More, FreeWeights, Anchored):
+        with pytest.raises(SystemExit, match="written by Written with other LoMix maps, or another rule or anchor"):
             make(cls).load_checkpoint(str(tmp_path / "checkpoint.pth"))
 
 
@@ -305,23 +308,23 @@ def test_weights_reach_every_logger_of_nnunet(make):
     trainer.run_training()
     weights = recorder.logged[lomix.HISTORY, 0]
     assert set(weights) == {m.name for m in trainer.loss.maps}
-    assert sum(weights.values()) == pytest.approx(1)
+    assert sum(weights.values()) == pytest.approx(0.5)  # the other half is for nnU-Net's own loss
 
 
 @pytest.mark.parametrize(
-    "trainer, maps, sums_to_one",
+    "trainer, maps, total",
     [
-        ("nnUNetTrainerLoMix", 19, True),
-        ("nnUNetTrainerLoMixFixedWeights", 19, True),
-        ("nnUNetTrainerLoMixPaper", 19, False),
-        ("nnUNetTrainerAdditiveMix", 7, True),
-        ("nnUNetTrainerEqualDeepSupervision", 3, True),
+        ("nnUNetTrainerLoMix", 19, 0.5),
+        ("nnUNetTrainerLoMixFixedWeights", 19, 1),
+        ("nnUNetTrainerLoMixPaper", 19, 19 * 0.6931),
+        ("nnUNetTrainerAdditiveMix", 7, 1),
+        ("nnUNetTrainerEqualDeepSupervision", 3, 1),
     ],
 )
-def test_every_trainer_trains(make, trainer, maps, sums_to_one):
+def test_every_trainer_trains(make, trainer, maps, total):
     trainer = make(type(trainer, (Tiny, getattr(trainers, trainer)), {}))
     assert len(trainer.loss.maps) == maps
-    assert float(trainer.loss.weights().sum()) == pytest.approx(1 if sums_to_one else maps * 0.6931, rel=1e-4)
+    assert float(trainer.loss.weights().sum()) == pytest.approx(total, rel=1e-4)
     before = {name: p.clone() for name, p in trainer.loss.named_parameters()}
     train_steps(trainer, 2)
     assert all(not torch.equal(before[name], p) for name, p in trainer.loss.named_parameters())
@@ -358,7 +361,7 @@ def test_deep_supervision_and_the_maps_add_up(make):
     assert trainer.loss(outputs, target).item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(whole.loss(outputs, target), deep_supervision)
     assert float(trainer.loss.weights().sum()) == pytest.approx(0.75)
-    assert set(trainer.loss.state_dict()) == set(mixture.state_dict())  # other anchors continue a checkpoint
+    assert set(trainer.loss.state_dict()) == set(mixture.state_dict())
 
 
 def test_an_unknown_anchor(make):
@@ -378,7 +381,7 @@ def test_a_subclass_may_make_another_loss(make):
     doubled, plain = make(Doubling), make(LoMixTiny)
     assert isinstance(doubled.loss, Doubled)
     outputs = [torch.randn(4, 3, 64 // 2**j, 64 // 2**j, device=doubled.device) for j in range(3)]
-    target = torch.zeros(4, 1, 64, 64, device=doubled.device)
+    target = [torch.zeros(4, 1, *z.shape[2:], device=doubled.device) for z in outputs]
     torch.testing.assert_close(doubled.loss(outputs, target), 2 * plain.loss(outputs, target))
 
 

@@ -77,7 +77,8 @@ PAPER_CRITERION = {"weight_ce": 0.3, "weight_dice": 0.7}
 # name: nnU-Net's trainer, ours, or that of an extension, and what is different from it
 ARMS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     "nnUNetTrainer": (nnUNetTrainer, {}),
-    "nnUNetTrainer_again": (nnUNetTrainer, {}),  # how much is chance
+    "nnUNetTrainer_again": (nnUNetTrainer, {}),  # how much is rounding, on another machine
+    "nnUNetTrainer_other_batches": (nnUNetTrainer, {"other_batches": True}),  # how much is chance
     "SingleOutput": (nnUNetTrainerNoDeepSupervision, {}),
     "EqualDeepSupervision": (EQUAL, {}),
     "AdditiveMix": (trainers.nnUNetTrainerAdditiveMix, {}),
@@ -132,9 +133,13 @@ class Short:
 
     Attributes:
         factor: of the whole loss.
+        anchor: of LoMix; an arm names another one.
+        other_batches: than those of the other arms.
     """
 
     factor: float = 1
+    anchor = "z_0"
+    other_batches = False
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -149,7 +154,7 @@ class Short:
         seed_everything(self.seed)
 
     def on_train_epoch_start(self) -> None:
-        seed_everything(1000 * (self.seed + 1) + self.current_epoch)
+        seed_everything(1000 * (self.seed + 1) + 500 * self.other_batches + self.current_epoch)
         super().on_train_epoch_start()
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
