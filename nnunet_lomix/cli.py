@@ -88,6 +88,23 @@ def demo(dim: str, out: str, epochs: int | None) -> None:
 
 
 @main.command()
+@click.argument("kind", metavar="{synapse|acdc|polyp}", type=click.Choice(["synapse", "acdc", "polyp"]))
+@click.argument("source", type=click.Path(exists=True))
+@click.option("-d", "--dataset", type=click.IntRange(1, 999), help="Number of the dataset; by default 601, 602 or 603.")
+def convert(kind: str, source: str, dataset: int | None) -> None:
+    """Write a public dataset of the LoMix paper in nnU-Net's raw format, with the paper's split as folds.
+
+    SOURCE is the folder of the unpacked download: RawData of Synapse (BTCV), ACDC's database, CVC-ClinicDB or another
+    collection of polyps. It is only read.
+    """
+    from nnunet_lomix.convert import convert as convert_download  # slow to import
+
+    # a plain kill removes what isn't whole, as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    convert_download(kind, source, dataset)
+
+
+@main.command()
 @click.option("-d", "--dataset", required=True, help="Number or name of a preprocessed dataset.")
 @click.option("--train-cases", type=int, metavar="N", help="Number of training cases; or:")
 @click.option("--train-fraction", type=float, metavar="F", help="Fraction of the fold's training cases, 0.05 for 5 %.")
@@ -236,7 +253,7 @@ def compare(
     jobs: int,
     out: str,
 ) -> None:
-    """Compare trainers on the same cases: Dice, normalised surface Dice and HD95, with intervals and tests.
+    """Compare trainers on the same cases: Dice, surface Dice, HD95 and IoU, with intervals and tests.
 
     \b
     nnunet_lomix compare -d 4 -c 2d -tr nnUNetTrainer nnUNetTrainerLoMix

@@ -1,4 +1,4 @@
-"""Compare trainers on the same cases: Dice, NSD and HD95 with intervals, tests and effect per case.
+"""Compare trainers on the same cases: Dice, NSD, HD95 and IoU with intervals, tests and effect per case.
 
 - ``sources``, ``from_results``, ``from_folders``: which files are compared;
 - ``segmentations``, ``grids``: reading them, and where their voxels are;

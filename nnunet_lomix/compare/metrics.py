@@ -1,4 +1,4 @@
-"""Dice, normalised surface Dice and HD95 of a pair of masks.
+"""Dice, normalised surface Dice, HD95 and IoU of a pair of masks.
 
 The boundary metrics are MONAI's. Tools define them differently, so here is what is computed:
 
@@ -9,8 +9,9 @@ The boundary metrics are MONAI's. Tools define them differently, so here is what
 - HD95: the larger one of the two 95th percentiles of the distances from boundary voxels to the nearest boundary voxel
   of the other mask, in mm (``monai.metrics.compute_hausdorff_distance``). A boundary voxel has a face to the outside.
 
-Dice is nnU-Net's. For empty masks a metric has its best or worst value (Metrics Reloaded): if both are empty, Dice 1,
-NSD 1 and HD95 0; if one is, Dice 0, NSD 0 and HD95 the diagonal of the image.
+Dice and IoU (Jaccard's index: what the masks share, divided by their union) are nnU-Net's. For empty masks a metric has
+its best or worst value (Metrics Reloaded): if both are empty, Dice, NSD and IoU 1 and HD95 0; if one is, Dice, NSD and
+IoU 0 and HD95 the diagonal of the image.
 """
 
 import math
@@ -23,7 +24,8 @@ from typing import Any
 import numpy as np
 
 IMPLEMENTATION = (
-    f"Dice as nnU-Net's; NSD (surface weighted by area) and HD95 (between boundary voxels) by MONAI {version('monai')}"
+    "Dice and IoU as nnU-Net's; NSD (surface weighted by area) and HD95 (between boundary voxels) by MONAI "
+    f"{version('monai')}"
 )
 
 
@@ -49,13 +51,15 @@ METRICS = {
     "Dice": Metric("points", 100, 100, lower_is_better=False),
     "NSD": Metric("points", 100, 100, lower_is_better=False),
     "HD95": Metric(None, 1, math.inf, lower_is_better=True),
+    # in each case a function of Dice, but their means over cases differ; papers on polyps give it
+    "IoU": Metric("points", 100, 100, lower_is_better=False),
 }
 
 
 def measure(
     expected: np.ndarray, predicted: np.ndarray, spacing: Sequence[float], tolerance: float, diagonal: float
 ) -> list[float]:
-    """Dice, NSD and HD95 of a pair of masks; outside of the arrays there is nothing.
+    """Dice, NSD, HD95 and IoU of a pair of masks; outside of the arrays there is nothing.
 
     Args:
         expected, predicted: boolean, of one shape, 2D or 3D.
@@ -65,10 +69,10 @@ def measure(
     """
     sizes = expected.sum(), predicted.sum()
     if not any(sizes):
-        return [1.0, 1.0, 0.0]
+        return [1.0, 1.0, 0.0, 1.0]
     if not all(sizes):
-        return [0.0, 0.0, diagonal]
-    dice = 2 * (expected & predicted).sum() / sum(sizes)
+        return [0.0, 0.0, diagonal, 0.0]
+    shared = (expected & predicted).sum()
     # seconds that a call with known scores, or one that refuses, need not wait
     import torch
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
@@ -80,4 +84,4 @@ def measure(
         warnings.simplefilter("ignore", FutureWarning)  # of MONAI to itself
         nsd = compute_surface_dice(a, b, [tolerance], use_subvoxels=True, **options)
         hd95 = compute_hausdorff_distance(a, b, percentile=95, **options)
-    return [float(dice), float(nsd), float(hd95)]
+    return [float(2 * shared / sum(sizes)), float(nsd), float(hd95), float(shared / (sum(sizes) - shared))]

@@ -1,7 +1,7 @@
 """The files of a comparison, and what is printed.
 
-For people, Dice and NSD are in points (0 to 100); in ``scores.csv`` and ``comparison.json`` they are from 0 to 1. HD95
-is in mm everywhere, or in pixels where the files have no scale.
+For people, Dice, NSD and IoU are in points (0 to 100); in ``scores.csv`` and ``comparison.json`` they are from 0 to 1.
+HD95 is in mm everywhere, or in pixels where the files have no scale.
 """
 
 import json
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from nnunet_lomix.compare.content import describe
 from nnunet_lomix.compare.markdown import to_markdown
+from nnunet_lomix.compare.metrics import METRICS
 from nnunet_lomix.compare.page import to_html
 from nnunet_lomix.compare.sources import CaseFiles
 from nnunet_lomix.compare.terminal import print_report
@@ -36,8 +37,8 @@ def write_report(
 
     Args:
         folder: where to write; made if it isn't there.
-        scores: a row for each case, class, trainer, seed and metric; Dice and NSD from 0 to 1, HD95 in the unit of
-            distances; never NaN.
+        scores: a row for each case, class, trainer, seed and metric; Dice, NSD and IoU from 0 to 1, HD95 in the
+            unit of distances; never NaN.
         comparison: a row for each metric, class (the last is ``mean``) and candidate, as of
             :func:`~nnunet_lomix.compare.statistics.compare_trainers`.
         information: any of ``dataset``, ``configuration``, ``folds``, ``classes`` (the values of each), ``metrics``
@@ -70,6 +71,7 @@ def _write(path: Path, text: str) -> None:
 def to_json(comparison: pd.DataFrame, information: Mapping[str, Any]) -> str:
     """Information and statistics; what is not a number is null."""
     rows = json.loads(comparison.to_json(orient="records", double_precision=15))
-    units = {"Dice": "0 to 1", "NSD": "0 to 1", "HD95": information.get("distance_unit", "mm")}
+    distance = information.get("distance_unit", "mm")
+    units = {name: "0 to 1" if metric.unit else distance for name, metric in METRICS.items()}
     content = {"information": dict(information), "units": units, "comparison": rows}
     return json.dumps(content, indent=2, ensure_ascii=False, default=str)

@@ -26,7 +26,7 @@ from nnunet_lomix.errors import LoMixError, UsageError
 from nnunet_lomix.files import replacing
 
 # goes up with every change of results that IMPLEMENTATION doesn't show: both are part of the cache's keys
-VERSION = 2
+VERSION = 3
 SAVED_EVERY = 100  # cases: what a job that is killed leaves behind
 NO_CLASS = -1  # instead of ignored labels: 0 may belong to a region
 
@@ -35,7 +35,7 @@ class CaseScores(NamedTuple):
     """What is known of a prediction.
 
     Attributes:
-        scores: ``[Dice, NSD, HD95]`` of each class.
+        scores: ``[Dice, NSD, HD95, IoU]`` of each class.
         strangers: values of the prediction that are no label.
         reference_strangers: those of the reference.
     """
@@ -70,7 +70,7 @@ class Scores(NamedTuple):
 
     Attributes:
         table: a row for each case, class, trainer, seed and metric: columns ``case``, ``class``, ``trainer``, ``seed``,
-            ``metric`` and ``value`` (Dice and NSD 0 to 1, HD95 in the unit of distances; never NaN).
+            ``metric`` and ``value`` (Dice, NSD and IoU 0 to 1, HD95 in the unit of distances; never NaN).
         notes: sentences that a reader of the scores should know.
     """
 

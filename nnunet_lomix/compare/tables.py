@@ -1,4 +1,4 @@
-"""The tables of a report: numbers as people read them, Dice and NSD in points (0 to 100), HD95 in mm or pixels."""
+"""The tables of a report: numbers as people read them, Dice, NSD and IoU in points (0 to 100), HD95 in mm or pixels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -108,9 +108,9 @@ def describe_methods(
     tolerance = information.get(f"tolerance_{distance}")
     implementation = information.get("metrics")
     scored = (
-        f"Dice and NSD are in points (0 to 100), HD95 in {distance}. Where reference and prediction are both empty, a "
-        "class gets the best value (Dice and NSD 100, HD95 0); where only one is, the worst (Dice and NSD 0, HD95 the "
-        "diagonal of the image). No case is dropped."
+        f"Dice, NSD and IoU are in points (0 to 100), HD95 in {distance}. Where reference and prediction are both "
+        "empty, a class gets the best value (Dice, NSD and IoU 100, HD95 0); where only one is, the worst (Dice, NSD "
+        "and IoU 0, HD95 the diagonal of the image). No case is dropped."
     )
     if "NSD" in metrics and tolerance is not None:
         unit = distance.removesuffix("s") if tolerance == 1 else distance

@@ -252,7 +252,7 @@ def test_a_file_with_one_channel_lies_where_one_without_does(tmp_path):
     sitk.WriteImage(image, tmp_path / "4.mha")
     settings = ScoringSettings({"x": (1,)}, None, 1.0, SimpleITKIO)
     ((scores, *_),) = score_case(three, {"p": tmp_path / "4.mha"}, settings).values()
-    assert scores == [[1, 1, 0]]
+    assert scores == [[1, 1, 0, 1]]
 
 
 def test_a_single_slice_lies_where_it_lies(tmp_path):

@@ -1,4 +1,4 @@
-"""Metrics against brute force over all pairs of boundary elements, and against nnU-Net's own Dice."""
+"""Metrics against brute force over sets of voxels and boundary elements, and against nnU-Net's own Dice and IoU."""
 
 import json
 from dataclasses import replace
@@ -94,15 +94,16 @@ def pairs_of_masks(draw):
 @given(pairs_of_masks())
 def test_metrics_equal_brute_force(pair):
     a, b, spacing, tolerance = pair
-    dice, nsd, hd95 = measure(a, b, spacing, tolerance, diagonal=99.0)
+    dice, nsd, hd95, iou = measure(a, b, spacing, tolerance, diagonal=99.0)
     if a.any() and b.any():
         points_a, points_b = (set(map(tuple, np.argwhere(mask))) for mask in (a, b))
         assert dice == pytest.approx(2 * len(points_a & points_b) / (len(points_a) + len(points_b)), abs=1e-12)
+        assert iou == pytest.approx(len(points_a & points_b) / len(points_a | points_b), abs=1e-12)
         assert nsd == pytest.approx(brute_nsd(a, b, spacing, tolerance), abs=1e-5)
         assert hd95 == pytest.approx(brute_hd95(a, b, spacing), rel=1e-5)
     else:
-        assert [dice, nsd, hd95] == ([0, 0, 99] if a.any() or b.any() else [1, 1, 0])
-    assert measure(b, a, spacing, tolerance, 99.0) == pytest.approx([dice, nsd, hd95], abs=1e-6)
+        assert [dice, nsd, hd95, iou] == ([0, 0, 99, 0] if a.any() or b.any() else [1, 1, 0, 1])
+    assert measure(b, a, spacing, tolerance, 99.0) == pytest.approx([dice, nsd, hd95, iou], abs=1e-6)
 
 
 def single(shape, *voxels) -> np.ndarray:
@@ -127,7 +128,7 @@ def test_adversarial_masks(name):
     a, b = ADVERSARIAL[name]
     for spacing in ((5.0, 0.7, 1.0)[: a.ndim], (0.7, 1.0, 5.0)[: a.ndim]):
         for tolerance in TOLERANCES:
-            _, nsd, hd95 = measure(a, b, spacing, tolerance, 0.0)
+            _, nsd, hd95, _ = measure(a, b, spacing, tolerance, 0.0)
             assert nsd == pytest.approx(brute_nsd(a, b, spacing, tolerance), abs=1e-5)
             assert hd95 == pytest.approx(brute_hd95(a, b, spacing), rel=1e-5)
 
@@ -136,8 +137,8 @@ def test_known_values():
     """Two plates of 10 × 10 voxels of 1 mm², one slice of 5 mm apart."""
     a, b = np.zeros((2, 4, 10, 10), bool)
     a[1], b[2] = True, True
-    dice, nsd, hd95 = measure(a, b, (5.0, 1.0, 1.0), 4.9, 0.0)
-    assert (dice, hd95) == (0, 5)
+    dice, nsd, hd95, iou = measure(a, b, (5.0, 1.0, 1.0), 4.9, 0.0)
+    assert (dice, hd95, iou) == (0, 5, 0)
     # the side of each plate that faces the other one is its boundary, too
     assert nsd == pytest.approx(0.5, abs=1e-6)
     assert measure(a, b, (5.0, 1.0, 1.0), 5.1, 0.0)[1] == 1
@@ -170,7 +171,7 @@ def scoring_settings() -> ScoringSettings:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_files_equal_brute_force_on_whole_images(tmp_path, scoring_settings, seed):
-    """Neither the windows around labels nor the order of the axes may change anything; Dice is nnU-Net's."""
+    """Neither the windows around labels nor the order of the axes may change anything; Dice and IoU are nnU-Net's."""
     expected, predicted = random_labels(seed), random_labels(seed + 100)
     expected[:, 3:5] = 3  # to be ignored
     files = [write(labels, tmp_path / f"{i}.nii.gz") for i, labels in enumerate((expected, predicted))]
@@ -183,13 +184,13 @@ def test_files_equal_brute_force_on_whole_images(tmp_path, scoring_settings, see
     for own, (name, label), their in zip(scores, LABELS.items(), theirs["metrics"].values(), strict=True):
         a, b = (np.isin(labels, label) & ~ignored for labels in (expected, predicted))
         if a.any() and b.any():
-            assert own[0] == pytest.approx(their["Dice"], abs=1e-9), name
+            assert [own[0], own[3]] == pytest.approx([their["Dice"], their["IoU"]], abs=1e-9), name
             assert own[1] == pytest.approx(brute_nsd(a, b, spacing, 1.5), abs=1e-5), name
             assert own[2] == pytest.approx(brute_hd95(a, b, spacing), rel=1e-5), name
         elif a.any() or b.any():
-            assert own == [0, 0, pytest.approx(np.linalg.norm(np.multiply(expected.shape, spacing)), rel=1e-5)]
+            assert own == [0, 0, pytest.approx(np.linalg.norm(np.multiply(expected.shape, spacing)), rel=1e-5), 0]
         else:
-            assert own == [1, 1, 0]
+            assert own == [1, 1, 0, 1]
 
 
 def test_ignored_voxels_count_for_neither(tmp_path, scoring_settings):
@@ -219,7 +220,7 @@ def test_a_region_may_contain_background(tmp_path, seed, ignore):
     counted = expected != 3
     for own, values in zip(scores, regions.values(), strict=True):
         a, b = (np.isin(labels, values) & counted for labels in (expected, predicted))
-        assert own[0] == pytest.approx(theirs[values]["Dice"], abs=1e-9)
+        assert [own[0], own[3]] == pytest.approx([theirs[values][name] for name in ("Dice", "IoU")], abs=1e-9)
         assert own[1] == pytest.approx(brute_nsd(a, b, (5.0, 0.7, 1.0), 1.5), abs=1e-5)
         assert own[2] == pytest.approx(brute_hd95(a, b, (5.0, 0.7, 1.0)), rel=1e-5)
 
@@ -229,7 +230,7 @@ def test_pictures_are_2d_with_pixels_of_1(tmp_path):
     for name, labels in (("a", a), ("b", b)):
         imsave(tmp_path / f"{name}.png", labels, check_contrast=False)
     scoring_settings = ScoringSettings({"cell": (1,)}, None, 2.3, NaturalImage2DIO)
-    ((((_, nsd, hd95),), *_),) = score_case(tmp_path / "a.png", {"b": tmp_path / "b.png"}, scoring_settings).values()
+    ((((_, nsd, hd95, _),), *_),) = score_case(tmp_path / "a.png", {"b": tmp_path / "b.png"}, scoring_settings).values()
     assert nsd == pytest.approx(brute_nsd(a > 0, b > 0, (1.0, 1.0), 2.3), abs=1e-5)
     assert hd95 == pytest.approx(brute_hd95(a > 0, b > 0, (1.0, 1.0)), rel=1e-5)
 
@@ -318,9 +319,9 @@ def scored(monkeypatch) -> list:
 def test_scores_are_tidy(source):
     scores, notes = score(source, 1.0, 1)
     assert not notes and list(scores) == ["case", "class", "trainer", "seed", "metric", "value"]
-    assert len(scores) == 3 * 3 * 2 * 3 and not scores.duplicated(["case", "class", "trainer", "seed", "metric"]).any()
+    assert len(scores) == 3 * 3 * 2 * 4 and not scores.duplicated(["case", "class", "trainer", "seed", "metric"]).any()
     perfect = scores[scores["trainer"] == "B"].groupby("metric")["value"]
-    assert perfect.unique().map(list).to_dict() == {"Dice": [1], "NSD": [1], "HD95": [0]}
+    assert perfect.unique().map(list).to_dict() == {"Dice": [1], "NSD": [1], "HD95": [0], "IoU": [1]}
     assert scores.query("trainer == 'A' and metric == 'Dice'")["value"].max() < 1
 
 

@@ -532,7 +532,7 @@ def test_command_on_results(trees):
     output = run("-d", 9, "-c", "2d", "-tr", "A", "B", "C", "-f", 0, 1, "--jobs", 1, "--out", "report")
     assert re.search("B.*mean Dice.* 3 cases", output)
     scores = pd.read_csv(trees.folder / "report" / "scores.csv")
-    assert len(scores) == 3 * 2 * 3 * 3 and set(scores["trainer"]) == set("ABC")
+    assert len(scores) == 3 * 2 * 3 * 4 and set(scores["trainer"]) == set("ABC")
     assert {"report.html", "comparison.json"} <= {file.name for file in (trees.folder / "report").iterdir()}
 
 

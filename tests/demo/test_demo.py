@@ -159,7 +159,7 @@ def test_an_interrupted_demo_goes_on(tmp_path, monkeypatch):
     assert scores.groupby(["case", "class", "trainer", "metric"]).size().eq(1).all()
     assert set(scores["class"]) == data.LABELS.keys() - {"background"}
     assert list(dict.fromkeys(scores["trainer"])) == ["nnUNetTrainer", "nnUNetTrainerLoMix"]
-    assert len(scores) == SMALLEST.test_cases * 4 * 2 * 3
+    assert len(scores) == SMALLEST.test_cases * 4 * 2 * 4
     written = {"report.html", "report.md", "scores.csv", "comparison.json", "scores_cache.json", "lomix_weights.png"}
     assert {p.name for p in report.iterdir()} == {*written, NAME}
     information = json.loads((report / "comparison.json").read_text())["information"]

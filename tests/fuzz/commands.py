@@ -69,6 +69,12 @@ CALLS = {
         (f"preprocessed/{DATASET}/splits_final.json",),
         changes=("splits_final.json",),
     ),
+    "convert": Call(
+        ("convert", "synapse", "download"),
+        ("download/RawData/Training/*/*.nii.gz",),
+        "raw/Dataset601_Synapse",
+        ("dataset.json", "splits_final.json", "imagesTr/case0001_0000.nii.gz", "labelsTr/case0040.nii.gz"),
+    ),
     "weights": Call(
         ("weights", *MODELS[1:], "--out", "out"),
         (f"{MODELS[1]}/fold_*/lomix_weights.csv", f"preprocessed/{DATASET}/splits_final.json"),

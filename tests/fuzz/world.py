@@ -20,6 +20,7 @@ from skimage.io import imsave
 
 from nnunet_lomix.nnunet.commands import folders_below
 from nnunet_lomix.weights.history import write_history
+from tests.convert.downloads import write_synapse
 
 DATASET = "Dataset009_Toy"
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainerLoMix")
@@ -107,6 +108,7 @@ def write_world(folder: Path) -> None:
     write_json(preprocessed / "dataset.json", DATASET_JSON)
     write_json(preprocessed / "nnUNetPlans.json", PLANS_JSON)
     (folder / "plan.yaml").write_text(PLAN)
+    write_synapse(folder / "download")
     for number, case in enumerate(CASES):
         save(make_labels(number), preprocessed / "gt_segmentations" / f"{case}.nii.gz")
         save(make_labels(number).astype(np.float32), raw / "imagesTr" / f"{case}_0000.nii.gz")

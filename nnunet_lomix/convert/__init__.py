@@ -1,0 +1,131 @@
+"""Public datasets of the LoMix paper, from their downloads' own layouts to nnU-Net's raw format, with its splits.
+
+- ``synapse``, ``acdc``, ``polyp``: what each download must have, and who is trained and tested on;
+- ``common``: finding and checking a download, volumes, folders that appear once they are whole;
+- here: the datasets and their folds.
+
+All labelled cases become training cases of nnU-Net, and ``splits_final.json`` says who is who:
+
+- fold 0: the paper's training cases against its test cases. nnU-Net validates them after the training, by the last
+  checkpoint, so ``nnunet_lomix compare`` of this fold is the paper's comparison;
+- fold 1, where the paper has validation cases: the training cases against those, for whoever chooses settings;
+- three more: 5 % of the training cases, drawn at random, against the test cases.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from nnunet_lomix.convert import acdc, polyp, synapse
+from nnunet_lomix.convert.common import Download, building, require_unpacked
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.nnunet.datasets import VARIABLES, Split, find_root, name_image, require_root, write_splits
+from nnunet_lomix.nnunet.results import DATASET_JSON
+from nnunet_lomix.splits import append_scarce
+
+DATASETS: dict[str, Callable[[Path], Download]] = {
+    "synapse": synapse.find,
+    "acdc": acdc.find,
+    "polyp": polyp.find,
+}
+FRACTION = 0.05  # of the training cases, in the data-scarce folds
+SEEDS = 3
+
+
+def convert(kind: str, source: str | Path, number: int | None = None, console: Console | None = None) -> Path:
+    """Write a dataset in nnU-Net's raw format, and its folds where nnU-Net looks for them.
+
+    A fold file that is in ``nnUNet_preprocessed`` before planning is kept by nnU-Net, so it is written there, too. Both
+    folders appear once they are whole; the source is only read.
+
+    Args:
+        kind: of :data:`DATASETS`.
+        source: the unpacked download.
+        number: of the dataset; by default 601 for Synapse, 602 for ACDC, 603 for polyps.
+        console: where to print what was made, and what comes next.
+
+    Returns:
+        The raw dataset.
+
+    Raises:
+        LoMixError: the download is not whole or not as it should be, the number is taken, or nnU-Net's variables are
+            not set.
+    """
+    console, source = console or Console(), Path(source)
+    raw, preprocessed = require_root("nnUNet_raw"), require_root("nnUNet_preprocessed")
+    require_unpacked(source)
+    download = DATASETS[kind](source)
+    number = download.number if number is None else number
+    require_free(number)
+    name = f"Dataset{number:03}_{download.name}"
+    splits, meanings = make_splits(download)
+    with building(raw / name) as folder, building(preprocessed / name) as beside:
+        _write(download, folder, console)
+        write_splits(folder, splits)
+        write_splits(beside, splits)
+    _report(download, raw / name, number, splits, meanings, console)
+    return raw / name
+
+
+def require_free(number: int) -> None:
+    """Refuse a number that a dataset has, in any of nnU-Net's folders.
+
+    Raises:
+        LoMixError: one has it.
+    """
+    roots = [root for root in map(find_root, VARIABLES) if root is not None]
+    taken = [folder for root in roots for folder in sorted(root.glob(f"Dataset{number:03}_*"))]
+    if taken:
+        raise LoMixError(f"There is a dataset {number}, {taken[0]}: give another number by -d, or remove that one.")
+
+
+def make_splits(download: Download) -> tuple[list[Split], list[str]]:
+    """The folds of a download, and what each of them is."""
+    folds = [Split(train=download.train, val=download.test)]
+    meanings = ["all training cases, against the test cases"]
+    if download.val:
+        folds.append(Split(train=download.train, val=download.val))
+        meanings.append("all training cases, against the validation cases")
+    count = max(1, int(FRACTION * len(download.train) + 0.5))
+    folds, drawn = append_scarce(folds, 0, count, SEEDS)
+    for seeds in drawn.values():
+        meanings.append(f"{100 * FRACTION:g} % of them, seed {', '.join(map(str, seeds))}, against the test cases")
+    return folds, meanings
+
+
+def _write(download: Download, folder: Path, console: Console) -> None:
+    images, labels = folder / "imagesTr", folder / "labelsTr"
+    images.mkdir()
+    labels.mkdir()
+    for case, files in track(download.cases.items(), "Converting", console=console, transient=True):
+        download.write_image(files.image, images / name_image(case, 0, download.ending))
+        download.write_labels(files.labels, labels / f"{case}{download.ending}")
+    description = {
+        "channel_names": dict(enumerate(download.channels)),
+        "labels": {"background": 0} | {name: value for value, name in enumerate(download.classes, 1)},
+        "numTraining": len(download.cases),
+        "file_ending": download.ending,
+    }
+    (folder / DATASET_JSON).write_text(json.dumps(description, indent=4))
+
+
+def _report(
+    download: Download, folder: Path, number: int, splits: Sequence[Split], meanings: Sequence[str], console: Console
+) -> None:
+    table = Table("fold", "training", "validation", "what it is", box=box.SIMPLE_HEAD, show_edge=False)
+    for fold, (split, meaning) in enumerate(zip(splits, meanings, strict=True)):
+        table.add_row(str(fold), str(len(split["train"])), str(len(split["val"])), meaning)
+    lines = [
+        *download.notes,
+        f"{len(download.cases)} cases are in {folder}. Next:",
+        f"nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",
+        f"nnunet_lomix run -d {number} -c 2d -f 0 -tr nnUNetTrainer nnUNetTrainerLoMix",
+    ]
+    console.print(table)
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)

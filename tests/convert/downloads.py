@@ -1,0 +1,104 @@
+"""Downloads as they come out of their archives, with tiny images."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+SCANS = (*range(1, 11), *range(21, 41))
+SHAPE = (4, 8, 8)  # z, y, x
+
+
+def write_volume(file: Path, array: np.ndarray, spacing=(1.5, 1.5, 5.0), origin=(3.0, -2.0, 7.0)) -> Path:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(file))
+    return file
+
+
+def draw_labels(name: str, highest: int, shape=SHAPE) -> np.ndarray:
+    """All labels, and background, at places of its own for each name."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    values = np.zeros(shape, np.uint8)
+    values.flat[rng.permutation(values.size)[: values.size // 2]] = np.arange(values.size // 2) % (highest + 1)
+    return values
+
+
+def write_synapse(folder: Path, shape=SHAPE) -> Path:
+    """``RawData.zip`` of syn3193805, unpacked."""
+    for scan in SCANS:
+        labels = draw_labels(f"scan {scan}", 13, shape)
+        image = 40 * labels.astype(np.int16) - 200
+        write_volume(folder / f"RawData/Training/img/img{scan:04}.nii.gz", image)
+        write_volume(folder / f"RawData/Training/label/label{scan:04}.nii.gz", labels)
+    for scan in range(61, 81):  # without labels, and not in the paper
+        (folder / "RawData/Testing/img").mkdir(parents=True, exist_ok=True)
+        (folder / f"RawData/Testing/img/img{scan:04}.nii.gz").write_bytes(b"never read")
+    return folder
+
+
+def es_frame(patient: int) -> int:
+    return 7 + patient % 9
+
+
+def write_acdc(folder: Path, shape=SHAPE, within: str = "database") -> Path:
+    """``ACDC``, with ``database`` or, as it was at first, without."""
+    for patient in range(1, 151):
+        part = "training" if patient <= 100 else "testing"
+        name = f"patient{patient:03}"
+        own = folder / within / part / name
+        own.mkdir(parents=True)
+        frames = (1, es_frame(patient))
+        info = f"ED: {frames[0]}\nES: {frames[1]}\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n"
+        (own / "Info.cfg").write_text(info)
+        (own / f"{name}_4d.nii.gz").write_bytes(b"never read")
+        for frame in frames if patient <= 100 else ():
+            labels = draw_labels(f"{name} {frame}", 3, shape)
+            write_volume(own / f"{name}_frame{frame:02}.nii.gz", 50 * labels.astype(np.int16))
+            write_volume(own / f"{name}_frame{frame:02}_gt.nii.gz", labels)
+    return folder
+
+
+def draw_picture(name: str, size=(12, 16)) -> tuple[np.ndarray, np.ndarray]:
+    """RGB, and a mask of 0 and 255."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    mask = np.zeros(size, np.uint8)
+    top, left = (rng.integers(0, n // 2) for n in size)
+    mask[top : top + size[0] // 2, left : left + size[1] // 2] = 255
+    picture = rng.integers(0, 200, (*size, 3), dtype=np.uint8)
+    picture[mask > 0, 0] = 255
+    return picture, mask
+
+
+def write_pictures(images: Path, masks: Path, names, ending: str, size=(12, 16)) -> None:
+    for folder in (images, masks):
+        folder.mkdir(parents=True)
+    for name in names:
+        picture, mask = draw_picture(name, size)
+        write_picture(images / f"{name}{ending}", picture)
+        write_picture(masks / f"{name}{ending}", mask)
+
+
+def write_layout(images: Path, masks: Path, names, ending: str, before="") -> None:
+    """One picture under all these names, and its mask with something before the name."""
+    for folder, pixels, prefix in zip((images, masks), draw_picture("any"), ("", before), strict=True):
+        folder.mkdir(parents=True)
+        first = folder / f"first{ending}"
+        write_picture(first, pixels)
+        for name in names:
+            (folder / f"{prefix}{name}{ending}").hardlink_to(first)
+        first.unlink()
+
+
+def write_picture(file: Path, pixels: np.ndarray) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=pixels.ndim == 3), str(file))
+
+
+def write_clinicdb(folder: Path, ending=".tif", size=(12, 16)) -> Path:
+    """``CVC-ClinicDB.rar``, unpacked."""
+    names = map(str, range(1, 613))
+    write_pictures(folder / "CVC-ClinicDB/Original", folder / "CVC-ClinicDB/Ground Truth", names, ending, size=size)
+    return folder
