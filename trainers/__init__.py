@@ -16,6 +16,14 @@ from nnunet_lomix.trainers.baselines import (
     nnUNetTrainerLoMixFixedWeights,
     nnUNetTrainerLoMixPaper,
 )
+from nnunet_lomix.trainers.emcad import (
+    nnUNetTrainerEMCAD,
+    nnUNetTrainerEMCADAdditiveMix,
+    nnUNetTrainerEMCADEqualDeepSupervision,
+    nnUNetTrainerEMCADLoMix,
+    nnUNetTrainerEMCADLoMixPaper,
+    nnUNetTrainerEMCADSingleOutput,
+)
 from nnunet_lomix.trainers.lomix import ends_with_a_sentence, nnUNetTrainerLoMix
 
 TRAINERS = (
@@ -24,6 +32,12 @@ TRAINERS = (
     nnUNetTrainerLoMixPaper,
     nnUNetTrainerAdditiveMix,
     nnUNetTrainerEqualDeepSupervision,
+    nnUNetTrainerEMCAD,
+    nnUNetTrainerEMCADSingleOutput,
+    nnUNetTrainerEMCADLoMix,
+    nnUNetTrainerEMCADLoMixPaper,
+    nnUNetTrainerEMCADAdditiveMix,
+    nnUNetTrainerEMCADEqualDeepSupervision,
 )
 __all__ = [t.__name__ for t in TRAINERS]
 

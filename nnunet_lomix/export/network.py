@@ -49,7 +49,10 @@ def check_network(checkpoint: Mapping[str, Any], plans: dict[str, Any], dataset_
         checked = "its class and its weights"
         # layers without weights, a different activation say, don't show in the checkpoint
         if trainer.build_network_architecture is not nnUNetTrainer.build_network_architecture:
-            raise LoMixError(f"{refusal}: {name} has its own build_network_architecture.")
+            raise LoMixError(
+                f"{refusal}: {name} has its own build_network_architecture; give it by nnUNetv2_export_model_to_zip to "
+                f"people who have installed {name}, too."
+            )
     with explaining(damaged):
         network = nnUNetTrainer.build_network_architecture(
             manager,

@@ -1,0 +1,145 @@
+"""The paper's own network, PVT-V2-B2 and EMCAD, in place of nnU-Net's, with the paper's optimiser; for 2d alone.
+
+Planning, data, augmentation, validation and prediction stay nnU-Net's. Each trainer is :class:`EMCADTrainer` and one
+that brings the loss.
+"""
+
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.networks.alignment import output_strides
+from nnunet_lomix.trainers.baselines import (
+    nnUNetTrainerAdditiveMix,
+    nnUNetTrainerEqualDeepSupervision,
+    nnUNetTrainerLoMixPaper,
+)
+from nnunet_lomix.trainers.lomix import nnUNetTrainerLoMix
+from nnunet_lomix.trainers.sentences import ends_with_a_sentence
+
+
+class EMCADTrainer(nnUNetTrainer):
+    """Builds the network and the optimiser of the paper; to be named before a trainer that brings a loss.
+
+    AdamW with a constant learning rate of 1e-4 and a weight decay of 1e-4. A training that starts anew gives the
+    encoder pretrained weights if they are at hand, and its log says whether they were
+    (:func:`~nnunet_lomix.networks.pvt.load_pretrained`).
+
+    Attributes:
+        epochs: length of the training; None for nnU-Net's default.
+    """
+
+    epochs: int | None = None
+    _continues = False  # from a checkpoint, whose weights replace all others
+
+    @ends_with_a_sentence
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net wants its own signature
+    ):
+        require_2d(PlansManager(plans).get_configuration(configuration))
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr = 1e-4
+        self.weight_decay = 1e-4
+        if self.epochs is not None:
+            self.num_epochs = self.epochs
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The network with random weights; nnU-Net calls this to predict, too.
+
+        Raises:
+            LoMixError: the configuration isn't 2d.
+        """
+        # imports timm, which the look-up of the other trainers doesn't need
+        from nnunet_lomix.networks.network import EMCADNetwork
+
+        require_2d(configuration_manager)
+        return EMCADNetwork(num_input_channels, num_output_channels, enable_deep_supervision)
+
+    @ends_with_a_sentence
+    def initialize(self) -> None:
+        super().initialize()
+        if not self._continues:
+            from nnunet_lomix.networks.pvt import load_pretrained
+
+            network = self.network.module if self.is_ddp else self.network
+            self.print_to_log_file(load_pretrained(network.encoder))
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        self._continues = True
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        constant = PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0)
+        return optimizer, constant
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        """How long each output is in units of the image, by axis; finest first."""
+        if not self.enable_deep_supervision:
+            return None
+        strides = output_strides(self.configuration_manager.patch_size)
+        return [[1 / stride for stride in axes] for axes in strides]
+
+
+def require_2d(configuration: ConfigurationManager) -> None:
+    """Refuse a configuration whose patches aren't two-dimensional.
+
+    Raises:
+        LoMixError: they aren't.
+    """
+    size = configuration.patch_size
+    if len(size) != 2:
+        raise LoMixError(
+            f"The EMCAD network is 2D, but this configuration has patches of {' x '.join(map(str, size))}: train the "
+            "configuration 2d with it, or this one with nnUNetTrainerLoMix."
+        )
+
+
+class nnUNetTrainerEMCAD(EMCADTrainer):
+    """The paper's network, PVT-V2-B2 and EMCAD, and its AdamW, with nnU-Net's deep supervision; 2d only."""
+
+
+class nnUNetTrainerEMCADSingleOutput(EMCADTrainer):
+    """The paper's network, supervised at its finest output alone, by nnU-Net's loss; 2d only."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net wants its own signature
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+
+
+class nnUNetTrainerEMCADLoMix(EMCADTrainer, nnUNetTrainerLoMix):
+    """The paper's network with the loss of nnUNetTrainerLoMix; 2d only."""
+
+
+class nnUNetTrainerEMCADLoMixPaper(EMCADTrainer, nnUNetTrainerLoMixPaper):
+    """The paper's network, optimiser and rule, free softplus weights on 0.3 CE + 0.7 (1 − Dice); 2d only."""
+
+
+class nnUNetTrainerEMCADAdditiveMix(EMCADTrainer, nnUNetTrainerAdditiveMix):
+    """The paper's network with the loss of nnUNetTrainerAdditiveMix; 2d only."""
+
+
+class nnUNetTrainerEMCADEqualDeepSupervision(EMCADTrainer, nnUNetTrainerEqualDeepSupervision):
+    """The paper's network with the loss of nnUNetTrainerEqualDeepSupervision; 2d only."""
