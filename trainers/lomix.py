@@ -299,9 +299,10 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             self.print_to_log_file("The checkpoint has no LoMix state: the weights of the maps start anew.")
             self.logger.local_logger.my_fantastic_logging[HISTORY] = [{} for _ in range(self.current_epoch)]
             return
+        if "anchor" not in state and self.anchor != "z_0":
+            self._anchor_at_z_0()
         # before the first release the operators were called mixers; the loss loads them, too
         keys = {key.replace("mixers.", "operators.", 1) for key in state["loss"]} - {"last_losses"}
-        # before the first release there was no other anchor than z_0
         found = state["rule"], state.get("anchor", "z_0"), state.get("maps"), keys
         ours = self.rule, self.anchor, [m.name for m in self.loss.maps], set(self.loss.state_dict()) - {"last_losses"}
         if found != ours:
@@ -313,6 +314,13 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         if self.loss_optimizer is not None:
             self._load_loss_optimizer(self.loss_optimizer, state["optimizer"])
         self.logger.local_logger.my_fantastic_logging[HISTORY] = state["history"]
+
+    def _anchor_at_z_0(self) -> None:
+        """A training from before there was another anchor goes on as it began."""
+        self.anchor = "z_0"
+        self.loss = self._build_loss()
+        self.loss_optimizer = self.configure_loss_optimizer()
+        self.print_to_log_file("The checkpoint is of a training with the anchor z_0, and so it goes on.")
 
     @staticmethod
     def _load_loss_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:

@@ -143,6 +143,25 @@ def test_a_checkpoint_with_other_maps_is_refused(make, tmp_path):
             make(cls).load_checkpoint(str(tmp_path / "checkpoint.pth"))
 
 
+def test_a_training_from_before_there_were_anchors_goes_on_as_it_began(make, tmp_path):
+    class Before(LoMixTiny):
+        anchor = "z_0"
+
+    file = tmp_path / "checkpoint.pth"
+    first, now = make(Before), make(LoMixTiny)
+    train_steps(first)
+    first.save_checkpoint(str(file))
+    checkpoint = torch.load(file, weights_only=False)
+    del checkpoint["lomix"]["anchor"]
+    torch.save(checkpoint, file)
+    now.load_checkpoint(str(file))
+    for trainer in (first, now):
+        train_steps(trainer)
+    for part in ("network", "loss", "optimizer", "loss_optimizer"):
+        assert_same(*(getattr(trainer, part).state_dict() for trainer in (first, now)))
+    assert "with the anchor z_0, and so it goes on" in Path(now.log_file).read_text()
+
+
 def test_a_resumed_training_has_the_learning_rates_of_its_class(make, tmp_path):
     class Slower(LoMixTiny):
         weights_lr = 1e-5
