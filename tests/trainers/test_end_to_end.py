@@ -59,30 +59,8 @@ def test_train_resume_validate_and_predict_2d(own_results, tmp_path):
     assert np.array_equal(segmentation(by_name / name), segmentation(by_folder / name))
 
 
-def test_a_stock_checkpoint_can_be_continued_or_pretrain(own_results):
+def test_the_cascade(own_results):
     nnunet = own_results("classes")
-    nnunet.train(701, "2d", "-tr", "nnUNetTrainerTiny", **UNVALIDATED)
-    stock = nnunet.model("2d", "nnUNetTrainerTiny") / "fold_0" / "checkpoint_final.pth"
-    fold = stock.parents[2] / "nnUNetTrainerLoMixTiny__nnUNetPlans__2d" / "fold_0"
-
-    nnunet.train(701, "2d", "-pretrained_weights", stock, **UNVALIDATED)
-    assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 1
-
-    shutil.copy(stock, fold)
-    output = nnunet.train(701, "2d", "--c", TINY_EPOCHS="2", **UNVALIDATED)
-    assert "The checkpoint has no LoMix state" in output
-    assert list(pd.read_csv(fold / "lomix_weights.csv")["z_0"].isna()) == [True, False]
-
-    # and back: nnU-Net's own trainer goes on with a checkpoint of ours
-    shutil.copy(fold / "checkpoint_final.pth", stock)
-    nnunet.train(701, "2d", "-tr", "nnUNetTrainerTiny", "--c", TINY_EPOCHS="3", **UNVALIDATED)
-
-
-def test_3d_fullres_and_the_cascade(own_results):
-    nnunet = own_results("classes")
-    nnunet.train(701, "3d_fullres")
-    assert (nnunet.model("3d_fullres") / "fold_0" / "validation" / "summary.json").is_file()
-
     # images this small get no cascade from the planner: the plans are completed by hand
     shutil.copytree(nnunet.preprocessed.resolve(), nnunet.folder / "with_cascade")
     nnunet.preprocessed.unlink()

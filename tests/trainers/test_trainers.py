@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch._dynamo import OptimizedModule
 
@@ -276,19 +278,26 @@ def test_two_losses_are_not_combined(make, other, order):
         make(combined, initialize=False)
 
 
-def test_other_variants_of_nnunet_combine_well(make):
-    variants = [
-        "nnUNetTrainer_5epochs",
-        "nnUNetTrainerDA5",
-        "nnUNetTrainerNoMirroring",
-        "nnUNetTrainerBN",
-        "nnUNetTrainerAdam",
-    ]
-    for name in variants:
-        combined = type("Combined", (Tiny, recursive_find_trainer_class_by_name(name), nnUNetTrainerLoMix), {})
-        trainer = make(combined)
-        assert len(trainer.loss.maps) == 19
-        train_steps(trainer)
+def test_a_stock_checkpoint_can_be_continued_or_pretrain_and_back(make):
+    stock, ours, back = make(StockTiny), make(LoMixTiny), make(StockTiny)
+    for epochs, trainer in enumerate((stock, ours, back), 1):
+        trainer.num_epochs = epochs
+    stock.run_training()
+    final = os.path.join(stock.output_folder, "checkpoint_final.pth")
+    load_pretrained_weights(ours.network, final)
+    weights = stock.network.state_dict()
+    assert all(torch.equal(p, weights[k]) for k, p in ours.network.state_dict().items() if "seg_layers" not in k)
+
+    ours.load_checkpoint(final)
+    ours.run_training()
+    assert "The checkpoint has no LoMix state" in Path(ours.log_file).read_text()
+    history = pd.read_csv(os.path.join(ours.output_folder, "lomix_weights.csv"))
+    assert list(history["z_0"].isna()) == [True, False]
+
+    back.load_checkpoint(os.path.join(ours.output_folder, "checkpoint_final.pth"))
+    assert_same(back.network.state_dict(), ours.network.state_dict())
+    back.run_training()
+    assert back.current_epoch == 3
 
 
 def test_a_finished_checkpoint_of_another_trainer_is_not_taken_for_a_training_with_lomix(make):

@@ -138,6 +138,7 @@ class nnUNetTrainerLoMixAlignment(nnUNetTrainerLoMix):
     """LoMix by one of the rules of this module, which it shows how much each map helps ``z_0``."""
 
     rule = "alignment"
+    anchor = "z_0"
 
     def train_step(self, batch: dict) -> dict:
         if self.loss.rule.steps % self.loss.rule.alignment_every == 0:

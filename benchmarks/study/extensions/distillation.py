@@ -69,6 +69,7 @@ class nnUNetTrainerLoMixDistillation(nnUNetTrainerLoMix):
         distillation: factor of the divergence.
     """
 
+    anchor = "z_0"
     distillation = 1.0
 
     def make_loss(self, *args: Any, **kwargs: Any) -> LoMixLoss:

@@ -47,6 +47,7 @@ class nnUNetTrainerLoMixFading(nnUNetTrainerLoMix):
     """LoMix by one of the rules of this module, which it tells how much of the training is over."""
 
     rule = "fade_out"
+    anchor = "z_0"
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
