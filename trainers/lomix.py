@@ -150,7 +150,11 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         """nnU-Net's deep supervision as the anchor; None for ``z_0``."""
         if self.anchor not in ("z_0", "deep_supervision"):
             raise ValueError(f"the anchor must be 'z_0' or 'deep_supervision', not {self.anchor!r}")
-        return super()._build_loss() if self.anchor == "deep_supervision" else None
+        if self.anchor == "z_0":
+            return None
+        anchor = super()._build_loss()
+        anchor.loss.weight_ce, anchor.loss.weight_dice = self.weight_ce, self.weight_dice
+        return anchor
 
     @ends_with_a_sentence
     def _require_several_outputs(self) -> None:
@@ -299,11 +303,11 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             self.print_to_log_file("The checkpoint has no LoMix state: the weights of the maps start anew.")
             self.logger.local_logger.my_fantastic_logging[HISTORY] = [{} for _ in range(self.current_epoch)]
             return
-        if "anchor" not in state and self.anchor != "z_0":
+        if "anchor" not in state and self.anchor != "z_0" and not self._names_its_anchor():
             self._anchor_at_z_0()
         # before the first release the operators were called mixers; the loss loads them, too
         keys = {key.replace("mixers.", "operators.", 1) for key in state["loss"]} - {"last_losses"}
-        found = state["rule"], state.get("anchor", "z_0"), state.get("maps"), keys
+        found = state["rule"], state.get("anchor", self.anchor), state.get("maps"), keys
         ours = self.rule, self.anchor, [m.name for m in self.loss.maps], set(self.loss.state_dict()) - {"last_losses"}
         if found != ours:
             raise LoMixError(
@@ -315,8 +319,13 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             self._load_loss_optimizer(self.loss_optimizer, state["optimizer"])
         self.logger.local_logger.my_fantastic_logging[HISTORY] = state["history"]
 
+    @classmethod
+    def _names_its_anchor(cls) -> bool:
+        """Whether a subclass does, so that it doesn't depend on the default."""
+        return any("anchor" in vars(base) for base in cls.__mro__[: cls.__mro__.index(nnUNetTrainerLoMix)])
+
     def _anchor_at_z_0(self) -> None:
-        """A training from before there was another anchor goes on as it began."""
+        """A training from when z_0 was the default goes on as it began; its checkpoint doesn't name the anchor."""
         self.anchor = "z_0"
         self.loss = self._build_loss()
         self.loss_optimizer = self.configure_loss_optimizer()

@@ -84,7 +84,7 @@ class ResumableTrainer(nnUNetTrainer):
             try:
                 super().run_training()
             finally:
-                self._stop_listening()
+                self.stop_listening()
                 self.__dict__.pop("train_step", None)  # the class's own is back
         if self._signal is not None and self.local_rank == 0:  # it came when there was nothing more to train
             self._exit(
@@ -234,7 +234,7 @@ class ResumableTrainer(nnUNetTrainer):
         except ValueError:  # not in the main thread, where alone Python allows it
             self.print_to_log_file("Signals end this training without a checkpoint, as it isn't in the main thread.")
 
-    def _stop_listening(self) -> None:
+    def stop_listening(self) -> None:
         self._may_stop = False
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

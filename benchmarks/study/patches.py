@@ -40,7 +40,13 @@ class Cases(NamedTuple):
 
     @classmethod
     def load(cls, trainer: nnUNetTrainer, names: list[str]) -> "Cases":
-        """Preprocessed cases of the trainer's dataset, on its device."""
+        """Preprocessed cases of the trainer's dataset, on its device.
+
+        Raises:
+            ValueError: it has regions or an ignore label.
+        """
+        if trainer.label_manager.has_regions or trainer.label_manager.has_ignore_label:
+            raise ValueError("only plain classes can be drawn on the device")
         dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, names)
         images, labels, shapes, voxels, rows = [], [], [], [], []
         for name in names:
@@ -142,21 +148,22 @@ class Patches:
 
     def change_intensities(self, images: Tensor) -> Tensor:
         """Noise, brightness, contrast and gamma."""
+        channels = images.shape[1]
         noise = torch.randn(images.shape, generator=self.generator, device=images.device)
-        images = images + noise * as_image(self.draw_between(0, 0.1) * self.with_probability(0.1))
-        images = images * as_image(self.draw_factor(0.75, 1.25, 0.15))
+        images = images + noise * as_image((self.draw_between(0, 0.1) * self.with_probability(0.1))[:, None])
+        images = images * as_image(self.draw_factors(0.75, 1.25, 0.15, channels))
         mean, (low, high) = images.mean((2, 3), keepdim=True), extremes(images)
-        contrast = as_image(self.draw_factor(0.75, 1.25, 0.15))
+        contrast = as_image(self.draw_factors(0.75, 1.25, 0.15, channels))
         images = ((images - mean) * contrast + mean).clamp(low, high)
-        images = -change_gamma(-images, as_image(self.draw_factor(0.7, 1.5, 0.1)))
-        return change_gamma(images, as_image(self.draw_factor(0.7, 1.5, 0.3)))
+        images = -change_gamma(-images, as_image(self.draw_factors(0.7, 1.5, 0.1, channels)))
+        return change_gamma(images, as_image(self.draw_factors(0.7, 1.5, 0.3, channels)))
 
     def draw_uniform(self, *size: int) -> Tensor:
         """Numbers from 0 to 1, ``(B, *size)``."""
         return torch.rand(self.batch_size, *size, generator=self.generator, device=self.patch.device)
 
-    def draw_between(self, low: float, high: float) -> Tensor:
-        return low + (high - low) * self.draw_uniform()
+    def draw_between(self, low: float, high: float, *size: int) -> Tensor:
+        return low + (high - low) * self.draw_uniform(*size)
 
     def draw_below(self, bounds: Tensor) -> Tensor:
         """Whole numbers from 0 to bounds - 1, of the shape of ``bounds``, ``(B, …)``."""
@@ -165,15 +172,15 @@ class Patches:
     def with_probability(self, p: float) -> Tensor:
         return self.draw_uniform() < p
 
-    def draw_factor(self, low: float, high: float, p: float) -> Tensor:
-        """With probability p a factor, half of the time below 1 and half of the time above; else 1."""
-        below = self.with_probability(0.5)
-        factor = torch.where(below, self.draw_between(low, 1), self.draw_between(1, high))
-        return torch.where(self.with_probability(p), factor, 1.0)
+    def draw_factors(self, low: float, high: float, p: float, channels: int) -> Tensor:
+        """With probability p factors, half of them below 1 and half of them above; else 1; ``(B, channels)``."""
+        below = self.draw_uniform(channels) < 0.5
+        factors = torch.where(below, self.draw_between(low, 1, channels), self.draw_between(1, high, channels))
+        return torch.where(self.with_probability(p)[:, None], factors, 1.0)
 
 
 def as_image(numbers: Tensor) -> Tensor:
-    return numbers[:, None, None, None]
+    return numbers[..., None, None]
 
 
 def extremes(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,9 +22,11 @@ from study import PLANS, TRAINED  # lets Python find the arms, too
 from torch import Tensor, autocast
 from torch.optim import Optimizer
 
-from nnunet_lomix.loss import SamplingLoMixLoss
+from nnunet_lomix.loss import LoMixLoss
+from nnunet_lomix.loss.backends.lean import Lean
 from nnunet_lomix.nnunet.results import read_dataset_json, read_json
 from nnunet_lomix.trainers import nnUNetTrainerLoMix
+from nnunet_lomix.trainers.resumable import ResumableTrainer
 
 STEPS_BEFORE_CAPTURE = 3  # of the training; libraries choose their algorithms, and optimisers make their state
 # their weights depend on the losses of a step alone, not on its number, which a graph would repeat
@@ -78,6 +80,9 @@ def train_step(trainer: nnUNetTrainer, images: Tensor, labels: Tensor | list[Ten
 def keep_on_device(optimizer: Optimizer) -> None:
     """Have the whole step of an optimiser on the device, and read its learning rates there, before its first step."""
     for group in optimizer.param_groups:
+        if group.get("momentum"):  # else what a first step that is left out finds in its memory
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         group |= {"fused": True, "foreach": False, "lr": torch.tensor(group["lr"], device=group["params"][0].device)}
         if "capturable" in group:
             group["capturable"] = True
@@ -104,6 +109,8 @@ class Arm:
                 keep_on_device(optimizer)
             self.rates = [group["lr"] for group in trainer.optimizer.param_groups]
         trainer.on_train_start()
+        if isinstance(trainer, ResumableTrainer):
+            trainer.stop_listening()  # to signals: here nobody goes on from a checkpoint
 
     def start_epoch(self) -> None:
         self.trainer.on_epoch_start()
@@ -129,7 +136,8 @@ class Arm:
     def capture(self) -> torch.cuda.CUDAGraph:
         """The step as a graph; nothing is computed."""
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.training.generator)
+        if torch.__version__ < "2.14":  # newer ones find the generators themselves, and warn
+            graph.register_generator_state(self.training.generator)
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, stream=self.stream):
             self.compute_step()
@@ -147,29 +155,39 @@ class Arm:
 
 
 def is_capturable(trainer: nnUNetTrainer) -> bool:
-    """Whether all steps do the same; a sample is drawn, and some rules weigh, by the number of the step."""
-    if isinstance(trainer, nnUNetTrainerLoMix):
-        return trainer.rule in CAPTURABLE_RULES and not isinstance(trainer.loss, SamplingLoMixLoss)
-    return True
+    """Whether all steps do the same, and on the device alone, as far as the steps before have shown.
+
+    A sample is drawn, and some rules weigh, by the number of the step; the backend lean copies from the host.
+    """
+    if not isinstance(trainer, nnUNetTrainerLoMix):
+        return True
+    on_device = not any(isinstance(backend, Lean) for backend in trainer.loss.chosen_backends())
+    return type(trainer.loss) is LoMixLoss and trainer.rule in CAPTURABLE_RULES and on_device
 
 
 def train(arms: list[Arm]) -> float:
-    """Train all arms to their end, side by side; gives the seconds of their steps alone."""
-    trainers = [arm.trainer for arm in arms]
-    epochs, steps = trainers[0].num_epochs, trainers[0].num_iterations_per_epoch
-    seconds = 0.0
+    """Train all arms to their end, side by side; gives the seconds of their steps alone.
+
+    An arm whose training can't go on is taken out of the list; it has no final checkpoint.
+    """
+    first = arms[0].trainer
+    epochs, steps, seconds = first.num_epochs, first.num_iterations_per_epoch, 0.0
     for _ in range(epochs):
         for arm in arms:
             arm.start_epoch()
-        start = now(trainers[0].device)
+        start = now(first.device)
         for _ in range(steps):
             for arm in arms:
                 arm.step()
-        seconds += now(trainers[0].device) - start
-        for arm in arms:
-            arm.end_epoch()
-    for trainer in trainers:
-        trainer.on_train_end()
+        seconds += now(first.device) - start
+        for arm in list(arms):
+            try:
+                arm.end_epoch()
+            except SystemExit as end:  # of our trainers, with a sentence
+                print(f"{type(arm.trainer).__name__} has ended: {end}")
+                arms.remove(arm)
+    for arm in arms:
+        arm.trainer.on_train_end()
     return seconds
 
 
@@ -191,12 +209,12 @@ def main(file: Path) -> None:
         if key not in cases:
             train_cases, val_cases = (Cases.load(trainer, list(names)) for names in trainer.do_split())
             cases[key] = train_cases, val_cases
-        seed = run["budget"]["seed"]
+        seed = run["budget"]["seed"] + 500 * trainer.other_batches
         arms.append(Arm(trainer, *(Patches(c, trainer, seed) for c in cases[key])))
     seconds = train(arms)
     steps = sum(arm.steps for arm in arms)
     captured = sum(arm.graph is not None for arm in arms)
-    print(f"{len(arms)} trainings, {captured} of them on graphs: {steps / seconds:.1f} steps a second")
+    print(f"Trained {len(arms)} runs, {captured} of them on graphs: {steps / seconds:.1f} steps a second")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ def main(out: Path, dataset: str, arms: str, optimiser: str, turns: int) -> None
         }
         with redirect_stdout(StringIO()):  # a banner of each trainer
             trainers = {name: make_trainer(name, out / "preprocessed" / dataset) for name in names}
+            for trainer in trainers.values():
+                trainer.print_to_log_file = lambda *text, **options: None
             seconds = measure(trainers, turns)
     table = pd.DataFrame(
         {

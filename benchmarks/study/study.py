@@ -32,6 +32,7 @@ import click
 import numpy as np
 import pandas as pd
 from generated import write_datasets
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from report import write_report
 from rich.progress import track
@@ -47,7 +48,7 @@ from nnunet_lomix.weights.history import TABLE
 TRAINERS_FOLDER = Path(__file__).parent / "study_trainers"
 sys.path.append(str(TRAINERS_FOLDER))
 
-from arms import ARMS, OPTIMISERS  # noqa: E402
+from arms import ARMS, LOMIX, OPTIMISERS  # noqa: E402
 
 SIZES = ("full", "scarce")
 SCARCE_FRACTION = 0.05
@@ -108,6 +109,8 @@ def main(
     check_names("--datasets", datasets, folders)
     check_names("--sizes", sizes, SIZES)
     check_names("--arms", arms, ARMS)
+    if device == "cuda":
+        refuse_own_steps(arms)
     wanted = datasets.split(",") if datasets else folders
     prepared = [study.prepare(folder) for name, folder in folders.items() if name in wanted]
     runs = [
@@ -132,6 +135,14 @@ def check_names(option: str, given: str, known: Iterable[str]) -> None:
     unknown = set(given.split(",")) - set(known) - {""}
     if unknown:
         raise UsageError(f"{option}: unknown {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
+
+
+def refuse_own_steps(arms: str) -> None:
+    """Of arms with a training step of their own: side_by_side.py has one for all."""
+    known = (nnUNetTrainer.train_step, LOMIX.train_step)
+    own = [arm for arm in arms.split(",") if ARMS[arm][0].train_step not in known]
+    if own:
+        raise UsageError(f"--device cuda can't train {', '.join(own)}: they have a training step of their own.")
 
 
 def raw_datasets(data: Path | None, raw: Path) -> dict[str, Path]:
@@ -170,7 +181,7 @@ class Study:
 
     def run(self, command: list[object], log: Path, **variables: str) -> None:
         """Run a command of nnU-Net on the folders of the study."""
-        own = {"nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
+        own = {"nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1", "nnUNet_compile": "f"}
         run_command(command, log, {**folders_below(self.out), **trainers_first(TRAINERS_FOLDER), **own, **variables})
 
     def prepare(self, folder: Path) -> str:
@@ -213,13 +224,20 @@ class Study:
         self.run_nnunet(run, "stdout.log")
         self.add_to_tables(run)
 
-    def train_side_by_side(self, runs: list[Run], jobs: int, clock: Clock, pool: Executor) -> Iterator[Future[None]]:
-        """Train ``jobs`` runs of one dataset at a time; gives a task for each, which validates it and adds its rows."""
-        for _, group in groupby(runs, lambda run: run.dataset):
+    def train_side_by_side(self, runs: list[Run], jobs: int, clock: Clock, pool: Executor) -> Iterator[Future[bool]]:
+        """Train ``jobs`` runs of one dataset at a time; gives a task for each, which validates it and adds its rows.
+
+        A run that was trained, but not validated before a deadline, is validated now.
+        """
+        validations = Clock(clock.end - perf_counter())
+        trained = [run for run in runs if self.fold_folder(run).is_finished()]
+        yield from [pool.submit(validations.time, self.validate, run) for run in trained]
+        for _, group in groupby([run for run in runs if run not in trained], lambda run: run.dataset):
             for chunk in iter(lambda group=group: list(islice(group, jobs)), []):
                 if not clock.time(self.train_chunk, chunk):
                     return
-                yield from [pool.submit(self.validate, run) for run in chunk]
+                done = [run for run in chunk if self.fold_folder(run).is_finished()]
+                yield from [pool.submit(validations.time, self.validate, run) for run in done]
 
     def train_chunk(self, runs: list[Run]) -> None:
         """Train runs of one dataset in one process, which has one copy of the data."""
@@ -237,8 +255,10 @@ class Study:
         file.write_text(json.dumps({"device": self.device, "runs": described}))
         command = ["python", Path(__file__).with_name("side_by_side.py"), file]
         log = self.out / "side_by_side.log"
-        self.run(command, log, nnUNet_n_proc_DA="0", nnUNet_compile="f")
-        print(log.read_text().splitlines()[-1])
+        self.run(command, log, nnUNet_n_proc_DA="0")
+        for line in log.read_text().splitlines():
+            if line.startswith(("Study", "Trained")):  # what has ended too early, and how fast it was
+                print(line)
 
     def validate(self, run: Run) -> None:
         self.run_nnunet(run, "validation.log", "--val")

@@ -68,6 +68,8 @@ def find(source: Path) -> Download:
         part = part_of(source, folder)
         if part:
             parts[part] += [f"{prefix}{name_case(stem)}" for stem in own]
+    if len(cases) != len(names):
+        raise LoMixError(f"{source} has pictures whose names differ by zeros or spaces alone: give them other names.")
     drawn = not any(parts.values())
     if drawn:
         parts = split(sorted(cases))
@@ -143,8 +145,9 @@ def identify(source: Path, found: dict[Path, dict[str, Case]]) -> str:
     """
     stems = [stem for own in found.values() for stem in own]
     images = (next(iter(own.values())).image.parent for own in found.values() if own)
-    said = " ".join((source.resolve().name, *(str(folder.relative_to(source)) for folder in images))).lower()
-    by_name = [name for mark, name in MARKS.items() if mark in said]
+    inside = " ".join(str(folder.relative_to(source)) for folder in images).lower()
+    said = f"{source.resolve().name} {inside}".lower()  # people may call a folder original
+    by_name = [name for mark, name in MARKS.items() if mark in (inside if mark == "original" else said)]
     by_size = [name for name, size in SIZES.items() if size == len(stems)]
     name = next(iter(by_name or by_size), "")
     if not name:

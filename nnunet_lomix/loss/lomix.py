@@ -218,9 +218,12 @@ class LoMixLoss(nn.Module):
         """
         if self.anchor is None:
             return self.supervise_maps(outputs, target)
+        if self.share == 1:  # nothing else has weight, and a training is to the last bit that of the anchor alone
+            alone: Tensor = self.anchor(outputs, target)
+            return alone
+        maps = self.supervise_maps(outputs, target)  # first, as it looks at shapes and labels
         anchor: Tensor = self.anchor(outputs, target)
-        # nothing else has weight then, and a training is to the last bit that of the anchor alone
-        return anchor if self.share == 1 else self.share * anchor + self.supervise_maps(outputs, target)
+        return self.share * anchor + maps
 
     def supervise_maps(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
         """The weighted loss of the maps alone, a scalar; arguments as for :meth:`forward`."""
@@ -245,6 +248,10 @@ class LoMixLoss(nn.Module):
         """The same value, with the gradients of the rule's parameters."""
         objective = self.rule.objective(observed)
         return loss if objective is None else loss + objective - objective.detach()
+
+    def chosen_backends(self) -> list[Backend]:
+        """The backends that have computed so far, one for each kind of case."""
+        return list(self._backends.values())
 
     def _backend_for(self, z_0: Tensor, evaluated: int) -> Backend:
         """The named backend, or the one that suits; logged once, as a warning if it isn't the named one."""

@@ -38,7 +38,7 @@ def plot_history(history: Sequence[Mapping[str, float]], maps: Sequence[Map], fo
     total = sum(next(filter(None, history)).values())  # 1, but for the paper's weights; that they fade stays visible
     shares = [{name: weight / total for name, weight in epoch.items()} for epoch in history]
     last = {name: 100 * share for name, share in shares[-1].items()}
-    # z_0 has most of the loss: the colours are for the others
+    # z_0 may have a share of its own: the colours are for the others
     top = max(percent for name, percent in last.items() if name != "z_0")
     beyond = " (z_0 is beyond the colour scale)" if last["z_0"] > top else ""
     width = max(8, 4 + 0.62 * len({m.subset for m in maps}))

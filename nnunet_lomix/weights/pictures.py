@@ -129,12 +129,12 @@ def _list_rows_and_columns(maps: Sequence[Map]) -> tuple[list[str], list[str]]:
 
 
 def draw_evolution(finest: Axes, others: Axes, history: Sequence[Mapping[str, float]], maps: Sequence[Map]) -> None:
-    """Draw the weight of each map over epochs, in %: that of z_0 apart, as it is far above all others.
+    """Draw the weight of each map over epochs, in %: that of z_0 apart, as it may be far above all others.
 
     :func:`finish_evolution` completes it.
 
     Args:
-        finest: where z_0 is drawn, on an axis from 0 to 100 %.
+        finest: where z_0 is drawn, on a linear axis from 0.
         others: below it, where the other maps are drawn, on a logarithmic axis.
         history: for each epoch the weight of each map by name, as a share; the last epoch must have all.
         maps: in any order.
@@ -151,8 +151,8 @@ def draw_evolution(finest: Axes, others: Axes, history: Sequence[Mapping[str, fl
             linewidth=2.5 if is_finest else 1,
             alpha=1 if is_finest else 0.7,
         )
-    finest.set_ylim(0, 1.1 * max(100, np.nanmax(weights["z_0"])))
-    finest.set_yticks([0, 50, 100])
+    finest.set_ylim(0, 1.1 * max(10, np.nanmax(weights["z_0"])))
+    finest.yaxis.set_major_locator(MaxNLocator(2))
     finest.annotate("z_0", (1, weights["z_0"][-1]), (4, 0), ("axes fraction", "data"), "offset points", va="center")
     finest.tick_params(labelbottom=False)
     if any(np.nanmax(weights[m.name]) > 0 for m in maps if m.name != "z_0"):
@@ -244,7 +244,7 @@ def spread(heights: Sequence[float], distance: float) -> list[float]:
 
 
 def _draw_differences(ax: Axes, differences: pd.Series, top: float, group: Group) -> None:
-    """The heat map of what LoMix changed; z_0 isn't weighed against the others and has its share instead."""
+    """The heat map of what LoMix changed; z_0, which may have a guaranteed share, has its share instead."""
     draw_heat_map(ax, differences.to_dict(), group.maps, TwoSlopeNorm(0, -top, top), "RdBu_r", "+.0f")
     ax.set_facecolor("#e4e4e4")  # where there is no map; white is an equal weight
     operators, subsets = _list_rows_and_columns(group.maps)

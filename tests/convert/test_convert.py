@@ -26,6 +26,7 @@ from .downloads import (
     write_clinicdb,
     write_layout,
     write_picture,
+    write_pictures,
     write_synapse,
     write_volume,
 )
@@ -159,6 +160,20 @@ def test_clinicdb(whole, nnunet):
         if number % 50 == 0:  # nnU-Net's own reader
             channels, _ = NaturalImage2DIO().read_images([str(folder / f"imagesTr/{number:03}_0000.png")])
             assert np.array_equal(channels[:, 0], picture.transpose(2, 0, 1))
+
+
+def test_names_that_become_one_are_refused(own, nnunet):
+    folder = own("polyp") / "CVC-ClinicDB"
+    for part in ("Original", "Ground Truth"):
+        (folder / part / "2.tif").rename(folder / part / "01.tif")
+    with pytest.raises(LoMixError, match="has pictures whose names differ by zeros or spaces alone"):
+        convert("polyp", folder)
+
+
+def test_a_folder_may_be_called_original(tmp_path, nnunet):
+    folder = tmp_path / "original_colon"
+    write_pictures(folder / "images", folder / "masks", map(str, range(1, 381)), ".png")
+    assert convert("polyp", folder).name == "Dataset603_CVCColonDB"
 
 
 @pytest.mark.parametrize("kind, level", [(kind, level) for kind, levels in LEVELS.items() for level in levels[1:]])

@@ -149,8 +149,11 @@ def test_a_training_from_before_there_were_anchors_goes_on_as_it_began(make, tmp
     class Before(LoMixTiny):
         anchor = "z_0"
 
+    class Named(LoMixTiny):
+        anchor = "deep_supervision"
+
     file = tmp_path / "checkpoint.pth"
-    first, now = make(Before), make(LoMixTiny)
+    first, now, named = make(Before), make(LoMixTiny), make(Named)
     train_steps(first)
     first.save_checkpoint(str(file))
     checkpoint = torch.load(file, weights_only=False)
@@ -162,6 +165,8 @@ def test_a_training_from_before_there_were_anchors_goes_on_as_it_began(make, tmp
     for part in ("network", "loss", "optimizer", "loss_optimizer"):
         assert_same(*(getattr(trainer, part).state_dict() for trainer in (first, now)))
     assert "with the anchor z_0, and so it goes on" in Path(now.log_file).read_text()
+    named.load_checkpoint(str(file))  # this class doesn't depend on what is the default
+    assert named.anchor == "deep_supervision" and named.loss.anchor is not None
 
 
 def test_a_resumed_training_has_the_learning_rates_of_its_class(make, tmp_path):
@@ -390,6 +395,18 @@ def test_deep_supervision_and_the_maps_add_up(make):
     assert torch.equal(whole.loss(outputs, target), deep_supervision)
     assert float(trainer.loss.weights().sum()) == pytest.approx(0.75)
     assert set(trainer.loss.state_dict()) == set(mixture.state_dict())
+
+
+@pytest.mark.parametrize("labels", ["classes", "ignore"])
+def test_the_anchor_has_the_terms_of_the_maps(make, labels):
+    class OnlyDice(LoMixTiny):
+        weight_ce, weight_dice = 0.0, 2.0
+
+    loss, whole = make(OnlyDice, labels).loss, make(LoMixTiny, labels).loss
+    z = [torch.randn(4, loss.num_classes, 64 // 2**j, 64 // 2**j) for j in range(3)]
+    target = [torch.randint(2, (4, 1, *x.shape[2:])) for x in z]
+    whole.anchor.loss.weight_ce = 0
+    assert loss.anchor(z, target).item() == pytest.approx(2 * whole.anchor(z, target).item(), rel=1e-5)
 
 
 def test_an_unknown_anchor(make):

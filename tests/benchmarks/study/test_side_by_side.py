@@ -86,12 +86,14 @@ def test_an_arm_with_a_training_step_of_its_own_is_refused(make: Make, harness: 
 @pytest.mark.parametrize(
     "arm, expected",
     [("nnUNetTrainer", True), ("deep_supervision_0.50", True), ("equal", True), ("fade_in", False)]
-    + [("deep_supervision_sampled", False)],
+    + [("deep_supervision_sampled", False), ("distillation", False), ("backend_lean", False)],
 )
-def test_what_depends_on_the_number_of_the_step_is_not_captured(
+def test_what_is_not_the_same_in_all_steps_or_copies_from_the_host_is_not_captured(
     arm: str, expected: bool, make: Make, harness: ModuleType
 ) -> None:
-    assert harness.is_capturable(make(arm)) == expected
+    trainer = make(arm)
+    harness.train_step(trainer, *make_patches(trainer).draw())
+    assert harness.is_capturable(trainer) == expected
 
 
 def test_trainings_side_by_side_leave_what_nnunet_validates(make: Make, harness: ModuleType, tmp_path: Path) -> None:
@@ -116,15 +118,70 @@ def test_trainings_side_by_side_leave_what_nnunet_validates(make: Make, harness:
 def test_a_training_of_replayed_steps_is_one_of_computed_steps(
     arm: str, make: Make, harness: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    networks = []
+    networks, losses, states = [], [], []
     for captured in (True, False):
         monkeypatch.setattr(harness, "is_capturable", lambda trainer, captured=captured: captured)
         trainer = make(arm, "cuda")
         replaying = harness.Arm(trainer, make_patches(trainer, seed=3), make_patches(trainer))
         harness.train([replaying])
+        losses.append(trainer.logger.get_value("train_losses", step=None))
+        states.append(replaying.training.generator.get_state())
         assert (replaying.graph is not None) == captured
         networks.append(torch.cat([p.detach().flatten() for p in trainer.network.parameters()]))
     torch.testing.assert_close(*networks, rtol=1e-2, atol=1e-2)
+    # a graph that repeats a batch, or a learning rate, has other losses
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+    assert torch.equal(*states)
+
+
+def test_a_first_step_that_is_left_out_leaves_no_trace(make: Make, harness: ModuleType) -> None:
+    """Fused SGD makes its momentum of whatever is in the memory, and fills it in the first step that isn't left out."""
+    parameters = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
+    ours, theirs = (torch.optim.SGD([p], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1) for p in parameters)
+    harness.keep_on_device(ours)
+    for p in parameters:
+        p.grad = torch.ones(5)
+    ours.found_inf, ours.grad_scale = torch.ones(()), None
+    ours.step()
+    assert torch.equal(parameters[0], torch.ones(5))
+    ours.found_inf = torch.zeros(())
+    for _ in range(3):
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(*parameters)
+
+
+def test_an_arm_that_can_not_go_on_ends_alone(make: Make, harness: ModuleType, capsys: Any) -> None:
+    arms = []
+    for name in ("barrier", "nnUNetTrainer"):
+        trainer = make(name)
+        arms.append(harness.Arm(trainer, make_patches(trainer), make_patches(trainer)))
+    broken, healthy = arms
+    with torch.no_grad():
+        next(broken.trainer.network.parameters()).fill_(torch.nan)
+    harness.train(arms)
+    assert arms == [healthy] and (Path(healthy.trainer.output_folder) / "checkpoint_final.pth").is_file()
+    assert not (Path(broken.trainer.output_folder) / "checkpoint_final.pth").exists()
+    assert "Studybarrier has ended: " in capsys.readouterr().out
+
+
+def test_runs_are_trained_from_a_file(make: Make, harness: ModuleType, tmp_path: Path, capsys: Any) -> None:
+    """The arms of a seed have the same first network and batches, but the one that says otherwise has other batches."""
+    dataset = make("nnUNetTrainer").preprocessed_dataset_folder_base
+    budget = {"seed": 3, "epochs": 1, "iterations": 1, "optimiser": "sgd"}
+    runs = [
+        {"arm": arm, "dataset": dataset, "fold": 0, "results": str(tmp_path / "own"), "budget": budget}
+        for arm in ("nnUNetTrainer", "nnUNetTrainer_again", "nnUNetTrainer_other_batches")
+    ]
+    (tmp_path / "runs.json").write_text(json.dumps({"device": "cpu", "runs": runs}))
+    harness.main(tmp_path / "runs.json")
+    assert "Trained 3 runs, 0 of them on graphs: " in capsys.readouterr().out
+    same, again, other = (
+        torch.load(file, weights_only=False)["network_weights"]["encoder.stages.0.0.convs.0.conv.weight"]
+        for arm in ("nnUNetTrainer", "nnUNetTrainer_again", "nnUNetTrainer_other_batches")
+        for file in tmp_path.glob(f"own/*/Study{arm}__*/fold_0/checkpoint_final.pth")
+    )
+    assert torch.equal(same, again) and not torch.equal(same, other)
 
 
 def test_the_mean_loss_of_an_epoch_is_logged(make: Make, harness: ModuleType) -> None:
@@ -217,7 +274,9 @@ def test_maps_and_factors_have_nnunets_ranges_and_probabilities(make: Make) -> N
     # a rotation times a scale, columns mirrored
     unit = maps / scales[:, None, None]
     torch.testing.assert_close(unit.mT @ unit, torch.eye(2).double().expand(20000, 2, 2), rtol=0, atol=1e-6)
-    factors = patches.draw_factor(0.7, 1.5, 0.3)
+    factors = patches.draw_factors(0.7, 1.5, 0.3, 2)
+    assert (factors == 1).all(1).double().mean().item() == pytest.approx(0.7, abs=0.02)
+    assert (factors[:, 0] != factors[:, 1]).double().mean().item() == pytest.approx(0.3, abs=0.02)
     assert factors.min() >= 0.7 and factors.max() <= 1.5
     assert (factors < 1).double().mean().item() == pytest.approx(0.15, abs=0.02)
     assert (factors > 1).double().mean().item() == pytest.approx(0.15, abs=0.02)

@@ -145,7 +145,7 @@ def test_a_study_from_raw_images_to_its_tables(tmp_path: Path, monkeypatch: pyte
     assert dice["dice"].between(0, 1).all() and curves["train_loss"].nunique() == 4
     assert set(weights["arm"]) == {"distillation"} and weights["weight"].sum() == pytest.approx(1, abs=1e-3)
     (fold,) = tmp_path.glob("results/seed_1_10_steps_adamw/*/Studydistillation__nnUNetPlans__2d_study/fold_2")
-    assert not [*fold.glob("*.pth")] and (fold / "lomix_weights.png").is_file()
+    assert not [*fold.glob("*.pth")] and (fold / "lomix_weights.csv").is_file()
     table = (tmp_path / "table.md").read_text()
     assert table in result.output and "### Dataset900_Planted, scarce, 10 steps of adamw" in table
 
@@ -164,21 +164,46 @@ def test_nothing_is_started_that_may_end_after_the_deadline(monkeypatch: pytest.
     assert done == [0, 1]
 
 
+def touch(file: Path) -> None:
+    file.parent.mkdir(parents=True)
+    file.touch()
+
+
+def test_an_arm_with_a_step_of_its_own_is_refused_on_cuda(tmp_path: Path) -> None:
+    import study
+
+    result = CliRunner().invoke(study.main, ["--out", str(tmp_path), "--arms", "barrier,alignment", "--device", "cuda"])
+    assert result.exit_code == 2 and "--device cuda can't train alignment: they have a training step" in result.output
+    assert not [*tmp_path.glob("preprocessed/*")]
+
+
 def test_side_by_side_are_runs_of_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import study
 
     chunks: list[list[study.Run]] = []
     validated: list[study.Run] = []
-    monkeypatch.setattr(study.Study, "train_chunk", lambda self, runs: chunks.append(runs))
+
+    def train(self: study.Study, runs: list[study.Run]) -> None:
+        chunks.append(runs)
+        for run in runs:
+            if run.arm != "w":  # this one couldn't go on
+                touch(self.fold_folder(run).path / "checkpoint_final.pth")
+
+    monkeypatch.setattr(study.Study, "train_chunk", train)
+    monkeypatch.setattr(study, "read_splits", lambda folder: [{}])
     monkeypatch.setattr(study.Study, "validate", lambda self, run: validated.append(run))
     runs = [study.Run(d, "full", arm, seed, 10, "sgd") for seed in range(2) for d in "AB" for arm in "vwxyz"]
+    own = study.Study(tmp_path, "cuda")
+    touch(own.fold_folder(runs[0]).path / "checkpoint_final.pth")  # trained before, but not validated
     with ThreadPoolExecutor(1) as pool:
-        tasks = list(study.Study(tmp_path, "cuda").train_side_by_side(runs, 4, study.Clock(1e9), pool))
+        tasks = list(own.train_side_by_side(runs, 4, study.Clock(1e9), pool))
     # seed by seed, so that a deadline cuts off seeds
     assert [[(run.dataset, run.seed, run.arm) for run in chunk] for chunk in chunks] == [
-        [(d, seed, arm) for arm in arms] for seed in (0, 1) for d in "AB" for arms in ("vwxy", "z")
+        [("A", 0, arm) for arm in "wxyz"],
+        *([(d, seed, arm) for arm in arms] for d, seed in (("B", 0), ("A", 1), ("B", 1)) for arms in ("vwxy", "z")),
     ]
-    assert len(tasks) == 20 and set(validated) == set(runs)
+    assert all(task.result() for task in tasks) and validated[0] == runs[0]
+    assert set(validated) == {run for run in runs if run.arm != "w"}
 
 
 @pytest.mark.parametrize("option", ["--arms", "--sizes", "--datasets"])
