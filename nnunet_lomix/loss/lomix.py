@@ -125,6 +125,8 @@ class LoMixLoss(nn.Module):
             raise ValueError(f"there must be at least 2 classes, with the background, or 1 region, got {num_classes}")
         if isinstance(operators, str) or len(set(operators)) < len(operators):
             raise ValueError(f"operators must be a list that names each operator once, got {operators!r}")
+        if not 0 <= share <= 1:
+            raise ValueError(f"the share of the anchor must be between 0 and 1, got {share}")
         self.num_classes = num_classes
         self.num_scales = num_scales
         self.maps = list_maps(num_scales, mixed_scales, operators)

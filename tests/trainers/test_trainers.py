@@ -409,6 +409,12 @@ def test_the_anchor_has_the_terms_of_the_maps(make, labels):
     assert loss.anchor(z, target).item() == pytest.approx(2 * whole.anchor(z, target).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("anchor", ["z_0", "deep_supervision"])
+def test_a_share_out_of_range(make, anchor):
+    with pytest.raises(SystemExit, match=r"Wrong: the share of the anchor must be between 0 and 1, got 1\.2\."):
+        make(type("Wrong", (LoMixTiny,), {"anchor": anchor, "share": 1.2}))
+
+
 def test_an_unknown_anchor(make):
     with pytest.raises(SystemExit, match="the anchor must be 'z_0' or 'deep_supervision', not 'z_1'"):
         make(type("Wrong", (LoMixTiny,), {"anchor": "z_1"}))
