@@ -56,6 +56,19 @@ def test_the_tests_below_see_the_modules_and_their_imports():
     assert not is_exit(ast.parse("raise ValueError").body[0])
 
 
+def test_the_networks_know_neither_nnunet_nor_a_command():
+    networks = [name for name in MODULES if name.startswith("nnunet_lomix.networks.")]
+    assert len(networks) > 3
+    for name in networks:
+        own = {"nnunet_lomix.networks", "nnunet_lomix.errors"}
+        known = {
+            n
+            for n in imported_names(name)
+            if is_part(n, "nnunetv2") or (is_part(n, "nnunet_lomix") and not is_part(n, *own))
+        }
+        assert not known, (name, known)
+
+
 def test_importing_the_loss_imports_torch_and_no_other_library():
     code = (
         "import json, sys, torch; before = set(sys.modules); import nnunet_lomix.loss;"

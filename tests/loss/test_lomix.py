@@ -436,3 +436,20 @@ def test_outputs_stacked_in_one_tensor():
     torch.testing.assert_close(loss(torch.stack(outputs, 1), target), loss(outputs, target), rtol=0, atol=0)
     with pytest.raises(ValueError, match="3 outputs, got 2"):
         loss(torch.stack(outputs[:2], 1), target)
+
+
+def test_labels_are_looked_at_before_the_anchor_sees_them():
+    """On a GPU a wrong label would end the process within another loss, without a sentence."""
+
+    class Anchor(torch.nn.Module):
+        def forward(self, outputs, target):
+            raise AssertionError("the anchor came first")
+
+    loss = LoMixLoss(3, 2, anchor=Anchor())
+    with pytest.raises(ValueError, match="7"):
+        loss([torch.randn(1, 3, 8, 8), torch.randn(1, 3, 4, 4)], torch.full((1, 1, 8, 8), 7))
+
+
+def test_a_share_out_of_range_is_refused_beside_an_anchor():
+    with pytest.raises(ValueError, match="the share of the anchor must be between 0 and 1, got 1.2"):
+        LoMixLoss(3, 2, share=1.2, anchor=torch.nn.Identity())

@@ -52,6 +52,14 @@ def test_lines_are_the_weights_relative_to_their_first_sum(total, drawn):
         np.testing.assert_allclose(line.get_ydata(), [100 * epoch[m.name] for epoch in history])
 
 
+@pytest.mark.parametrize("share, top", [(0.02, 11), (0.6, 66)])
+def test_z_0_is_drawn_on_an_axis_of_its_size(drawn, share, top):
+    """Beside nnU-Net's own loss z_0 weighs as little as any map, and was flat on an axis to 100 %."""
+    others = {m.name: (1 - share) / (len(MAPS) - 1) for m in MAPS if m.name != "z_0"}
+    _, finest, _ = drawn([{"z_0": share, **others}] * 2)
+    assert finest.get_ylim() == pytest.approx((0, top))
+
+
 @pytest.mark.parametrize("history", [[weights(0)], [{}, {}, weights(0)]])
 def test_a_single_epoch_is_visible(drawn, history):
     """After a checkpoint of nnUNetTrainer had been continued, the picture of the first epoch was empty."""

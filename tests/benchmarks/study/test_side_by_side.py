@@ -1,6 +1,7 @@
 """Trainings side by side: their steps are those of the trainers, their batches of nnU-Net's kind."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -182,6 +183,14 @@ def test_runs_are_trained_from_a_file(make: Make, harness: ModuleType, tmp_path:
         for file in tmp_path.glob(f"own/*/Study{arm}__*/fold_0/checkpoint_final.pth")
     )
     assert torch.equal(same, again) and not torch.equal(same, other)
+
+
+def test_signals_are_left_to_the_process(make: Make, harness: ModuleType) -> None:
+    """A training listens to them and writes a checkpoint from which it goes on; here nobody would."""
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = make("barrier")
+    harness.Arm(trainer, make_patches(trainer), make_patches(trainer))
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_mean_loss_of_an_epoch_is_logged(make: Make, harness: ModuleType) -> None:

@@ -1,5 +1,6 @@
 """The study's own parts: what it compares, and how it counts."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -175,6 +176,28 @@ def test_an_arm_with_a_step_of_its_own_is_refused_on_cuda(tmp_path: Path) -> Non
     result = CliRunner().invoke(study.main, ["--out", str(tmp_path), "--arms", "barrier,alignment", "--device", "cuda"])
     assert result.exit_code == 2 and "--device cuda can't train alignment: they have a training step" in result.output
     assert not [*tmp_path.glob("preprocessed/*")]
+
+
+def test_one_process_is_told_all_that_its_trainings_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import study
+
+    told: dict[str, str] = {}
+
+    def run(command: list[object], log: Path, variables: dict[str, str]) -> None:
+        told.update(variables)
+        log.write_text(
+            "much else\nStudyx has ended: a sentence\nTrained 1 runs, 0 of them on graphs: 2.0 steps a second\n"
+        )
+
+    monkeypatch.setattr(study, "run_command", run)
+    monkeypatch.setattr(study, "read_splits", lambda folder: [{}] * (1 + study.MOST_SEEDS))
+    runs = [study.Run("D", size, "x", 3, 20, "sgd") for size in ("full", "scarce")]
+    study.Study(tmp_path, "cuda").train_chunk(runs)
+    job = json.loads((tmp_path / "side_by_side.json").read_text())
+    assert job["device"] == "cuda" and [run["fold"] for run in job["runs"]] == [0, 4]  # numbers, as nnU-Net wants them
+    assert job["runs"][0]["budget"] == {"seed": 3, "epochs": 10, "iterations": 2, "optimiser": "sgd"}
+    # compiled for a minute each, validations would take longer than trainings, on the GPU that trains
+    assert told["nnUNet_compile"] == "f" and told["nnUNet_n_proc_DA"] == "0"
 
 
 def test_side_by_side_are_runs_of_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
