@@ -142,21 +142,34 @@ def step_table(record: Record) -> pd.DataFrame:
 
 
 def kernels_table(record: Record) -> pd.DataFrame:
-    """Every row of ``kernels``."""
+    """The rows of ``kernels`` that say what is compiled."""
+    return rows_with("registers", record, "{:.0f}")
+
+
+def estimate_table(record: Record) -> pd.DataFrame:
+    """The rows of ``kernels`` that say how long a loss should take."""
+    return rows_with("slabs", record, "{:.3g}")
+
+
+def rows_with(column: str, record: Record, form: str) -> pd.DataFrame:
+    """The rows that have this column, with all others that they have; numbers as text."""
     rows = as_table(record)
-    texts = rows.select_dtypes("number").map("{:.0f}".format)
-    return rows.assign(**texts)
+    rows = rows[rows[column].notna()].dropna(axis=1)
+    rows = rows.assign(**rows.select_dtypes("number").map(form.format))
+    return rows.rename(columns=lambda name: name.replace("_ms", ", ms"))
 
 
 def gpu_table(record: Record) -> pd.DataFrame:
-    """The aims: the loss by the trainer's default, nnU-Net's own, and the ratio of two steps or epochs."""
+    """The aims: the loss of the maps by the trainer's default, nnU-Net's own, and the ratio of two steps or epochs."""
     rows = rows_of_parts(record, "loss", "step", "epochs")
+    backend = "fused" if "fused" in set(rows["what"]) else "plain"
     return pd.DataFrame(
         [
             {
                 "case": case,
-                "loss, ms (all maps)": with_other(
-                    find(rows, case, "default", "full_ms.median"), find(rows, case, "all maps", "full_ms.median")
+                "LoMix's maps, ms (stride 1)": with_other(
+                    find(rows, case, backend, "full_ms.median"),
+                    find(rows, case, f"{backend}, stride 1", "full_ms.median"),
                 ),
                 "nnU-Net's loss, ms": find(rows, case, "nnU-Net", "full_ms.median"),
                 "step / nnUNetTrainer's (without torch.compile)": find(
@@ -173,19 +186,18 @@ def gpu_table(record: Record) -> pd.DataFrame:
 
 
 def gpu_kernels_table(record: Record) -> pd.DataFrame:
-    """Milliseconds of the kernels alone, in brackets their limits if they are known; launches and copies."""
+    """Milliseconds of the kernels alone, in brackets those estimated for an H100; launches and copies."""
     rows = rows_of_parts(record, "kernels")
+    times = {part: number_column(rows, f"estimate.{part}_ms") for part in ("forward", "backward", "products", "memory")}
+    estimates = {
+        "forward": times["forward"],
+        "backward": times["backward"],
+        "other": times["products"] + times["memory"],
+    }
     table = pd.DataFrame({"case": rows["case"], "loss": rows["what"], "maps": whole(number_column(rows, "maps"))})
-    for kernel in ("forward", "backward", "adjoint"):
-        times = number_column(rows, f"{kernel}_kernel_ms")
-        limits = pd.DataFrame(
-            {unit: number_column(rows, f"{kernel}_{unit}_ms") for unit in ("bandwidth", "exponentials", "instructions")}
-        )
-        table[f"{kernel}, ms (limits)"] = [
-            with_other(as_number(time), ", ".join(f"{unit} {ms:.2g}" for unit, ms in own.dropna().items()))
-            for time, (_, own) in zip(times, limits.iterrows(), strict=True)
-        ]
-    table["other, ms"] = number_column(rows, "other_ms").map(as_number)
+    for part, measured in (("forward", "forward_kernel"), ("backward", "backward_kernel"), ("other", "other")):
+        numbers = zip(number_column(rows, f"{measured}_ms"), estimates[part], strict=True)
+        table[f"{part}, ms (estimate)"] = [with_other(as_number(ms), as_number(other)) for ms, other in numbers]
     table["launches"] = whole(number_column(rows, "launches"))
     table["copies"] = whole(number_column(rows, "copies"))
     return table
@@ -281,6 +293,7 @@ TABLES: dict[str, Callable[[Record], pd.DataFrame]] = {
     "growth": growth_table,
     "step": step_table,
     "kernels": kernels_table,
+    "estimate": estimate_table,
     "compare": compare_table,
     "faults": faults_table,
     "gpu": gpu_table,

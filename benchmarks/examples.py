@@ -1,10 +1,10 @@
 """The losses that are measured, and random outputs and targets for them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from cases import MOST_VALUES_OF_PLAIN, NNUNET, Case
+from cases import NNUNET, STRIDE, Case
 from measuring import now
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -16,41 +16,48 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.loss import BACKENDS, LoMixLoss, backends
 
 
-def backends_for(case: Case, device: str, wanted: Sequence[str] = ()) -> list[str]:
-    """What is measured for a case: the wanted backends, or else nnU-Net's own loss and all that serve.
+def names_of_losses(backends: Iterable[str]) -> list[str]:
+    """nnU-Net's own loss, and LoMix by each backend: on the default trainer's grid, and on every pixel."""
+    return [NNUNET, *(name for backend in backends for name in (backend, f"{backend}, stride 1"))]
+
+
+def backend_and_stride(name: str) -> tuple[str, int]:
+    """The two that a name of :func:`names_of_losses` stands for."""
+    backend, _, stride = name.partition(", stride ")
+    return backend, int(stride or STRIDE)
+
+
+def losses_for(case: Case, device: str, wanted: Sequence[str] = ()) -> list[str]:
+    """What is measured for a case: the wanted losses, or else nnU-Net's own and those of all backends that serve.
 
     Raises:
         LoMixError: a wanted backend can't compute the case, so that another one would take its place.
     """
-    reasons = {name: make().unsupported(engine_case(case, device)) for name, make in BACKENDS.items()}
+    reasons = {name: backend.unsupported(engine_case(case, device)) for name, backend in BACKENDS.items()}
     for name in wanted:
-        if reasons.get(name):
-            raise LoMixError(f"The backend {name!r} can't compute {case}: {reasons[name]}.")
-    if wanted:
-        return list(wanted)
-    if case.values(count_maps("plain", case)) > MOST_VALUES_OF_PLAIN:
-        reasons["plain"] = "it would need too much memory"
-    return [NNUNET, *(name for name, reason in reasons.items() if reason is None)]
+        backend, _ = backend_and_stride(name)
+        if reasons.get(backend):
+            raise LoMixError(f"The backend {backend!r} can't compute {case}: {reasons[backend]}.")
+    return list(wanted) or names_of_losses(name for name, reason in reasons.items() if reason is None)
 
 
-def default_backend(case: Case, device: str, evaluated: int | None = None) -> str:
-    """The backend that LoMix takes by itself if so many maps are evaluated, default all."""
-    name, _, _ = backends.choose(engine_case(case, device, evaluated))
+def default_backend(case: Case, device: str) -> str:
+    """The backend that LoMix takes by itself."""
+    name, _, _ = backends.choose(engine_case(case, device))
     return name
 
 
-def engine_case(case: Case, device: str, evaluated: int | None = None) -> backends.Case:
+def engine_case(case: Case, device: str) -> backends.Case:
     """A case as the backends know it."""
-    loss = make_lomix(None, case, "cpu")
-    maps = [backends.base.BoundMap(loss.operators[m.name], m.scales) for m in loss.maps]
-    shape = torch.Size([case.batch, case.classes, *case.size])
-    return backends.Case(torch.device(device), torch.float32, shape, maps, evaluated or len(maps), loss.criterion)
+    loss = make_lomix(case)
+    parts = loss.maps, loss.operators, loss.criterion
+    return backends.Case(*parts, case.classes, case.scales, torch.device(device), torch.float32)
 
 
-def make_loss(backend: str, case: Case, device: str) -> nn.Module:
-    """nnU-Net's deep supervision, as its trainer builds it, or LoMix by a backend."""
-    if backend != NNUNET:
-        return make_lomix(backend, case, device)
+def make_loss(name: str, case: Case, device: str) -> nn.Module:
+    """nnU-Net's deep supervision, as its trainer builds it, or LoMix."""
+    if name != NNUNET:
+        return make_lomix(case, *backend_and_stride(name)).to(device)
     dice = {"batch_dice": False, "do_bg": case.regions, "smooth": 1e-5, "ddp": False}
     kind, entropy = (DC_and_BCE_loss, "bce_kwargs") if case.regions else (DC_and_CE_loss, "ce_kwargs")
     loss = kind(soft_dice_kwargs=dice, dice_class=MemoryEfficientSoftDiceLoss, **{entropy: {}})
@@ -59,17 +66,15 @@ def make_loss(backend: str, case: Case, device: str) -> nn.Module:
     return DeepSupervisionWrapper(loss, weights / weights.sum())
 
 
-def make_lomix(backend: str | None, case: Case, device: str) -> LoMixLoss:
-    """LoMix by a backend, or by the one that it takes by itself."""
-    loss = LoMixLoss(case.classes, case.scales, mixed_scales=case.mixed_scales, regions=case.regions, backend=backend)
-    return loss.to(device)
+def make_lomix(case: Case, backend: str | None = None, stride: int = STRIDE) -> LoMixLoss:
+    """The maps alone: the default trainer's anchor is nnU-Net's own loss, which is measured by itself."""
+    kind = {"mixed_scales": case.mixed_scales, "regions": case.regions}
+    return LoMixLoss(case.classes, case.scales, **kind, share=0, stride=stride, backend=backend)
 
 
-def count_maps(backend: str, case: Case) -> int:
+def count_maps(name: str, case: Case) -> int:
     """How many maps a loss supervises; nnU-Net leaves out the coarsest output."""
-    if backend == NNUNET:
-        return case.scales - 1
-    return len(make_lomix(None, case, "cpu").maps)
+    return case.scales - 1 if name == NNUNET else len(make_lomix(case).maps)
 
 
 def sizes_of(case: Case) -> list[list[int]]:

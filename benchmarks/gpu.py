@@ -14,11 +14,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
-from io import StringIO
-from math import prod
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -26,28 +23,27 @@ from unittest.mock import patch
 import loss
 import step
 import torch
-from cases import CARDS, CASES, CHECKS, ERROR_CASES, GPU_PARTS, NNUNET, Case, Check
+from cases import CASES, CHECKS, ERROR_CASES, GPU_PARTS, NNUNET, Case, Check
 from examples import (
-    backends_for,
+    backend_and_stride,
     count_maps,
     default_backend,
-    make_lomix,
+    losses_for,
     make_loss,
     make_outputs,
     make_targets,
-    sizes_of,
+    names_of_losses,
     time_passes,
 )
 from measuring import peak_memory
 from results import Rows, read_record
-from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from nnunet_lomix.demo.data import write_dataset
 from nnunet_lomix.demo.steps import FINISHED_EPOCHS, FOLD, PLANS, TRAINERS, TRAINERS_FOLDER
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.loss import LoMixLoss
+from nnunet_lomix.loss import DEFAULT_OPERATORS, list_maps
 from nnunet_lomix.loss.backends import fused
 from nnunet_lomix.nnunet.commands import folders_below, run_command, trainers_first
 from nnunet_lomix.nnunet.curves import read_curves
@@ -58,12 +54,10 @@ REPEATS = 9
 TIMED = ("step", "epochs", "kernels", "loss")
 ROOT = Path(__file__).parents[1]
 RUNNER = Path(__file__).with_name("run.py")
-ALL_MAPS, DEFAULT = "all maps", step.DEFAULT
-KERNELS = ("forward_kernel", "backward_kernel", "adjoint_kernel")
+KERNELS = ("forward_kernel", "backward_kernel")
 SECONDS_OF_TESTS, SECONDS_OF_TASK = 150, 180  # the longest that the tests, and any task for the first time, may take
 DATASET, CONFIGURATION, SHAPE, NUMBER_OF_CASES = "Dataset903_LoMixGPU", "3d_fullres", (40, 56, 40), 10
 EPOCHS, ITERATIONS = 2, 40  # the last epoch counts; the trainers of the demo add 5 iterations of validation to each
-EXPONENTIALS, LANES = 16, 128  # in a clock of one of a GPU's processors
 
 
 class Task(NamedTuple):
@@ -107,7 +101,7 @@ def list_tasks(cases: Sequence[str], device: str, repeats: int, folder: Path) ->
         "kernels": {str(case): partial(measure_kernels, case, device, repeats) for case in chosen},
         "loss": {str(case): partial(measure_loss, case, device, repeats) for case in chosen},
         "correctness": {
-            **{str(check): partial(compare_with_lean, check, device) for check in CHECKS},
+            **{str(check): partial(compare_with_plain, check, device) for check in CHECKS},
             **{str(CASES[name]): partial(compare_with_float64, CASES[name], device) for name in ERROR_CASES[device]},
         },
     }
@@ -194,17 +188,18 @@ def last_line(output: str) -> str:
     return next((line for line in reversed(output.splitlines()) if line.strip()), "nothing was printed")
 
 
-def compare_with_lean(check: Check, device: str) -> Rows:
+def compare_with_plain(check: Check, device: str) -> Rows:
     """The largest error of sums and gradients of the kernels, see :func:`fused.worst_error`."""
     require_kernels(device)
-    error = fused.worst_error(fused.KINDS[1:], *check, torch.device(device))
-    return [{"what": "fused against lean", "error": error}]
+    maps = list_maps(check.scales, check.scales - 1, DEFAULT_OPERATORS)
+    error = fused.worst_error(maps, check.classes, check.regions, check.ignore, torch.device(device))
+    return [{"what": "fused against plain", "error": error}]
 
 
 def compare_with_float64(case: Case, device: str) -> Rows:
-    """The error of :func:`loss.error`."""
-    backend = backend_of(case, device)
-    return [{"what": f"{backend} against float64", "error": loss.error(backend, case, device)}]
+    """The errors of :func:`loss.error`."""
+    names = names_for(case, device)[1:]
+    return [{"what": f"{name} against float64", "error": loss.error(name, case, device)} for name in names]
 
 
 def require_kernels(device: str) -> None:
@@ -223,70 +218,45 @@ def require_cuda(device: str) -> None:
         raise LoMixError("this part needs CUDA")
 
 
-def backend_of(case: Case, device: str) -> str:
-    """The fused backend where its kernels run, or else the default one.
+def names_for(case: Case, device: str) -> list[str]:
+    """nnU-Net's own loss, and both of the fused backend where its kernels run, or else of the default one.
 
     Raises:
         LoMixError: its kernels run here, but can't compute the case.
     """
-    if not has_kernels(device):
-        return default_backend(case, device)
-    (name,) = backends_for(case, device, ["fused"])
-    return name
-
-
-class Candidate(NamedTuple):
-    """A loss that is measured, and how many maps a step evaluates with it."""
-
-    loss: nn.Module
-    maps: int
-
-
-def make_candidates(case: Case, device: str) -> dict[str, Candidate]:
-    """nnU-Net's own loss, LoMix with all maps, and LoMix as its trainer makes it."""
-    with step.nnunet_folders(), redirect_stdout(StringIO()), patch.dict(os.environ, nnUNet_compile="false"):
-        trainer = step.make_trainer(DEFAULT, case, device)
-        default = Candidate(trainer.loss, step.count_evaluated_maps(trainer, case))
-    maps = {name: count_maps(name, case) for name in (NNUNET, ALL_MAPS)}
-    return {
-        NNUNET: Candidate(make_loss(NNUNET, case, device), maps[NNUNET]),
-        ALL_MAPS: Candidate(make_lomix(backend_of(case, device), case, device), maps[ALL_MAPS]),
-        DEFAULT: default,
-    }
+    backend = "fused" if has_kernels(device) else default_backend(case, device)
+    return losses_for(case, device, names_of_losses([backend]))
 
 
 def measure_loss(case: Case, device: str, repeats: int) -> Rows:
     """Times of each loss, and on CUDA its memory beyond outputs and target in megabytes."""
-    candidates = make_candidates(case, device)
-    losses = {name: candidate.loss for name, candidate in candidates.items()}
-    # two before the first one that counts: a step that draws mutants evaluates all maps the first time
-    times = loss.time_losses(losses, case, device, repeats, warm_up=2)
+    losses = {name: make_loss(name, case, device) for name in names_for(case, device)}
+    times = loss.time_losses(losses, case, device, repeats)
     memory: dict[str, int | None] = dict.fromkeys(losses)
     if device == "cuda":
         outputs, targets = make_outputs(case, device), make_targets(case, device)
         for name, module in losses.items():
             memory[name] = peak_memory(partial(time_passes, module, outputs, targets, device), device)
-    return [
-        {"what": name, "maps": candidate.maps, **times[name], "memory_mb": memory[name]}
-        for name, candidate in candidates.items()
-    ]
+    return [{"what": name, "maps": count_maps(name, case), **times[name], "memory_mb": memory[name]} for name in losses]
 
 
 def measure_kernels(case: Case, device: str, repeats: int) -> Rows:
     """Milliseconds of the kernels alone in a forward and a backward pass of each loss, and the launches.
 
-    ``other_ms`` is the time of all other kernels and copies. With all maps there are the limits, too, of
-    :func:`find_limits`.
+    ``other_ms`` is the time of all other kernels and copies. Beside them are those of ``kernels.estimate``.
     """
     require_cuda(device)
+    from kernels import estimate  # takes Triton's interpreter away
+
     outputs, targets = make_outputs(case, device), make_targets(case, device)
     rows = []
-    for name, candidate in make_candidates(case, device).items():
+    for name in names_for(case, device):
+        module = make_loss(name, case, device)
         for _ in range(2):
-            time_passes(candidate.loss, outputs, targets, device)
+            time_passes(module, outputs, targets, device)
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
             for _ in range(repeats):
-                time_passes(candidate.loss, outputs, targets, device)
+                time_passes(module, outputs, targets, device)
         events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
         if not events:
             raise LoMixError("the profiler saw no kernels; is CUPTI there?")
@@ -297,54 +267,15 @@ def measure_kernels(case: Case, device: str, repeats: int) -> Rows:
             milliseconds[kind] += event.time_range.elapsed_us() / 1000
         row = {
             "what": name,
-            "maps": candidate.maps,
+            "maps": count_maps(name, case),
             **{f"{kind}_ms": total / repeats for kind, total in milliseconds.items()},
             "launches": (len(events) - copies) / repeats,
             "copies": copies / repeats,
         }
-        rows.append(row | (find_limits(case, candidate.loss) if name == ALL_MAPS else {}))
+        if name != NNUNET:
+            row["estimate"] = estimate(case, backend_and_stride(name)[1])
+        rows.append(row)
     return rows
-
-
-def find_limits(case: Case, lomix: LoMixLoss) -> dict[str, float]:
-    """Milliseconds of each kernel if one kind of work ran alone, at the full rate of its unit; none for unknown cards.
-
-    Bandwidth: outputs and target are read once; the gradients at full resolution are written, and read again by the
-    adjoint for the coarser outputs. Exponentials: one for each value of each map, and one for each scale of a map by
-    fusion. Instructions: those of the compiled loops over the maps. What a map without some scales jumps over is what
-    the same kernel has less with one scale less.
-    """
-    name = torch.cuda.get_device_name()
-    card = next((card for part, card in CARDS.items() if part in name), None)
-    if card is None:
-        return {}
-    from kernels import count  # takes Triton's interpreter away
-
-    pixels, padded = case.batch * prod(case.size), fused.block_of(case.classes)["BC"]
-    outputs = case.batch * case.classes * sum(map(prod, sizes_of(case)))
-    at_full_size = pixels * case.classes
-    read = 4 * outputs + pixels * (4 * case.classes if case.regions else 8)
-    moved = {
-        "forward": read,
-        "backward": read + 4 * case.scales * at_full_size,
-        "adjoint": 4 * ((case.scales - 1) * at_full_size + outputs - at_full_size),
-    }
-    limits = {f"{kernel}_bandwidth_ms": 1000 * number / card.bandwidth for kernel, number in moved.items()}
-
-    clocks = torch.cuda.get_device_properties().multi_processor_count * card.clock
-    of_fusion = sum(len(m.scales) for m in lomix.maps if m.operator == "fusion")
-    exponentials = pixels * (padded * len(lomix.maps) + of_fusion)
-    for kernel in ("forward", "backward"):
-        full, fewer = (
-            count(card.kind, scales, case.classes, kernel, case.regions) for scales in (case.scales, case.scales - 1)
-        )
-        instructions = sum(
-            full[m.operator] - (case.scales - len(m.scales)) * (full[m.operator] - fewer[m.operator])
-            for m in lomix.maps
-        )
-        limits[f"{kernel}_exponentials_ms"] = 1000 * exponentials / (EXPONENTIALS * clocks)
-        limits[f"{kernel}_instructions_ms"] = 1000 * pixels * padded * instructions / (LANES * clocks)
-    return limits
 
 
 def measure_step(case: Case, device: str, repeats: int) -> Rows:

@@ -10,7 +10,7 @@ REPEATS = 5
 
 
 def draw(record: Record) -> Figure:
-    """Time of a forward and a backward pass against the number of maps, a curve for each backend."""
+    """Time of a forward and a backward pass against the number of maps, a curve for each loss."""
     rows = as_table(record)
     lomix_maps = rows.groupby("case")["maps"].transform("max")  # nnU-Net's loss has as many maps in each case
     figure = Figure(figsize=(6, 4), layout="constrained")

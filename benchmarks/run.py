@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 import torch
-from cases import CASES, DEFAULT_CASES, GPU_PARTS, KERNEL_CASES, NNUNET, NUMBERS_OF_CASES
+from cases import CASES, DEFAULT_CASES, GPU, GPU_PARTS, KERNEL_CASES, NUMBERS_OF_CASES
+from examples import names_of_losses
 from results import FOLDER, Record, Rows, compare_records, differences, make_record, read_record, write_record
 
 from nnunet_lomix.cli import Commands
@@ -43,7 +44,7 @@ def case_options(command: Command) -> Command:
 
 def device_options(command: Command) -> Command:
     """The options of a benchmark that runs the loss by several backends on a device."""
-    names = click.Choice([NNUNET, *BACKENDS])
+    names = click.Choice(names_of_losses(BACKENDS))
     return case_options(click.option("--backend", "backends", type=names, multiple=True, help="As --case.")(command))
 
 
@@ -156,10 +157,10 @@ def gpu(
 @main.command()
 @result_options
 def kernels(base: Path | None, out: Path | None) -> None:
-    """Instructions of the compiled Triton kernels, for GPUs that needn't be here."""
+    """Instructions of the compiled Triton kernels, for GPUs that needn't be here, and what the loss should take."""
     benchmark = import_module("kernels")
-    rows = benchmark.measure(KERNEL_CASES)
-    finish("kernels", rows, benchmark.KEY, None, {}, base, out or FOLDER / "kernels.json")
+    rows = benchmark.measure(KERNEL_CASES, [CASES[name] for name in GPU])
+    finish("kernels", rows, benchmark.KEY, None, {}, base, out or FOLDER / "kernels.json", more_tables=["estimate"])
 
 
 @main.command()

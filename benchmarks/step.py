@@ -14,36 +14,35 @@ from pathlib import Path
 
 import torch
 from cases import NNUNET, Case
-from examples import backends_for, count_maps, default_backend, make_targets
+from examples import backend_and_stride, count_maps, default_backend, losses_for, make_targets
 from measuring import in_its_own_process, milliseconds, now, spread, take_turns
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from results import Rows
 
-from nnunet_lomix.loss import LoMixLoss, SamplingLoMixLoss
 from nnunet_lomix.trainers import nnUNetTrainerLoMix
 
 KEY = ("case", "backend")
 REPEATS = 11
-DEFAULT = "default"  # nnUNetTrainerLoMix as it is: it chooses the backend, and how many mutants it draws at a step
+DEFAULT = "default"  # nnUNetTrainerLoMix as it is: it chooses the backend
 DATASET, CONFIGURATION = "Dataset000_Random", "random"
 
 
-def measure(cases: Sequence[Case], device: str, repeats: int, backends: Sequence[str] = ()) -> Rows:
-    """A row for nnU-Net, for LoMix as its trainer is, and for LoMix with all maps by each of ``backends``.
+def measure(cases: Sequence[Case], device: str, repeats: int, wanted: Sequence[str] = ()) -> Rows:
+    """A row for nnU-Net, for LoMix as its trainer is, and for each wanted loss.
 
-    ``maps`` are those that a step evaluates. Times are milliseconds; the ratio is that to nnU-Net's step of the same
+    Times are milliseconds; the ratio is that to nnU-Net's step of the same
     turn; memory is the peak of what PyTorch has allocated, in megabytes, None on a CPU.
     """
     threads = torch.get_num_threads()
     # a compiler that knows no other network, and memory that nobody else has used
-    by_case = [in_its_own_process(measure_case, case, device, repeats, backends, threads) for case in cases]
+    by_case = [in_its_own_process(measure_case, case, device, repeats, wanted, threads) for case in cases]
     return [row for rows in by_case for row in rows]
 
 
-def measure_case(case: Case, device: str, repeats: int, backends: Sequence[str], threads: int) -> Rows:
+def measure_case(case: Case, device: str, repeats: int, wanted: Sequence[str], threads: int) -> Rows:
     """The rows of a case."""
     torch.set_num_threads(threads)
-    named = backends_for(case, device, backends) if backends else []
+    named = losses_for(case, device, wanted) if wanted else []
     names = [NNUNET, DEFAULT, *(name for name in named if name != NNUNET)]
     with nnunet_folders(), redirect_stdout(StringIO()):  # a trainer tells more than is wanted here
         trainers = {name: make_trainer(name, case, device) for name in names}
@@ -55,13 +54,12 @@ def measure_case(case: Case, device: str, repeats: int, backends: Sequence[str],
         seconds = {name: times[:, 0] for name, times in take_turns(steps, repeats, warm_up=2).items()}
     rows = []
     for name in names:
-        maps = count_evaluated_maps(trainers[name], case)
         rows.append(
             {
                 "case": str(case),
                 "backend": name,
-                "computed_by": default_backend(case, device, maps) if name == DEFAULT else name,
-                "maps": maps,
+                "computed_by": default_backend(case, device) if name == DEFAULT else name,
+                "maps": count_maps(name, case),
                 "step_ms": milliseconds(seconds[name]),
                 "ratio": spread(seconds[name] / seconds[NNUNET]),
                 "memory_mb": steps[name].megabytes,
@@ -117,23 +115,18 @@ def nnunet_folders() -> Iterator[None]:
 
 
 def make_trainer(name: str, case: Case, device: str) -> nnUNetTrainer:
-    """nnU-Net's trainer, LoMix's as it is, or LoMix's with all maps by a backend; ready for its first step."""
+    """nnU-Net's trainer, LoMix's as it is, or LoMix's by a backend and stride; ready for its first step."""
     trainer_class = nnUNetTrainer
     if name != NNUNET:
-        chosen = {} if name == DEFAULT else {"backend": name, "sampled_mutants": "all"}
-        trainer_class = type("LoMix", (nnUNetTrainerLoMix,), {"mixed_scales": case.mixed_scales, **chosen})
+        attributes = {"mixed_scales": case.mixed_scales}
+        if name != DEFAULT:
+            attributes["backend"], attributes["stride"] = backend_and_stride(name)
+        trainer_class = type("LoMix", (nnUNetTrainerLoMix,), attributes)
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = device == "cuda"  # as nnUNetv2_train
     trainer = trainer_class(make_plans(case), CONFIGURATION, 0, make_dataset_json(case), torch.device(device))
     trainer.initialize()
     return trainer
-
-
-def count_evaluated_maps(trainer: nnUNetTrainer, case: Case) -> int:
-    """How many maps a step evaluates, but for the first one, which evaluates all."""
-    if isinstance(trainer.loss, SamplingLoMixLoss):
-        return trainer.loss.num_scales + trainer.loss.sampled_mutants
-    return len(trainer.loss.maps) if isinstance(trainer.loss, LoMixLoss) else count_maps(NNUNET, case)
 
 
 def make_plans(case: Case) -> dict:

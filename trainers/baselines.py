@@ -1,7 +1,7 @@
 """The baselines of the paper, and its own rule: what nnUNetTrainerLoMix is compared with.
 
-All supervise each map at full resolution against the full-resolution target, as the paper does; nnU-Net's own deep
-supervision compares each output with a target of its own resolution.
+All supervise each map on every pixel of the full-resolution target, as the paper does; nnU-Net's own deep supervision
+compares each output with a target of its own resolution.
 """
 
 from nnunet_lomix.trainers.lomix import nnUNetTrainerLoMix
@@ -13,7 +13,7 @@ class nnUNetTrainerLoMixFixedWeights(nnUNetTrainerLoMix):
     rule = "equal"
     anchor = "z_0"
     share = 0.0
-    sampled_mutants = "all"  # as the paper
+    stride = 1
 
 
 class nnUNetTrainerAdditiveMix(nnUNetTrainerLoMixFixedWeights):
@@ -37,7 +37,7 @@ class nnUNetTrainerLoMixPaper(nnUNetTrainerLoMix):
     rule = "softplus"
     anchor = "z_0"
     share = 0.0
-    sampled_mutants = "all"
+    stride = 1
     weight_ce = 0.3
     weight_dice = 0.7
     weights_lr = 1e-4

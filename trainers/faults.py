@@ -23,7 +23,7 @@ REMEDY = (
 
 
 class Fault(NamedTuple):
-    """A loss that wasn't finite: the names of the maps in which it wasn't, and of all cases of the batch."""
+    """A loss that wasn't finite: the maps in which it wasn't, or the anchor, and all cases of the batch, by name."""
 
     maps: list[str]
     cases: list[str]
@@ -168,7 +168,7 @@ class FiniteTrainer(nnUNetTrainer):
                 f"Epoch {self.current_epoch}: the preprocessed image of {some(broken)} has values that are NaN or "
                 "infinite: mend the image, run nnUNetv2_preprocess again, and continue the training with --c."
             )
-        self.faults.append(Fault(self.loss.maps_not_finite() or ["the weighted sum"], cases))
+        self.faults.append(Fault(self.loss.maps_not_finite() or ["the anchor"], cases))
         return True
 
     @contextmanager

@@ -1,8 +1,7 @@
 """nnU-Net's trainer with the LoMix loss in place of fixed-weight deep supervision."""
 
 import logging
-from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -10,8 +9,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss, SamplingLoMixLoss
-from nnunet_lomix.loss.backends.fused import power_of_two
+from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss
 from nnunet_lomix.nnunet.checkpoints import STATE
 from nnunet_lomix.nnunet.datasets import require_root
 from nnunet_lomix.trainers.faults import FiniteTrainer
@@ -19,8 +17,6 @@ from nnunet_lomix.trainers.resumable import ResumableTrainer
 from nnunet_lomix.trainers.sentences import ends_with_a_sentence
 from nnunet_lomix.weights.history import plot_history, write_history
 
-# values of a map, classes padded, times mutants: what an H100 is reckoned to do in a tenth of nnU-Net's step
-AFFORDABLE_VALUES = 2**30
 HISTORY = "lomix_weights"  # our key in nnU-Net's logger: for each epoch a dict from map to weight
 
 
@@ -58,13 +54,13 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         operators: names of the operators.
         mixed_scales: how many of the finest scales are mixed; None for the smaller of 4 and all.
         rule: name of the weighting rule.
-        anchor: what has a guaranteed share of the weight: "deep_supervision", nnU-Net's own loss with its weights and
-            targets, or "z_0", the finest output.
-        share: of the anchor, 0 to 1; 1 of "deep_supervision" is nnUNetTrainer.
+        anchor: what has a guaranteed share of the loss, on every pixel: "deep_supervision", nnU-Net's own loss with its
+            weights and targets, or "z_0", the finest output.
+        share: of the anchor, 0 to 1; 1 of "deep_supervision" is nnUNetTrainer. The rest is for the weighted maps.
+        stride: of the grid of pixels on which the maps are supervised: 2 for every second one along each axis that the
+            second output has half of, from an offset that moves from step to step; 1 for every pixel.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
-        backend: how the loss is computed: "plain", "lean" or "fused"; None for the one that suits (docs/method.md).
-        sampled_mutants: how many mutants a step evaluates, drawn by weight; "all", or None for what is affordable: all
-            on a CPU, on CUDA as many as make a step about a tenth longer (docs/method.md).
+        backend: how the loss is computed: "plain" or "fused"; None for the one that suits (docs/method.md).
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
         loss_weight_decay: weight decay of both.
         epochs: length of the training; None for nnU-Net's default.
@@ -73,12 +69,12 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
     operators: tuple[str, ...] = DEFAULT_OPERATORS
     mixed_scales: int | None = None
     rule = "barrier"
-    anchor: Literal["z_0", "deep_supervision"] = "deep_supervision"
+    anchor = "deep_supervision"
     share = 0.5
+    stride = 2
     weight_ce = 1.0
     weight_dice = 1.0
     backend: str | None = None
-    sampled_mutants: int | Literal["all"] | None = None
     weights_lr = 1e-2
     fusion_lr = 1e-3
     loss_weight_decay = 0.0
@@ -107,11 +103,10 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         self._require_several_outputs()
         super().initialize()
         self.loss_optimizer = self.configure_loss_optimizer()
-        sampled = getattr(self.loss, "sampled_mutants", None)
         self.print_to_log_file(
             f"LoMix: {len(self.loss.maps)} maps of {self.loss.num_scales} outputs; operators: "
-            f"{', '.join(self.operators) or 'none'}; weighting rule: {self.rule}; guaranteed share of "
-            f"{self.anchor}: {self.share}" + (f"; a step evaluates a sample of {sampled} mutants" if sampled else "")
+            f"{', '.join(self.operators) or 'none'}; weighting rule: {self.rule}; share of the anchor, {self.anchor}: "
+            f"{self.share}; stride of the grid of pixels: {self.stride}"
         )
         self.logger.local_logger.my_fantastic_logging[HISTORY] = []
         if self.is_ddp:
@@ -134,6 +129,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
                 self.rule,
                 self.share,
                 anchor=self._build_anchor(),
+                stride=self.stride,
                 regions=self.label_manager.has_regions,
                 ignore_label=self.label_manager.ignore_label,
                 batch_dice=self.configuration_manager.batch_dice,
@@ -198,24 +194,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         Raises:
             ValueError: an attribute of the trainer doesn't fit; ends the training with this sentence.
         """
-        loss = LoMixLoss(*args, **kwargs)
-        sampled = self.sampled_mutants
-        mutants = len(loss.maps) - loss.num_scales
-        if sampled is None and self.device.type == "cuda":
-            affordable = self._affordable_mutants(loss.num_classes)
-            sampled = affordable if affordable < mutants else "all"
-        if sampled is None or sampled == "all":
-            return loss
-        return SamplingLoMixLoss(*args, **kwargs, sampled_mutants=sampled)
-
-    def _affordable_mutants(self, num_classes: int) -> int:
-        """As many as make a step about a tenth longer on a GPU, where a step takes about as long for all large plans.
-
-        By the size of the planned batch alone, so that all ranks and a resumed training agree.
-        """
-        configuration = self.configuration_manager
-        pixels = configuration.batch_size * prod(configuration.patch_size)
-        return max(1, AFFORDABLE_VALUES // (pixels * power_of_two(num_classes)))
+        return LoMixLoss(*args, **kwargs)
 
     def configure_loss_optimizer(self) -> torch.optim.Optimizer | None:
         """The optimiser of the loss's own parameters, or None if it has none.
@@ -246,7 +225,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         """
         grads: list[Tensor] = []
         for p in self.loss.parameters():
-            if p.grad is None:  # of a mutant that wasn't drawn
+            if p.grad is None:  # beside an anchor that has all of the weight
                 p.grad = torch.zeros_like(p)
             grads.append(p.grad)
         flat = torch.cat([g.flatten() for g in grads]) / scale
@@ -280,11 +259,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
 
     def add_state(self, checkpoint: dict) -> None:
         super().add_state(checkpoint)
-        checkpoint[STATE] |= {
-            "rule": self.rule,
-            "anchor": self.anchor,
-            "maps": [m.name for m in self.loss.maps],
-            "loss": self.loss.state_dict(),
+        checkpoint[STATE] |= self._loss_state() | {
             "optimizer": self.loss_optimizer and self.loss_optimizer.state_dict(),
             # not left in nnU-Net's own dictionary: the progress plot of another trainer would stop where it ends
             "history": checkpoint["logging"].pop(HISTORY),
@@ -303,33 +278,21 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             self.print_to_log_file("The checkpoint has no LoMix state: the weights of the maps start anew.")
             self.logger.local_logger.my_fantastic_logging[HISTORY] = [{} for _ in range(self.current_epoch)]
             return
-        if "anchor" not in state and self.anchor != "z_0" and not self._names_its_anchor():
-            self._anchor_at_z_0()
-        # before the first release the operators were called mixers; the loss loads them, too
-        keys = {key.replace("mixers.", "operators.", 1) for key in state["loss"]} - {"last_losses"}
-        found = state["rule"], state.get("anchor", self.anchor), state.get("maps"), keys
-        ours = self.rule, self.anchor, [m.name for m in self.loss.maps], set(self.loss.state_dict()) - {"last_losses"}
-        if found != ours:
+        if kind_of(state) != kind_of(self._loss_state()):
             raise LoMixError(
                 f"The checkpoint was written by {checkpoint['trainer_name']} with other LoMix maps, or another rule or "
-                f"anchor than {type(self).__name__}'s: continue it as it was written, or start a new training."
+                f"anchor than {type(self).__name__}'s, or by another version of nnunet_lomix: continue it as it was "
+                "written, or start a new training."
             )
         self.loss.load_state_dict(state["loss"])
         if self.loss_optimizer is not None:
             self._load_loss_optimizer(self.loss_optimizer, state["optimizer"])
         self.logger.local_logger.my_fantastic_logging[HISTORY] = state["history"]
 
-    @classmethod
-    def _names_its_anchor(cls) -> bool:
-        """Whether a subclass does, so that it doesn't depend on the default."""
-        return any("anchor" in vars(base) for base in cls.__mro__[: cls.__mro__.index(nnUNetTrainerLoMix)])
-
-    def _anchor_at_z_0(self) -> None:
-        """A training from when z_0 was the default goes on as it began; its checkpoint doesn't name the anchor."""
-        self.anchor = "z_0"
-        self.loss = self._build_loss()
-        self.loss_optimizer = self.configure_loss_optimizer()
-        self.print_to_log_file("The checkpoint is of a training with the anchor z_0, and so it goes on.")
+    def _loss_state(self) -> dict[str, Any]:
+        """The part of our state that says what the loss is, and what it has learned."""
+        maps = [m.name for m in self.loss.maps]
+        return {"rule": self.rule, "anchor": self.anchor, "maps": maps, "loss": self.loss.state_dict()}
 
     @staticmethod
     def _load_loss_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -340,3 +303,10 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             for group, current in zip(state["param_groups"], optimizer.param_groups, strict=True)
         ]
         optimizer.load_state_dict(state | {"param_groups": groups})
+
+
+def kind_of(state: dict[str, Any]) -> tuple[Any, ...]:
+    """In what our state and the trainer that continues it have to agree."""
+    # what an earlier version wrote, and what a rule of one's own may add, isn't always a tensor
+    shapes = {key: getattr(value, "shape", None) for key, value in state["loss"].items()}
+    return state["rule"], state.get("anchor"), state.get("maps"), shapes

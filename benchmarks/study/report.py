@@ -16,8 +16,6 @@ from matplotlib.figure import Figure
 REFERENCE = "nnUNetTrainer"
 GROUP = ["dataset", "size", "steps", "optimiser"]
 COLUMNS = 4  # of panels
-# those that the study compared, the reference first; compiled was removed afterwards, its rows stay
-BACKENDS = ("backend_plain", "backend_lean", "backend_compiled", "backend_fused")
 
 
 def write_report(folder: Path) -> None:
@@ -26,8 +24,6 @@ def write_report(folder: Path) -> None:
     text = as_text(summarise(dice))
     (folder / "table.md").write_text(text)
     draw_curves(curves).savefig(folder / "curves.png", dpi=90)
-    if set(BACKENDS) <= set(curves["arm"]):
-        draw_backends(curves).savefig(folder / "backends.png", dpi=90)
     if "Dataset900_Planted" in set(weights["dataset"]):
         draw_weights(weights[weights["dataset"] == "Dataset900_Planted"]).savefig(folder / "weights.png", dpi=90)
     print(text)
@@ -104,30 +100,6 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
         ax.set(title=title, xlabel="training steps", ylabel="pseudo Dice of z_0")
         ax.grid(alpha=0.3)
         ax.legend(frameon=False, loc="lower right")
-    return figure
-
-
-def draw_backends(curves: pd.DataFrame) -> Figure:
-    """The loss of the same trainings by each backend, and how far they differ, beside two seeds by the reference."""
-    (_, _, steps, _), runs = next(iter(curves[curves["arm"].isin(BACKENDS)].groupby(GROUP)))
-    losses = runs.pivot(index="epoch", columns=["arm", "seed"], values="train_loss")
-    steps = (losses.index + 1) * steps / len(losses)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    reference, *others = BACKENDS
-    once = [None] * (losses[reference].shape[1] - 1)  # one label for all seeds
-    between_seeds = losses[reference].max(axis=1) - losses[reference].min(axis=1)
-    right.fill_between(steps, -between_seeds, between_seeds, color="0.9", label="between seeds of plain")
-    left.plot(steps, losses[reference], label=["plain", *once], color="0.75", linewidth=4)
-    for arm, colour in zip(others, ("C1", "C0", "C2"), strict=True):
-        name, difference = arm.removeprefix("backend_"), losses[arm] - losses[reference]
-        left.plot(steps, losses[arm], label=[name, *once], color=colour, linewidth=1)
-        right.plot(steps, difference, label=[f"{name} − plain, same seed", *once], color=colour)
-    left.set(xlabel="training steps", ylabel="train loss")
-    right.set(xlabel="training steps", ylabel="difference of the train loss")
-    for ax in (left, right):
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False)
     return figure
 
 

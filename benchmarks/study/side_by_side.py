@@ -22,15 +22,11 @@ from study import PLANS, TRAINED  # lets Python find the arms, too
 from torch import Tensor, autocast
 from torch.optim import Optimizer
 
-from nnunet_lomix.loss import LoMixLoss
-from nnunet_lomix.loss.backends.lean import Lean
 from nnunet_lomix.nnunet.results import read_dataset_json, read_json
 from nnunet_lomix.trainers import nnUNetTrainerLoMix
 from nnunet_lomix.trainers.resumable import ResumableTrainer
 
 STEPS_BEFORE_CAPTURE = 3  # of the training; libraries choose their algorithms, and optimisers make their state
-# their weights depend on the losses of a step alone, not on its number, which a graph would repeat
-CAPTURABLE_RULES = ("barrier", "equal", "softplus")
 
 
 def make_trainer(arm: str, folder: Path, fold: int = 0, device: str = "cpu") -> nnUNetTrainer:
@@ -127,7 +123,7 @@ class Arm:
             else:
                 self.compute_step()
         self.steps += 1
-        if self.stream is not None and self.steps == STEPS_BEFORE_CAPTURE and is_capturable(self.trainer):
+        if self.stream is not None and self.steps == STEPS_BEFORE_CAPTURE:
             self.graph = self.capture()
 
     def compute_step(self) -> None:
@@ -152,17 +148,6 @@ class Arm:
             outputs = [trainer.validation_step({"data": images, "target": labels}) for images, labels in batches]
             trainer.on_validation_epoch_end(outputs)
         trainer.on_epoch_end()
-
-
-def is_capturable(trainer: nnUNetTrainer) -> bool:
-    """Whether all steps do the same, and on the device alone, as far as the steps before have shown.
-
-    A sample is drawn, and some rules weigh, by the number of the step; the backend lean copies from the host.
-    """
-    if not isinstance(trainer, nnUNetTrainerLoMix):
-        return True
-    on_device = not any(isinstance(backend, Lean) for backend in trainer.loss.chosen_backends())
-    return type(trainer.loss) is LoMixLoss and trainer.rule in CAPTURABLE_RULES and on_device
 
 
 def train(arms: list[Arm]) -> float:

@@ -1,8 +1,9 @@
 """The LoMix loss, in plain PyTorch: it serves any deeply supervised network, and imports torch alone.
 
-Four ideas are apart, each usable by itself:
+Five ideas are apart, each usable by itself:
 
 - *which maps* are supervised: :mod:`~nnunet_lomix.loss.maps`, :mod:`~nnunet_lomix.loss.operators`;
+- *where*: :mod:`~nnunet_lomix.loss.grid`;
 - *how much each counts*: :mod:`~nnunet_lomix.loss.rules`;
 - *what a map costs*: :mod:`~nnunet_lomix.loss.criterion`;
 - *how it is computed*: :mod:`~nnunet_lomix.loss.backends`.
@@ -13,9 +14,8 @@ Four ideas are apart, each usable by itself:
 from nnunet_lomix.loss.backends import BACKENDS
 from nnunet_lomix.loss.lomix import DEFAULT_OPERATORS, LoMixLoss
 from nnunet_lomix.loss.maps import ORIGINAL, Map, list_maps
-from nnunet_lomix.loss.operators import OPERATORS, ParameterFree
+from nnunet_lomix.loss.operators import OPERATORS, Operator
 from nnunet_lomix.loss.rules import RULES, WeightingRule
-from nnunet_lomix.loss.sampling import SamplingLoMixLoss
 
 __all__ = [
     "BACKENDS",
@@ -25,8 +25,7 @@ __all__ = [
     "RULES",
     "LoMixLoss",
     "Map",
-    "ParameterFree",
-    "SamplingLoMixLoss",
+    "Operator",
     "WeightingRule",
     "list_maps",
 ]

@@ -2,14 +2,11 @@
 
 A map enters its loss only through the sum of the cross-entropy and, for each sample and class, the intersection
 with the target and the volume of the prediction. So a loss is computed in two steps: :meth:`Criterion.pixel_sums` takes
-these sums over all pixels or some of them, and :meth:`Criterion.losses` makes the losses of all maps of them and of the
-sums over the target, :meth:`Criterion.target_sums`.
-:meth:`Criterion.pixel_sums_vjp` goes back from the sums to the logits. Values and gradients are those of nnU-Net's
-``DC_and_CE_loss`` (plain classes) and ``DC_and_BCE_loss`` (regions), with ``MemoryEfficientSoftDiceLoss``, in nnU-Net
-2.8.1.
+these sums over some pixels, :meth:`Criterion.losses` makes the losses of all maps of them and of the sums over the
+target, :meth:`Criterion.target_sums`. Values and gradients are those of nnU-Net's ``DC_and_CE_loss`` (plain classes)
+and ``DC_and_BCE_loss`` (regions), with ``MemoryEfficientSoftDiceLoss``, in nnU-Net 2.8.1.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,108 +14,38 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-WHOLE = slice(None)
+from nnunet_lomix.loss.grid import divide
 
 
 class Target(NamedTuple):
     """A prepared target; B samples, C classes or regions, N pixels.
 
     Attributes:
-        size: the spatial shape, whose product is N.
-        num_classes: C.
-        dtype: that of the logits.
-        values: ``(B, 1, N)``, int64 labels, 0 in ignored pixels; or ``(B, C, N)``, regions of 0 and 1.
+        labels: ``(B, 1, N)``, int64, 0 in ignored pixels; None for regions.
+        y: ``(B, C, N)`` of 0 and 1: one-hot classes or regions, 0 in ignored pixels.
         valid: ``(B, 1, N)`` of 0 and 1, or None if every pixel is valid.
-    """
-
-    size: torch.Size
-    num_classes: int
-    dtype: torch.dtype
-    values: Tensor
-    valid: Tensor | None
-
-
-class TargetPart(NamedTuple):
-    """The target in some pixels of some samples; b samples, n pixels.
-
-    Attributes:
-        labels: ``(b, 1, n)``, as in :class:`Target`; None for regions.
-        y: ``(b, C, n)`` of 0 and 1: one-hot classes, or regions; 0 in ignored pixels.
-        valid: ``(b, 1, n)`` of 0 and 1, or None if every pixel is valid.
     """
 
     labels: Tensor | None
     y: Tensor
     valid: Tensor | None
 
-    def piece(self, sample: int, pixels: slice) -> "TargetPart":
-        """The target in some pixels of one sample; b = 1."""
-
-        def cut(tensor: Tensor) -> Tensor:
-            return tensor[sample : sample + 1, :, pixels]
-
-        labels = None if self.labels is None else cut(self.labels)
-        return TargetPart(labels, cut(self.y), None if self.valid is None else cut(self.valid))
-
-
-class PixelSums(NamedTuple):
-    """Sums over pixels of one map, or of M maps with a leading axis; or the gradient of a loss by these sums.
-
-    Attributes:
-        cross_entropy: sum over all valid pixels of all samples, ``()`` or ``(M,)``.
-        intersection: Σ p·y for each sample and class, ``(B, C)`` or ``(M, B, C)``.
-        volume: Σ p for each sample and class, ``(B, C)`` or ``(M, B, C)``.
-    """
-
-    cross_entropy: Tensor
-    intersection: Tensor
-    volume: Tensor
-
-    @classmethod
-    def zeros(cls, num_maps: int, z: Tensor) -> "PixelSums":
-        """Sums to add to, for logits like ``z``, ``(B, C, …)``."""
-        batch, classes = z.shape[:2]
-        per_class = (num_maps, batch, classes)
-        return cls(z.new_zeros(num_maps), z.new_zeros(per_class), z.new_zeros(per_class))
-
-    @classmethod
-    def stack(cls, sums: "Sequence[PixelSums]") -> "PixelSums":
-        """Put the sums of M single maps together."""
-        return cls(*(torch.stack(parts) for parts in zip(*sums, strict=True)))
-
-    @classmethod
-    def cat(cls, sums: "Sequence[PixelSums]") -> "PixelSums":
-        """Put the sums of several groups of maps together."""
-        return cls(*(torch.cat(parts) for parts in zip(*sums, strict=True)))
-
-    def split(self, sizes: list[int]) -> "list[PixelSums]":
-        """Take the sums of M maps apart into groups of neighbouring maps of these sizes."""
-        return [PixelSums(*group) for group in zip(*(s.split(sizes) for s in self), strict=True)]
-
-    def select_maps(self, numbers: Tensor) -> "PixelSums":
-        """The sums of the maps with these numbers, in this order."""
-        return PixelSums(*(s[numbers] for s in self))
-
-    def select_samples(self, samples: slice) -> "PixelSums":
-        """Intersections and volumes of these samples; the cross-entropy, a sum over all samples, stays as it is."""
-        return PixelSums(self.cross_entropy, self.intersection[:, samples], self.volume[:, samples])
-
-    def add(self, other: "PixelSums", samples: slice) -> None:
-        """Add the sums over some pixels of these samples, in place."""
-        self.cross_entropy.add_(other.cross_entropy)
-        self.intersection[:, samples] += other.intersection
-        self.volume[:, samples] += other.volume
+    def divide(self, pixels: int) -> "list[Target]":
+        """The target in parts of so many pixels."""
+        y = divide(self.y, pixels, 2)
+        labels, valid = ([None] * len(y) if t is None else divide(t, pixels, 2) for t in (self.labels, self.valid))
+        return [Target(*part) for part in zip(labels, y, valid, strict=True)]
 
 
 class TargetSums(NamedTuple):
-    """Sums over the pixels of the target.
+    """Sums over the pixels of a target.
 
     Attributes:
-        pixels: scalar, number of valid pixels of all samples.
-        volume: ``(B, C)``, number of valid pixels of each class or region.
+        pixels: how many of all samples are valid, a number or ``()``; at least 1.
+        volume: ``(B, C)``, how many valid pixels each class or region has.
     """
 
-    pixels: Tensor
+    pixels: Tensor | int
     volume: Tensor
 
 
@@ -171,6 +98,11 @@ class Criterion:
         """The lowest value a loss can take: Dice enters as −Dice, as in nnU-Net."""
         return -self.weight_dice
 
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of one map, a scalar; logits ``(B, C, *spatial)``, and the target of the same size."""
+        prepared = self.prepare(target, logits.shape[1], logits.dtype)
+        return self.losses(self.pixel_sums(logits.flatten(2), prepared)[None], self.target_sums(prepared))[0]
+
     def target_channels(self, num_classes: int) -> int:
         """Channels of the target."""
         raise NotImplementedError
@@ -183,40 +115,56 @@ class Criterion:
         """
         raise NotImplementedError
 
-    def prepare(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Target:
-        """Prepare the full-resolution target for all maps; ``dtype`` is that of the logits."""
+    def prepare(self, target: Tensor, num_classes: int, dtype: torch.dtype, inside: Tensor | None = None) -> Target:
+        """Prepare a target for maps of its size.
+
+        Args:
+            target: ``(B, channels, *spatial)``.
+            dtype: of the logits.
+            inside: ``(1, 1, *spatial)`` of 0 and 1, the pixels that count; None for all.
+        """
         raise NotImplementedError
 
-    def part(self, target: Target, samples: slice = WHOLE, pixels: slice = WHOLE) -> TargetPart:
-        """The target in some samples and pixels."""
-        raise NotImplementedError
+    def pixel_sums(self, logits: Tensor, target: Target) -> Tensor:
+        """Sums over the pixels of one map, logits ``(B, C, N)``, as ``(B, 1 + 2 C)``.
 
-    def pixel_sums(self, logits: Tensor, part: TargetPart) -> PixelSums:
-        """Sums over pixels of one map, logits ``(b, C, n)``, or of several with a leading axis; differentiable."""
-        raise NotImplementedError
+        For each sample the sum of the cross-entropy, the intersections Σ p·y and the volumes Σ p of all classes.
+        """
+        cross_entropy, p = self._entropy_and_probabilities(logits, target)
+        intersection = (p * target.y).sum(2)  # no matrix product, which adds pixel by pixel and loses a percent
+        if target.valid is not None:
+            cross_entropy, p = cross_entropy * target.valid, p * target.valid
+        return torch.cat([cross_entropy.sum((1, 2))[:, None], intersection, p.sum(2)], 1)
 
-    def pixel_sums_vjp(self, logits: Tensor, part: TargetPart, grad_sums: PixelSums) -> Tensor:
-        """The gradient by the logits of :meth:`pixel_sums`, like them, from the gradient by the sums."""
+    def _entropy_and_probabilities(self, logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """The cross-entropy of each pixel, ``(B, 1, N)`` or ``(B, C, N)``, and p, ``(B, C, N)``."""
         raise NotImplementedError
 
     def target_sums(self, target: Target) -> TargetSums:
-        """Sums over all pixels of the target."""
-        raise NotImplementedError
+        """Sums over the pixels of a target."""
+        batch, _, pixels = target.y.shape
+        number = batch * pixels if target.valid is None else target.valid.sum().clamp_min(1)
+        return TargetSums(number, target.y.sum(2))
 
-    def cross_entropy_terms(self, sums: TargetSums) -> Tensor:
-        """Scalar, what the sum of the cross-entropy is divided by; 1 without any pixel, where the sum, too, is 0."""
-        return sums.pixels.clamp_min(1)
+    def cross_entropy_terms(self, target: TargetSums) -> Tensor | int:
+        """What the sum of the cross-entropy is divided by."""
+        return target.pixels
 
-    def losses(self, sums: PixelSums, target: TargetSums) -> Tensor:
-        """Losses ``(M,)`` of M maps from their sums and those of the target."""
-        cross_entropy = sums.cross_entropy / self.cross_entropy_terms(target)
-        intersection, volume = sums.intersection, sums.volume
-        target_volume = target.volume.expand_as(volume)
+    def losses(self, sums: Tensor, target: TargetSums) -> Tensor:
+        """Losses ``(M,)`` of M maps from their sums, ``(M, B, 1 + 2 C)``, and those of the target."""
+        ignored, counted = self.first_class, target.volume.shape[1] - self.first_class
+        cross_entropy, _, intersection, _, volume = sums.split([1, ignored, counted, ignored, counted], 2)
+        true_volume = target.volume[:, ignored:]
         if self.batch_dice:
-            batch_sums = torch.stack([intersection, volume, target_volume]).sum(2, keepdim=True)
-            intersection, volume, target_volume = SumOverRanks.apply(batch_sums) if self.ddp else batch_sums
-        dice = (2 * intersection + self.smooth) / (volume + target_volume + self.smooth).clamp_min(1e-8)
-        return self.weight_ce * cross_entropy - self.weight_dice * dice[..., self.first_class :].mean((1, 2))
+            intersection, volume, true_volume = (s.sum(-2, keepdim=True) for s in (intersection, volume, true_volume))
+            if self.ddp:
+                everything = [intersection, volume, true_volume.expand_as(volume)]
+                intersection, volume, true_volume = SumOverRanks.apply(torch.stack(everything))
+        # nnU-Net clamps the whole denominator: the same, unless smooth is 0 and the target is empty
+        true_volume = (true_volume + self.smooth).clamp_min(1e-8)
+        half_dice = (intersection + self.smooth / 2) / (volume + true_volume)
+        cross_entropy = cross_entropy.sum((1, 2)) * (self.weight_ce / self.cross_entropy_terms(target))
+        return torch.sub(cross_entropy, half_dice.mean((1, 2)), alpha=2 * self.weight_dice)
 
 
 class ClassCriterion(Criterion):
@@ -249,62 +197,20 @@ class ClassCriterion(Criterion):
                 f"{num_classes - 1}; is it the ignore_label, or are these regions?"
             )
 
-    def prepare(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Target:
+    def prepare(self, target: Tensor, num_classes: int, dtype: torch.dtype, inside: Tensor | None = None) -> Target:
         labels = target.flatten(2).long()
-        valid = None
+        valid = None if inside is None else inside.flatten(2).to(dtype).expand(labels.shape)
         if self.ignore_label is not None:
             counts = torch.ne(labels, self.ignore_label)
-            valid, labels = counts.to(dtype), labels.where(counts, 0)
-        return Target(target.shape[2:], num_classes, dtype, labels, valid)
+            valid = counts.to(dtype) if valid is None else counts * valid
+            labels = labels.where(counts, 0)
+        y = labels.new_zeros(len(labels), num_classes, labels.shape[2], dtype=dtype)
+        return Target(labels, y.scatter_(1, labels, 1 if valid is None else valid), valid)
 
-    def target_sums(self, target: Target) -> TargetSums:
-        labels, valid = target.values, target.valid
-        classes = range(target.num_classes)
-        counted = [(labels == c) if valid is None else (labels == c) & valid.bool() for c in classes]
-        return TargetSums(_count_pixels(target), torch.cat([pixels.sum(2) for pixels in counted], 1).to(target.dtype))
-
-    def part(self, target: Target, samples: slice = WHOLE, pixels: slice = WHOLE) -> TargetPart:
-        labels = target.values[samples, :, pixels]
-        valid = None if target.valid is None else target.valid[samples, :, pixels]
-        y = labels.new_zeros(len(labels), target.num_classes, labels.shape[2], dtype=target.dtype)
-        return TargetPart(labels, y.scatter_(1, labels, 1 if valid is None else valid), valid)
-
-    def pixel_sums(self, logits: Tensor, part: TargetPart) -> PixelSums:
-        if logits.requires_grad:
-            log_p = logits.log_softmax(-2)
-            p, log_p_of_true_class = log_p.exp(), _of_true_class(log_p, part)
-        else:  # one exponential of each value, not two: log p − log max p = z − max z
-            p = logits.softmax(-2)
-            log_p_of_true_class = _of_true_class(logits, part) - logits.amax(-2) + p.amax(-2).log()
-        # sums over pixels, not a matrix product: that adds pixel by pixel, and loses a percent of a large image
-        intersection = (p * part.y).sum(-1)
-        if part.valid is not None:
-            log_p_of_true_class, p = log_p_of_true_class * part.valid[:, 0], p * part.valid
-        return PixelSums(-log_p_of_true_class.sum((-2, -1)), intersection, p.sum(-1))
-
-    def pixel_sums_vjp(self, logits: Tensor, part: TargetPart, grad_sums: PixelSums) -> Tensor:
-        # With a = ∂/∂p of the Dice part, a_c = grad volume_c + [c is true] · grad intersection_c, the derivative by the
-        # logits is p (a − Σ a p) for it, and p · valid − y for the cross-entropy. What is the same in all channels is
-        # taken together as a vector of pixels, and what is in the true channel only, too.
-        p = logits.softmax(-2)
-        grad_true_class = (
-            _sum_over_classes(grad_sums.intersection, p * part.y) - grad_sums.cross_entropy[..., None, None]
-        )
-        common = _sum_over_classes(grad_sums.volume, p) + grad_true_class
-        grad_logits = p.mul_(grad_sums.volume[..., None] - common[..., None, :])
-        if part.valid is not None:
-            grad_logits.mul_(part.valid)
-        return grad_logits.addcmul_(grad_true_class[..., None, :], part.y)
-
-
-def _of_true_class(values: Tensor, part: TargetPart) -> Tensor:
-    """Of values ``(…, b, C, n)`` that of each pixel's true class, ``(…, b, n)``; 0 in ignored pixels."""
-    return (values * part.y).sum(-2)
-
-
-def _sum_over_classes(weights: Tensor, values: Tensor) -> Tensor:
-    """Σ over classes of weights ``(…, b, C)`` times values ``(…, b, C, n)``: ``(…, b, n)``."""
-    return (weights[..., None, :] @ values)[..., 0, :]
+    def _entropy_and_probabilities(self, logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        assert target.labels is not None
+        log_p = logits.log_softmax(1)
+        return -log_p.gather(1, target.labels), log_p.exp()
 
 
 class RegionCriterion(Criterion):
@@ -331,46 +237,17 @@ class RegionCriterion(Criterion):
                 "does a mask of 0 and 255 have to be divided?"
             )
 
-    def prepare(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Target:
+    def prepare(self, target: Tensor, num_classes: int, dtype: torch.dtype, inside: Tensor | None = None) -> Target:
         regions = target.flatten(2).to(dtype)
-        valid = None
+        valid = None if inside is None else inside.flatten(2).to(dtype).expand_as(regions[:, :1])
         if self.ignores:
-            valid = 1 - regions[:, -1:]
-            regions = regions[:, :-1] * valid
-        return Target(target.shape[2:], num_classes, dtype, regions, valid)
+            counts = 1 - regions[:, -1:]
+            valid = counts if valid is None else counts * valid
+            regions = regions[:, :-1] * counts
+        return Target(None, regions, valid)
 
-    def target_sums(self, target: Target) -> TargetSums:
-        return TargetSums(_count_pixels(target), target.values.sum(2))
+    def cross_entropy_terms(self, target: TargetSums) -> Tensor | int:
+        return target.pixels if self.ignores else target.pixels * target.volume.shape[1]
 
-    def cross_entropy_terms(self, sums: TargetSums) -> Tensor:
-        terms = super().cross_entropy_terms(sums)
-        return terms if self.ignores else terms * sums.volume.shape[1]
-
-    def part(self, target: Target, samples: slice = WHOLE, pixels: slice = WHOLE) -> TargetPart:
-        valid = None if target.valid is None else target.valid[samples, :, pixels]
-        return TargetPart(None, target.values[samples, :, pixels], valid)
-
-    def pixel_sums(self, logits: Tensor, part: TargetPart) -> PixelSums:
-        p = logits.sigmoid()
-        if logits.requires_grad:
-            cross_entropy = F.binary_cross_entropy_with_logits(logits, part.y.expand_as(logits), reduction="none")
-        else:  # log(1 + exp z) = max(z, 0) − log p(|z|), without the logarithm of 1 + x, which takes nine times as long
-            cross_entropy = logits.clamp_min(0) - logits * part.y - torch.maximum(p, 1 - p).log()
-        if part.valid is not None:
-            cross_entropy, p = cross_entropy * part.valid, p * part.valid
-        return PixelSums(cross_entropy.sum((-3, -2, -1)), (p * part.y).sum(-1), p.sum(-1))
-
-    def pixel_sums_vjp(self, logits: Tensor, part: TargetPart, grad_sums: PixelSums) -> Tensor:
-        p = logits.sigmoid()
-        grad_logits = torch.addcmul(grad_sums.volume[..., None], grad_sums.intersection[..., None], part.y)
-        grad_logits *= p * (1 - p)
-        grad_logits.addcmul_(p - part.y, grad_sums.cross_entropy[..., None, None, None])
-        return grad_logits if part.valid is None else grad_logits.mul_(part.valid)
-
-
-def _count_pixels(target: Target) -> Tensor:
-    """Scalar, the number of valid pixels of all samples."""
-    if target.valid is None:
-        batch, _, pixels = target.values.shape
-        return target.values.new_full((), batch * pixels, dtype=target.dtype)
-    return target.valid.sum()
+    def _entropy_and_probabilities(self, logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        return F.binary_cross_entropy_with_logits(logits, target.y, reduction="none"), logits.sigmoid()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunet_lomix.loss.backends import BACKENDS, Case, choose
-from nnunet_lomix.loss.backends.base import Backend, BoundMap, full_precision
+from nnunet_lomix.loss.backends.base import Backend, add_up_slabs, full_precision
 from nnunet_lomix.loss.criterion import ClassCriterion, Criterion, RegionCriterion, SumOverRanks
-from nnunet_lomix.loss.maps import list_maps
+from nnunet_lomix.loss.grid import make_grids
+from nnunet_lomix.loss.maps import ORIGINAL, list_maps
 from nnunet_lomix.loss.operators import OPERATORS, Original
 from nnunet_lomix.loss.rules import RULES
 
@@ -37,23 +39,36 @@ def _describe(value: object) -> str:
     return "an empty list" if isinstance(value, list | tuple) and not value else type(value).__name__
 
 
-def _adapt_state(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """States of a loss that samples are loaded by one that doesn't, and states from before operators had their name."""
-    if not hasattr(module, "last_losses"):
-        state.pop(f"{prefix}last_losses", None)
-    for key in [key for key in state if key.startswith(f"{prefix}mixers.")]:
-        state[key.replace("mixers.", "operators.", 1)] = state.pop(key)
+class FinestOutput(nn.Module):
+    """The default anchor: the criterion of ``z_0`` on all pixels.
+
+    Args:
+        criterion: what a map costs.
+    """
+
+    def __init__(self, criterion: Criterion):
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
+        """A scalar; arguments as for :meth:`LoMixLoss.forward`."""
+        z_0 = _as_tensor(outputs[:, 0] if isinstance(outputs, Tensor) else outputs[0])
+        target = _as_tensor(target if isinstance(target, Tensor) else target[0])
+        with full_precision(z_0.device.type):
+            return self.criterion(z_0.to(torch.promote_types(z_0.dtype, torch.float32)), target)
 
 
 class LoMixLoss(nn.Module):
-    """Σ w_i L_i over the decoder outputs and all their mutants (LoMix, arXiv 2510.22995, section 3).
+    """share · A + (1 − share) · Σ w_i L_i, over the decoder outputs and all their mutants (LoMix, arXiv 2510.22995).
 
-    L_i is nnU-Net's loss of the map i, cross-entropy − Dice, against the full-resolution target. A share of the weight
-    is guaranteed to an anchor: to the map ``z_0``, or to another loss of the same outputs, such as nnU-Net's own deep
-    supervision D. Then the loss is share · D + (1 − share) · Σ v_i L_i / Σ v_i; for share = 1 it is D. The effective
-    weights w_i come from a weighting rule. The network sees them as constants; the parameters of the rule see
-    the non-negative losses L_i + ``weight_dice`` as constants and minimise the rule's own objective. One backward pass
-    gives all gradients. The value is Σ w_i L_i.
+    L_i is nnU-Net's loss of the map i, cross-entropy − Dice, against the full-resolution target (section 3). The anchor
+    A is a loss of the same outputs on all pixels, with a guaranteed share of the weight: the criterion of ``z_0``, or
+    another one, such as nnU-Net's own deep supervision. For share = 1 the loss is A. The maps may be supervised on a
+    grid of pixels (:mod:`~nnunet_lomix.loss.grid`).
+
+    The weights w_i come from a weighting rule. The network sees them as constants; the parameters of the rule see the
+    non-negative losses L_i + ``weight_dice`` as constants and minimise the rule's own objective. One backward pass
+    gives all gradients.
 
     Mixing and losses are computed in fp32 under autocast (products of logits overflow fp16). For fp64 outputs convert
     the module, too: ``loss.double()``.
@@ -65,8 +80,10 @@ class LoMixLoss(nn.Module):
         mixed_scales: how many of the finest scales are mixed, K; default the smaller of S and 4. The coarser outputs
             stay as originals.
         rule: name of the weighting rule.
-        share: share of the weight that the anchor has at least, 0 to 1.
-        anchor: None for ``z_0``, or a module that is called as this one and gives a scalar.
+        share: share of the anchor, 0 to 1.
+        anchor: None for the criterion of ``z_0``, or a module that is called as this one and gives a scalar.
+        stride: of the grid: 1 supervises the maps on every pixel, 2 on every second one along each axis that the second
+            output has half of, from an offset that moves from step to step.
         regions: sigmoid and regions (True) or softmax and classes (False).
         ignore_label: plain classes: the value of the target to ignore. Regions: if not None, the last channel of
             the target marks the pixels to ignore.
@@ -75,17 +92,19 @@ class LoMixLoss(nn.Module):
         smooth: smoothing of the Dice.
         ddp: outputs are spread over the ranks of ``torch.distributed``: ``batch_dice`` is then that of all ranks.
             The parameters of this module belong to no DDP wrapper: average their gradients yourself.
-        backend: "plain", "lean" or "fused"; None for the one that suits the case (docs/method.md). Which one computes
-            is logged once.
+        backend: "plain" or "fused"; None for the one that suits the case (docs/method.md). Which one computes is
+            logged once.
 
     Attributes:
         maps: all maps, the originals first.
-        operators: for each map, by its name, the operator with its parameters.
+        operators: by name, with their parameters; ``operators[m.operator](scales, m.scales)`` is the map m.
         rule: the weighting rule.
         criterion: what a map costs.
+        last_losses: ``(len(self.maps),)``, the losses when they were last computed, detached; None before.
 
     Raises:
-        ValueError: an unknown name; fewer than 2 outputs, or than 2 classes (1 region); K or share out of range.
+        ValueError: an unknown name; fewer than 2 outputs, or than 2 classes (1 region); K, share or stride out of
+            range.
 
     >>> import torch
     >>> loss = LoMixLoss(num_classes=3, num_scales=3)
@@ -106,6 +125,7 @@ class LoMixLoss(nn.Module):
         share: float = 0.5,
         *,
         anchor: nn.Module | None = None,
+        stride: int = 1,
         regions: bool = False,
         ignore_label: int | None = None,
         batch_dice: bool = False,
@@ -127,53 +147,45 @@ class LoMixLoss(nn.Module):
             raise ValueError(f"operators must be a list that names each operator once, got {operators!r}")
         if not 0 <= share <= 1:
             raise ValueError(f"the share of the anchor must be between 0 and 1, got {share}")
+        if stride < 1:
+            raise ValueError(f"the stride of the grid must be at least 1, got {stride}")
         self.num_classes = num_classes
         self.num_scales = num_scales
         self.maps = list_maps(num_scales, mixed_scales, operators)
-        self.operators = nn.ModuleDict(
-            {
-                m.name: OPERATORS[m.operator](num_classes, len(m.scales)) if len(m.scales) > 1 else Original()
-                for m in self.maps
-            }
-        )
-        self.share = share
-        self.anchor = anchor
-        self.rule = RULES[rule](len(self.maps), share if anchor is None else 0.0)
+        subsets = [m.scales for m in self.maps]
+        self.operators = nn.ModuleDict({ORIGINAL: Original(num_classes, subsets[:num_scales])})
+        for name in operators:
+            self.operators[name] = OPERATORS[name](num_classes, [m.scales for m in self.maps if m.operator == name])
+        self.rule = RULES[rule](len(self.maps))
+        if share and self.rule.free:
+            raise ValueError(f"the rule {rule!r} has free weights and guarantees the anchor no share; set share = 0")
         terms = dict(weight_ce=weight_ce, weight_dice=weight_dice, batch_dice=batch_dice, smooth=smooth, ddp=ddp)
         self.criterion: Criterion = (
             RegionCriterion(ignore_label is not None, **terms) if regions else ClassCriterion(ignore_label, **terms)
         )
+        self.share = share
+        self.anchor = FinestOutput(self.criterion) if anchor is None else anchor
+        self.stride = stride
         if backend is not None:
             BACKENDS.check(backend)
         self.backend = backend
-        self._bound_maps = [BoundMap(self.operators[m.name], m.scales) for m in self.maps]
-        self._backends: dict[tuple[object, ...], Backend] = {}  # for each kind of case
-        self._logged: set[str] = set()
-        self._looked_at_a_target = False
-        self._latest: tuple[Tensor | None, Tensor] | None = None  # chosen maps and losses, of the latest call
-        self.register_load_state_dict_pre_hook(_adapt_state)
+        self.last_losses: Tensor | None = None
+        self._backends: dict[tuple[object, ...], Backend] = {}  # by device and dtype
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is kept on a device, which a copy or a loaded loss may not have."""
-        return self.__dict__ | {"_backends": {}, "_latest": None}
+        return self.__dict__ | {"_backends": {}, "last_losses": None}
 
     def weights(self) -> Tensor:
-        """Effective weights of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached.
+        """Weights w_i of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached; they sum to 1.
 
-        They sum to 1, or to 1 - share beside an anchor that is no map.
+        Those of the rule "softplus" are free.
         """
-        weights = self.rule.weights().detach()
-        return weights if self.anchor is None else (1 - self.share) * weights
+        with torch.no_grad():
+            return self.rule.weights()
 
-    def losses(
-        self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor], chosen: Tensor | None = None
-    ) -> Tensor:
-        """The loss of each map, ``(len(self.maps),)``; arguments as for :meth:`forward`.
-
-        Args:
-            chosen: numbers in ``self.maps`` of those maps that are wanted instead, int64 on the device of the outputs,
-                ``(M,)``; then the result is ``(M,)``.
-        """
+    def losses(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
+        """The loss of each map, ``(len(self.maps),)``; arguments as for :meth:`forward`."""
         if isinstance(target, list | tuple) and target:
             target = target[0]
         if not isinstance(target, Tensor):
@@ -183,29 +195,32 @@ class LoMixLoss(nn.Module):
             outputs = outputs.unbind(1)
         self._check(outputs, target)
         with full_precision(outputs[0].device.type):
-            dtype = torch.promote_types(outputs[0].dtype, torch.float32)
-            for other in {p.dtype for p in self.operators.parameters()}:
-                dtype = torch.promote_types(dtype, other)
-            outputs = [_as_tensor(z).to(dtype) for z in outputs]
-            prepared = self.criterion.prepare(target, self.num_classes, dtype)
-            if target.device.type == "cpu" or not self._looked_at_a_target:
-                self._check_values(target)
-            backend = self._backend_for(outputs[0], len(self.maps) if chosen is None else len(chosen))
-            losses = self.criterion.losses(*backend(outputs, prepared, self._bound_maps, self.criterion, chosen))
-        self._latest = chosen, losses.detach()
+            double = any(t.dtype == torch.float64 for t in (outputs[0], *self.operators.parameters()))
+            dtype = torch.float64 if double else torch.float32
+            backend = self._backend_for(dtype, target)
+            losses = self._losses([_as_tensor(z).to(dtype) for z in outputs], target, backend)
+        self.last_losses = losses.detach()
         return losses
+
+    def _losses(self, outputs: Sequence[Tensor], target: Tensor, backend: Backend) -> Tensor:
+        z_0 = outputs[0]
+        grids = make_grids(tuple(tuple(z.shape[2:]) for z in outputs), self.stride, z_0.device, z_0.dtype)
+        grid = grids.at(self.rule.steps if torch.is_grad_enabled() else None)
+        inside = grid.inside(z_0)
+        prepared = self.criterion.prepare(grid.select(target), self.num_classes, z_0.dtype, inside)
+        pixels, of_row = prod(grids.size), prod(grids.size[1:])
+        rows = max(1, backend.pixels_at_once(len(z_0), pixels, prod(z_0.shape[2:])) // of_row)
+        sums = add_up_slabs(backend, grid.slabs(outputs, rows), prepared.divide(rows * of_row))
+        return self.criterion.losses(sums, self.criterion.target_sums(prepared))
 
     def maps_not_finite(self) -> list[str]:
         """Names of the maps whose losses were NaN or infinite when they were last computed; waits for the device."""
-        if self._latest is None:
+        if self.last_losses is None:
             return []
-        chosen, losses = self._latest
-        numbers = range(len(self.maps)) if chosen is None else chosen.tolist()
-        broken = {number for number, finite in zip(numbers, losses.isfinite().tolist(), strict=True) if not finite}
-        return [m.name for number, m in enumerate(self.maps) if number in broken]
+        return [m.name for m, finite in zip(self.maps, self.last_losses.isfinite().tolist(), strict=True) if not finite]
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
-        """The weighted loss, a scalar.
+        """The weighted loss, a scalar; with gradients enabled a training step, which :meth:`observe` counts.
 
         Args:
             outputs: S tensors of logits ``(B, C, *spatial_j)``, 2D or 3D, the finest first; or one tensor
@@ -218,62 +233,46 @@ class LoMixLoss(nn.Module):
                 no labels, or no regions. Values are looked at in every step on a CPU and in the first one elsewhere: a
                 GPU would have to be waited for, and an assertion on the device would end the whole process.
         """
-        if self.anchor is None:
-            return self.supervise_maps(outputs, target)
         if self.share == 1:  # nothing else has weight, and a training is to the last bit that of the anchor alone
             alone: Tensor = self.anchor(outputs, target)
             return alone
-        maps = self.supervise_maps(outputs, target)  # first, as it looks at shapes and labels
-        anchor: Tensor = self.anchor(outputs, target)
-        return self.share * anchor + maps
-
-    def supervise_maps(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
-        """The weighted loss of the maps alone, a scalar; arguments as for :meth:`forward`."""
-        return self.weigh(self.losses(outputs, target))
-
-    def weigh(self, losses: Tensor) -> Tensor:
-        """Σ w_i L_i, ``losses`` as of :meth:`losses`, with the gradients of the rule's parameters."""
+        losses = self.losses(outputs, target)  # before the anchor, as it looks at shapes and labels
         observed = self.observed(losses)
-        self.observe(observed)
-        return self.with_objective((self.weights() * losses).sum(), observed)
+        if torch.is_grad_enabled():
+            self.observe(observed)
+        total = (1 - self.share) * (self.weights() @ losses)
+        if self.share > 0:
+            total = torch.add(total, self.anchor(outputs, target), alpha=self.share)
+        objective = self.rule.objective(observed)
+        return total if objective is None else total + (objective - objective.detach())
 
     def observed(self, losses: Tensor) -> Tensor:
         """What a rule may see of losses: non-negative and detached."""
-        return (losses - self.criterion.minimum).detach()
+        return (losses.detach() - self.criterion.minimum).clamp_min(0)  # rounding may make it less
 
     def observe(self, observed: Tensor) -> None:
-        """Show the rule the losses of a training step, under DDP the mean over ranks."""
-        if torch.is_grad_enabled():
-            self.rule.observe(SumOverRanks.apply(observed) / dist.get_world_size() if self.criterion.ddp else observed)
+        """Count a training step and show the rule its losses, as from :meth:`observed`; under DDP the ranks' mean."""
+        self.rule.observe(SumOverRanks.apply(observed) / dist.get_world_size() if self.criterion.ddp else observed)
 
-    def with_objective(self, loss: Tensor, observed: Tensor) -> Tensor:
-        """The same value, with the gradients of the rule's parameters."""
-        objective = self.rule.objective(observed)
-        return loss if objective is None else loss + objective - objective.detach()
+    def _backend_for(self, dtype: torch.dtype, target: Tensor) -> Backend:
+        """The named backend, or the one that suits; logged, as a warning if it isn't the named one.
 
-    def chosen_backends(self) -> list[Backend]:
-        """The backends that have computed so far, one for each kind of case."""
-        return list(self._backends.values())
-
-    def _backend_for(self, z_0: Tensor, evaluated: int) -> Backend:
-        """The named backend, or the one that suits; logged once, as a warning if it isn't the named one."""
-        key = (z_0.device, z_0.dtype, z_0.shape, evaluated, self.backend)
+        Where it is chosen, and on a CPU always, the values of the target are looked at.
+        """
+        key = (target.device, dtype, self.backend)
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (target.device.type == "cpu" or key not in self._backends):
+            self.criterion.check_values(target, self.num_classes)
         if key not in self._backends:
-            case = Case(z_0.device, z_0.dtype, z_0.shape, self._bound_maps, evaluated, self.criterion)
+            classes, scales = self.num_classes, self.num_scales
+            operators = dict(self.operators.items())
+            case = Case(self.maps, operators, self.criterion, classes, scales, target.device, dtype)
             name, self._backends[key], refusals = choose(case, self.backend)
-            text = f"LoMix: the backend {name!r} computes the loss of {evaluated} maps"
+            text = f"LoMix: the backend {name!r} computes the loss of {len(self.maps)} maps"
             text += "".join(f"; {other!r} can't be used: {reason}" for other, reason in refusals.items())
-            level = logging.INFO if self.backend in (None, name) else logging.WARNING
-            if not torch.compiler.is_compiling() and text not in self._logged:
-                self._logged.add(text)
-                logger.log(level, text)
+            if not compiling:
+                logger.log(logging.INFO if self.backend in (None, name) else logging.WARNING, text)
         return self._backends[key]
-
-    def _check_values(self, target: Tensor) -> None:
-        if torch.compiler.is_compiling():
-            return
-        self.criterion.check_values(target, self.num_classes)
-        self._looked_at_a_target = True
 
     def _check(self, outputs: Sequence[Tensor], target: Tensor) -> None:
         if not isinstance(outputs, list | tuple) or len(outputs) != self.num_scales:

@@ -19,10 +19,9 @@ __all__ = ["show_weights"]
 OVERVIEW_PICTURE = "weights.png"
 OVERVIEW_TABLE = "weights.csv"
 EXPLANATION = (
-    "All without z_0, which the anchor supervises anyway. A map's weight is split evenly over the scales in its "
-    "subset; 'equal' is the share if all maps had the same weight, and behind each share stand its range over folds "
-    "and how much more or less it is than the equal one. A weight says how a loss was weighted, not what a map is good "
-    "for."
+    "A map's weight is split evenly over the scales in its subset; 'equal' is the share if all maps had the same "
+    "weight, and behind each share stand its range over folds and how much more or less it is than the equal one. A "
+    "weight says how a loss was weighted, not what a map is good for."
 )
 
 

@@ -18,7 +18,7 @@ def write_history(history: Sequence[Mapping[str, float]], folder: str | Path) ->
     """Write ``lomix_weights.csv``: a row for each epoch, a column for each map.
 
     Args:
-        history: for each epoch the effective weight of each map by name; empty for epochs without LoMix.
+        history: for each epoch the weight of each map by name; empty for epochs without LoMix.
         folder: an existing folder.
     """
     with replacing(Path(folder, TABLE)) as temporary:
@@ -38,16 +38,12 @@ def plot_history(history: Sequence[Mapping[str, float]], maps: Sequence[Map], fo
     total = sum(next(filter(None, history)).values())  # 1, but for the paper's weights; that they fade stays visible
     shares = [{name: weight / total for name, weight in epoch.items()} for epoch in history]
     last = {name: 100 * share for name, share in shares[-1].items()}
-    # z_0 may have a share of its own: the colours are for the others
-    top = max(percent for name, percent in last.items() if name != "z_0")
-    beyond = " (z_0 is beyond the colour scale)" if last["z_0"] > top else ""
     width = max(8, 4 + 0.62 * len({m.subset for m in maps}))
-    with drawing(Path(folder, PICTURE), width, 9) as figure:
-        now, finest, others = figure.subplots(3, 1, height_ratios=(4, 1, 4))
-        # without any other weight the darkest colour is theirs
-        draw_heat_map(now, last, maps, Normalize(0, top or 1), "viridis", ".1f")
-        now.set_title(f"Weight of each map after epoch {len(history) - 1}, in %{beyond}", loc="left")
-        draw_evolution(finest, others, shares, maps)
-        finish_evolution(others, shares, maps)
+    with drawing(Path(folder, PICTURE), width, 8) as figure:
+        now, evolution = figure.subplots(2, 1)
+        draw_heat_map(now, last, maps, Normalize(0, max(last.values())), "viridis", ".1f")
+        now.set_title(f"Weight of each map after epoch {len(history) - 1}, in %", loc="left")
+        draw_evolution(evolution, shares, maps)
+        finish_evolution(evolution, shares, maps)
         draw_legend(figure, maps)
-        finest.set_title("Weight of each map over the training, in %", loc="left")
+        evolution.set_title("Weight of each map over the training, in %", loc="left")

@@ -18,7 +18,7 @@ from matplotlib.typing import ColorType
 from scipy.optimize import isotonic_regression
 
 from nnunet_lomix.files import replacing
-from nnunet_lomix.loss.maps import ORIGINAL, Map
+from nnunet_lomix.loss.maps import Map
 from nnunet_lomix.weights.summary import (
     Group,
     folds_differ,
@@ -48,23 +48,23 @@ def plot_groups(groups: Sequence[Group], file: Path) -> None:
     differences = [100 * (relative_weights(group.last).mean(axis=1) - 1) for group in groups]
     top = max(25, *(column.abs().max() for column in differences))  # small differences stay pale
     epochs = [_mean_over_folds(group) for group in groups]
-    with drawing(file, sum(widths), 17) as figure:
+    with drawing(file, sum(widths), 16) as figure:
         columns = []
         parts = figure.subfigures(1, len(groups), squeeze=False, width_ratios=widths)[0]
         for part, group, width, difference, history in zip(parts, groups, widths, differences, epochs, strict=True):
             part.suptitle(fill(group.name, int(8 * width)), fontweight="bold")
-            axes = part.subplot_mosaic("HH;SO;FF;ZZ;EE", height_ratios=(4, 3, 4, 1, 4))
+            axes = part.subplot_mosaic("HH;SO;FF;EE", height_ratios=(4, 3, 4, 4))
             columns.append(axes)
-            _draw_differences(axes["H"], difference, top, group)
+            _draw_differences(axes["H"], difference, top, group.maps)
             _draw_shares(axes["S"], "scale", shares(group.last, scale_membership(group.maps)))
             _draw_shares(axes["O"], "operator", shares(group.last, operator_membership(group.maps)))
             _draw_each_fold(axes["F"], relative_weights(group.last))
-            draw_evolution(axes["Z"], axes["E"], history, group.maps)
+            draw_evolution(axes["E"], history, group.maps)
             draw_legend(part, group.maps)
-            axes["Z"].set_title(
+            axes["E"].set_title(
                 "Share of each map over the training, in %, mean of the folds that got as far", loc="left"
             )
-        for key in "SOFZE":
+        for key in "SOFE":
             _align([axes[key] for axes in columns])
         for axes, group, history in zip(columns, groups, epochs, strict=True):
             finish_evolution(axes["E"], history, group.maps)
@@ -107,7 +107,8 @@ def draw_heat_map(
         colours: name of a colour map of matplotlib.
         form: how a value is written, ``".1f"``.
     """
-    operators, subsets = _list_rows_and_columns(maps)
+    operators = list(dict.fromkeys(m.operator for m in maps))
+    subsets = list(dict.fromkeys(m.subset for m in maps))
     table = np.full((len(operators), len(subsets)), np.nan)
     for m in maps:
         table[operators.index(m.operator), subsets.index(m.subset)] = values.get(m.name, np.nan)
@@ -123,69 +124,45 @@ def draw_heat_map(
     ax.set_xlabel("scales, 0 is the finest")
 
 
-def _list_rows_and_columns(maps: Sequence[Map]) -> tuple[list[str], list[str]]:
-    """The operators and the subsets of scales, in the order of the heat map."""
-    return list(dict.fromkeys(m.operator for m in maps)), list(dict.fromkeys(m.subset for m in maps))
-
-
-def draw_evolution(finest: Axes, others: Axes, history: Sequence[Mapping[str, float]], maps: Sequence[Map]) -> None:
-    """Draw the weight of each map over epochs, in %: that of z_0 apart, as it may be far above all others.
-
-    :func:`finish_evolution` completes it.
+def draw_evolution(ax: Axes, history: Sequence[Mapping[str, float]], maps: Sequence[Map]) -> None:
+    """Draw the weight of each map over epochs, in %; :func:`finish_evolution` completes it.
 
     Args:
-        finest: where z_0 is drawn, on a linear axis from 0.
-        others: below it, where the other maps are drawn, on a logarithmic axis.
+        ax: where; its axis of weights becomes logarithmic.
         history: for each epoch the weight of each map by name, as a share; the last epoch must have all.
         maps: in any order.
     """
     colours = _choose_colours(maps)
     is_point = sum(map(bool, history)) == 1  # a line needs two epochs with weights
-    weights = {m.name: np.array([100 * epoch.get(m.name, np.nan) for epoch in history]) for m in maps}
     for m in maps:
-        is_finest = m.name == "z_0"
-        (finest if is_finest else others).plot(
-            np.where(weights[m.name] > 0, weights[m.name], np.nan),  # a logarithmic axis has no zero
-            color=colours[m.operator],
-            marker="o" if is_point else None,
-            linewidth=2.5 if is_finest else 1,
-            alpha=1 if is_finest else 0.7,
-        )
-    finest.set_ylim(0, 1.1 * max(10, np.nanmax(weights["z_0"])))
-    finest.yaxis.set_major_locator(MaxNLocator(2))
-    finest.annotate("z_0", (1, weights["z_0"][-1]), (4, 0), ("axes fraction", "data"), "offset points", va="center")
-    finest.tick_params(labelbottom=False)
-    if any(np.nanmax(weights[m.name]) > 0 for m in maps if m.name != "z_0"):
-        others.set_yscale("log")
-    else:
-        others.set_yticks([])
-        others.text(0.5, 0.5, "No other map has any weight.", transform=others.transAxes, ha="center", va="center")
-    others.set_xlabel("epoch")
+        weights = np.array([100 * epoch.get(m.name, np.nan) for epoch in history])
+        weights[weights == 0] = np.nan  # a logarithmic axis has no zero
+        ax.plot(weights, color=colours[m.operator], marker="o" if is_point else None, linewidth=1, alpha=0.7)
+    ax.set_yscale("log")
+    ax.set_xlabel("epoch")
     room = 0.5 if is_point else 0
-    for ax in (finest, others):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        ax.set_xlim(-room, len(history) - 1 + room)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.set_xlim(-room, len(history) - 1 + room)
 
 
-def finish_evolution(others: Axes, history: Sequence[Mapping[str, float]], maps: Sequence[Map]) -> None:
+def finish_evolution(ax: Axes, history: Sequence[Mapping[str, float]], maps: Sequence[Map]) -> None:
     """Choose ticks and write names beside the ends of lines, once the range of values is final.
 
     Args:
-        others, history, maps: as for :func:`draw_evolution`.
+        ax, history, maps: as for :func:`draw_evolution`.
     """
-    if others.get_yscale() == "log":
-        low, high = others.get_ylim()
-        others.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else range(1, 10)))
-        others.yaxis.set_major_formatter("{x:g}")
-        others.yaxis.set_minor_formatter("")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else range(1, 10)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
     colours = _choose_colours(maps)
     last = {m: 100 * history[-1][m.name] for m in maps}
     named = sorted(_choose_lines(last), key=last.__getitem__)
-    to_axes = others.transData + others.transAxes.inverted()
+    to_axes = ax.transData + ax.transAxes.inverted()
     heights = spread([to_axes.transform((0, last[m]))[1] for m in named], LABEL_DISTANCE)
     for m, height in zip(named, heights, strict=True):
         colour = colours[m.operator]
-        others.annotate(
+        ax.annotate(
             m.name,
             (len(history) - 1, last[m]),
             (1.02, height),
@@ -199,11 +176,11 @@ def finish_evolution(others: Axes, history: Sequence[Mapping[str, float]], maps:
 
 
 def _choose_lines(last: Mapping[Map, float]) -> list[Map]:
-    """Of each operator the heaviest and the lightest map, without z_0 and maps without weight.
+    """Of each operator the heaviest and the lightest map, without maps without weight.
 
     Where several have the same weight, it is the first of them in the order of the maps.
     """
-    drawn = [m for m, weight in last.items() if weight > 0 and m.name != "z_0"]
+    drawn = [m for m, weight in last.items() if weight > 0]
     chosen: list[Map] = []
     for operator in dict.fromkeys(m.operator for m in drawn):
         own = [m for m in drawn if m.operator == operator]
@@ -243,21 +220,11 @@ def spread(heights: Sequence[float], distance: float) -> list[float]:
     return placed.tolist()
 
 
-def _draw_differences(ax: Axes, differences: pd.Series, top: float, group: Group) -> None:
-    """The heat map of what LoMix changed; z_0, which may have a guaranteed share, has its share instead."""
-    draw_heat_map(ax, differences.to_dict(), group.maps, TwoSlopeNorm(0, -top, top), "RdBu_r", "+.0f")
+def _draw_differences(ax: Axes, differences: pd.Series, top: float, maps: Sequence[Map]) -> None:
+    """The heat map of what LoMix changed."""
+    draw_heat_map(ax, differences.to_dict(), maps, TwoSlopeNorm(0, -top, top), "RdBu_r", "+.0f")
     ax.set_facecolor("#e4e4e4")  # where there is no map; white is an equal weight
-    operators, subsets = _list_rows_and_columns(group.maps)
-    ax.text(
-        subsets.index("0"),
-        operators.index(ORIGINAL),
-        f"{100 * group.last.loc['z_0'].mean():.0f} %\nof all",
-        ha="center",
-        va="center",
-        color="#555555",
-        fontsize=8,
-    )
-    ax.set_title("Weight of each map against equal weights, in %, mean over folds (z_0: its share)", loc="left")
+    ax.set_title("Weight of each map against equal weights, in %, mean over folds", loc="left")
 
 
 def _draw_shares(ax: Axes, kind: str, part: pd.DataFrame) -> None:
@@ -273,7 +240,7 @@ def _draw_shares(ax: Axes, kind: str, part: pd.DataFrame) -> None:
     ax.set_ylim(0, 1.35 * max(part["high"].max(), part["equal"].max()))  # room for the legend
     ax.set_xlabel(kind)
     ax.legend(loc="upper right", frameon=False, ncols=2, fontsize=8)
-    ax.set_title(f"Share of each {kind} without z_0, in %", loc="left")
+    ax.set_title(f"Share of each {kind}, in %", loc="left")
 
 
 def _draw_each_fold(ax: Axes, relative: pd.DataFrame) -> None:

@@ -44,9 +44,8 @@ def last_weights(histories: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def relative_weights(last: pd.DataFrame) -> pd.DataFrame:
-    """Weight of each map but z_0, as a multiple of what it would be if these were equal."""
-    others = last.drop("z_0")
-    return others / others.mean()
+    """Weight of each map as a multiple of what it would be if all were equal."""
+    return last * len(last)
 
 
 def scale_membership(maps: Sequence[Map]) -> pd.DataFrame:
@@ -67,7 +66,7 @@ def operator_membership(maps: Sequence[Map]) -> pd.DataFrame:
 
 
 def shares(last: pd.DataFrame, membership: pd.DataFrame) -> pd.DataFrame:
-    """Share of each scale or operator in the weight that z_0 doesn't have.
+    """Share of each scale or operator in the weight.
 
     Args:
         last: as from :func:`last_weights`.
@@ -77,12 +76,10 @@ def shares(last: pd.DataFrame, membership: pd.DataFrame) -> pd.DataFrame:
         A row for each scale or operator; columns ``equal``, what equal weights would give, ``mean`` over folds, and
         ``low`` and ``high``, the folds' extremes.
     """
-    membership = membership.drop("z_0")
-    folds = membership.T @ (relative_weights(last) / len(membership))
-    table = pd.DataFrame(
+    folds = membership.T @ last
+    return pd.DataFrame(
         {"equal": membership.mean(), "mean": folds.mean(axis=1), "low": folds.min(axis=1), "high": folds.max(axis=1)}
     )
-    return table[table["equal"] > 0]
 
 
 def folds_differ(part: pd.DataFrame) -> bool:
@@ -91,11 +88,11 @@ def folds_differ(part: pd.DataFrame) -> bool:
 
 
 def agreement(last: pd.DataFrame) -> float:
-    """Mean of Spearman's correlation over all pairs of folds, without z_0; NaN if there is none.
+    """Mean of Spearman's correlation over all pairs of folds; NaN if there is none.
 
     There is none for one fold, and for a fold with equal weights, which rank nothing.
     """
-    correlations = last.drop("z_0").corr(method="spearman").to_numpy()
+    correlations = last.corr(method="spearman").to_numpy()
     pairs = correlations[np.triu_indices_from(correlations, k=1)]
     return float(pairs.mean()) if len(pairs) else float("nan")
 
@@ -107,7 +104,7 @@ def summarise(last: pd.DataFrame, maps: Sequence[Map]) -> str:
     in_any, in_mean = (100 * (part - 1).abs().to_numpy().max() for part in (of_folds, relative))
     if in_any < 100 * NOTABLE:
         return (
-            "Neither scales nor operators were told apart: z_0 aside, no map differs from equal weights by more than "
+            "Neither scales nor operators were told apart: no map differs from equal weights by more than "
             f"{in_any:.1f} %."
         )
     if in_mean < 100 * NOTABLE:  # what one training raised another one lowered
@@ -171,7 +168,7 @@ def list_weights(groups: Sequence[Group]) -> pd.DataFrame:
     """A row for each group, fold, epoch and map.
 
     Columns: ``group``, ``fold``, ``epoch``, ``map``, ``operator``, ``scales``, ``weight``, ``share`` (of all weight),
-    ``relative`` (to equal weights of all maps but z_0, which has none).
+    ``relative`` (to equal weights).
     """
     parts = [
         _list_fold(history, group.maps).assign(group=group.name, fold=fold)
@@ -186,12 +183,8 @@ def list_weights(groups: Sequence[Group]) -> pd.DataFrame:
 def _list_fold(history: pd.DataFrame, maps: Sequence[Map]) -> pd.DataFrame:
     """The rows of one fold, without the columns that name it."""
     names = [m.name for m in maps]
-    others = history.drop(columns="z_0")
-    values = {
-        "weight": history,
-        "share": share_of_each(history),
-        "relative": others.div(others.mean(axis=1), axis=0).reindex(columns=history.columns),
-    }
+    share = share_of_each(history)
+    values = {"weight": history, "share": share, "relative": share * len(maps)}
     columns = {
         "epoch": np.repeat(np.arange(len(history)), len(maps)),
         "map": np.tile(names, len(history)),

@@ -15,27 +15,26 @@ def make_fold_table(groups: Sequence[Group]) -> Table:
     table = Table(
         Column("fold", overflow="fold"),
         "epochs",
-        "z_0, %",
-        "heaviest other map",
+        "heaviest map",
         "lightest",
         box=box.SIMPLE_HEAD,
         show_edge=False,
     )
     captions = []
     for group in groups:
-        last, relative = group.last, relative_weights(group.last)
+        relative = relative_weights(group.last)
         title = f"{group.name}: " if len(groups) > 1 else ""
         if title:
             table.add_row(Text(group.name, style="bold"))
         for fold, history in group.histories.items():
             own = relative[fold]
             heaviest, lightest = (f"{name} ({own[name]:.2f})" for name in (own.idxmax(), own.idxmin()))
-            table.add_row(fold, str(len(history)), f"{100 * last.loc['z_0', fold]:.1f}", heaviest, lightest)
+            table.add_row(fold, str(len(history)), heaviest, lightest)
         table.add_section()
         if len(group.histories) > 1:
-            spread = 100 * relative.std(axis=1)
+            spread, correlation = 100 * relative.std(axis=1), agreement(group.last)
             captions.append(
-                f"{title}Agreement: mean Spearman correlation of two folds {with_minus(f'{agreement(last):.2f}')}; "
+                f"{title}Agreement: mean Spearman correlation of two folds {with_minus(f'{correlation:.2f}')}; "
                 f"between folds the weight of a map varies by {spread.mean():.0f} % of an equal one (standard "
                 f"deviation, mean over maps; {spread.idxmax()} most, {spread.max():.0f} %)."
             )

@@ -86,15 +86,22 @@ def fusion(scales: list[np.ndarray], weights: np.ndarray, biases: np.ndarray) ->
     return logits
 
 
-def map_logits(operator: str, scales: list[np.ndarray], parameters: dict[str, np.ndarray]) -> np.ndarray:
-    """A map from the resampled scales of its subset; `parameters` are those of concat and fusion."""
+def map_logits(
+    operator: str, scales: list[np.ndarray], parameters: dict[str, np.ndarray], before: list[tuple[int, ...]]
+) -> np.ndarray:
+    """A map from the resampled scales of its subset.
+
+    `parameters` are those of concat and fusion for all of their subsets, `before` the subsets before this one.
+    """
     if operator == "original":
         return scales[0]
+    first, last = (sum(len(c) for c in before) + n for n in (0, len(scales)))
     if operator == "concat":
-        weight = parameters["weight"].reshape(scales[0].shape[1], -1)
-        return concat(scales, weight, parameters["bias"].ravel())
+        classes = scales[0].shape[1]
+        weight = parameters["weight"][:, first * classes : last * classes]
+        return concat(scales, weight, parameters["bias"][:, len(before)])
     if operator == "fusion":
-        return fusion(scales, parameters["weight"].reshape(len(scales), -1), parameters["bias"].ravel())
+        return fusion(scales, parameters["weight"][first:last], parameters["bias"][first:last, 0])
     if operator == "subtract":
         return scales[0] - add(scales[1:])
     if operator == "average":
@@ -163,17 +170,20 @@ def region_loss(z: np.ndarray, target: np.ndarray, *, batch_dice: bool, ignore: 
     return cross_entropy + minus_mean_dice(p, y, valid, batch_dice)
 
 
-def effective_weights(rule: str, theta: np.ndarray, share: float) -> np.ndarray:
-    """Weights of the maps, z_0 first: free with the paper's rule, else normalised and anchored at z_0."""
+def on_grid(image: np.ndarray, second: tuple[int, ...], stride: int, step: int) -> np.ndarray:
+    """The pixels that a step uses of an image (B, C, *spatial); `second` is the size of the second output."""
+    strides = [stride if coarse < fine and coarse <= -(-fine // 2) else 1
+               for fine, coarse in zip(image.shape[2:], second, strict=True)]  # fmt: skip
+    offsets = list(product(*(range(s) for s in strides)))
+    offset = offsets[step % len(offsets)]
+    return image[(..., *(slice(o, None, s) for o, s in zip(offset, strides, strict=True)))]
+
+
+def weights_of_maps(rule: str, theta: np.ndarray) -> np.ndarray:
+    """Free with the paper's rule, else normalised."""
     relative = {"equal": lambda t: 1.0, "barrier": np.exp, "softplus": lambda t: log(1 + np.exp(t))}[rule]
     v = np.array([relative(t) for t in theta])
-    return v if rule == "softplus" else anchored(v, share)
-
-
-def anchored(v: np.ndarray, share: float) -> np.ndarray:
-    weights = (1 - share) * v / sum(v)
-    weights[0] += share
-    return weights
+    return v if rule == "softplus" else v / sum(v)
 
 
 def gradient_of_theta(rule: str, theta: np.ndarray, losses: np.ndarray) -> np.ndarray:

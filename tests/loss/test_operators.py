@@ -19,27 +19,33 @@ def scales_of(count, seed=0):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operator_equals_the_oracle(name, count):
     scales = scales_of(count)
-    operator = OPERATORS[name](3, count).double()
+    subsets = oracle.subsets(count)
+    operator = OPERATORS[name](3, subsets).double()
     generator = torch.Generator().manual_seed(1)
     for parameter in operator.parameters():
         torch.nn.init.normal_(parameter, generator=generator)
     parameters = {key: value.detach().numpy() for key, value in operator.named_parameters()}
-    expected = oracle.map_logits(name, [z.numpy() for z in scales], parameters)
-    torch.testing.assert_close(operator(scales).detach(), torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
+    for number, subset in enumerate(subsets):
+        expected = oracle.map_logits(name, [scales[j].numpy() for j in subset], parameters, subsets[:number])
+        got = operator(scales, subset).detach()
+        torch.testing.assert_close(got, torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("name", LEARNED)
 def test_learned_operators_start_as_the_mean(name, count):
     scales = scales_of(count)
-    torch.testing.assert_close(OPERATORS[name](3, count).double()(scales), sum(scales) / count)
+    operator = OPERATORS[name](3, oracle.subsets(count)).double()
+    for subset in operator.subsets:
+        mean = sum(scales[j] for j in subset) / len(subset)
+        torch.testing.assert_close(operator(scales, subset), mean)
 
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_learned_operators_have_gradients_at_the_start(name):
-    operator = OPERATORS[name](3, 3).double()
+    operator = OPERATORS[name](3, [(0, 1, 2)]).double()
     scales = scales_of(3)
-    (operator(scales) * scales_of(1, seed=1)[0]).sum().backward()
+    (operator(scales, (0, 1, 2)) * scales_of(1, seed=1)[0]).sum().backward()
     for parameter in operator.parameters():
         assert (parameter.grad.flatten(1) if parameter.ndim > 1 else parameter.grad).abs().min() > 0
 
@@ -47,14 +53,14 @@ def test_learned_operators_have_gradients_at_the_start(name):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operator_draws_no_random_numbers(name):
     state = torch.get_rng_state()
-    OPERATORS[name](3, 2)([z.float() for z in scales_of(2)])
+    OPERATORS[name](3, [(0, 1)])([z.float() for z in scales_of(2)], (0, 1))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operator_acts_on_each_pixel_by_itself(name):
     scales = scales_of(3)
-    operator = OPERATORS[name](3, 3).double()
-    together = operator(scales)
-    apart = torch.cat([operator([z[..., [pixel]] for z in scales]) for pixel in range(10)], 2)
+    operator = OPERATORS[name](3, [(0, 1, 2)]).double()
+    together = operator(scales, (0, 1, 2))
+    apart = torch.cat([operator([z[..., [pixel]] for z in scales], (0, 1, 2)) for pixel in range(10)], 2)
     torch.testing.assert_close(together, apart)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nnunet_lomix import LoMixLoss
-from nnunet_lomix.loss import BACKENDS, OPERATORS, RULES, WeightingRule
+from nnunet_lomix.loss import BACKENDS, OPERATORS, RULES, Operator, WeightingRule
 from nnunet_lomix.loss.registry import Registry
 
 OUTPUTS = [torch.linspace(-1, 1, 2 * 2 * n * n).view(2, 2, n, n) for n in (8, 4)]
@@ -48,12 +48,12 @@ def test_names_of_the_engine_cannot_be_overwritten(registry):
 
 
 def test_new_operator(register):
-    class Negative(nn.Module):
-        def __init__(self, num_classes, num_scales):
-            super().__init__()
+    class Negative(Operator):
+        def __init__(self, num_classes, subsets):
+            super().__init__(num_classes, subsets)
             self.factor = nn.Parameter(torch.tensor(-1.0))
 
-        def forward(self, scales):
+        def mix(self, scales, number):
             return self.factor * sum(scales)
 
     register(OPERATORS, "negative", Negative)
@@ -63,7 +63,7 @@ def test_new_operator(register):
     assert [m.name for m in loss.maps] == ["z_0", "z_1", "negative_0_1", "add_0_1"]
     torch.testing.assert_close(losses[2], flipped)
     loss(OUTPUTS, TARGET).backward()
-    assert loss.operators["negative_0_1"].factor.grad != 0
+    assert loss.operators["negative"].factor.grad != 0
 
 
 def test_new_rule(register):
@@ -73,7 +73,7 @@ def test_new_rule(register):
 
     register(RULES, "first_two", OnlyTheFirstTwo)
     loss = LoMixLoss(2, 2, rule="first_two", share=0.5)
-    assert loss.weights().tolist() == [0.75, 0.25] + [0] * 4
+    assert loss.weights().tolist() == [0.5, 0.5] + [0] * 4
     losses = loss.losses(OUTPUTS, TARGET)
     torch.testing.assert_close(loss(OUTPUTS, TARGET), 0.75 * losses[0] + 0.25 * losses[1])
 
@@ -81,18 +81,14 @@ def test_new_rule(register):
 def test_new_backend(register):
     calls = []
 
-    class Counted:
-        priority = 0
-
-        def unsupported(self, case):
-            return None
-
-        def suits(self, case):
+    class Counted(BACKENDS["plain"]):
+        @staticmethod
+        def suits(case):
             return False  # only where it is named
 
-        def __call__(self, outputs, target, maps, criterion, chosen=None):
-            calls.append(len(maps))
-            return BACKENDS["plain"]()(outputs, target, maps, criterion, chosen)
+        def __call__(self, scales, target):
+            calls.append(len(self.case.maps))
+            return super().__call__(scales, target)
 
     register(BACKENDS, "counted", Counted)
     loss = LoMixLoss(2, 2, backend="counted")

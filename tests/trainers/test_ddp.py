@@ -26,10 +26,11 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import distributed as dist
-from torch import multiprocessing
+from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_lomix.loss import LoMixLoss, SamplingLoMixLoss
+from nnunet_lomix.loss import LoMixLoss
+from nnunet_lomix.loss.lomix import FinestOutput
 
 from ..conftest import LABELS
 from .conftest import LoMixTiny, assert_same
@@ -45,7 +46,7 @@ class Scenario(NamedTuple):
     batch_size: int  # of all ranks together
     batch_dice: bool
     labels: str
-    sampled_mutants: int | str
+    stride: int
     anchor: str = "deep_supervision"
 
     @property
@@ -57,17 +58,17 @@ class Scenario(NamedTuple):
 # nnU-Net's own Dice of a joint batch fails where ranks have parts of different sizes
 SCENARIOS = {
     2: [
-        Scenario(4, True, "ignore", "all"),
-        Scenario(4, True, "ignore", "all", "z_0"),
-        Scenario(5, True, "classes", 4, "z_0"),
-        Scenario(5, False, "ignore", "all"),
-        Scenario(5, False, "classes", 4, "z_0"),
-        Scenario(4, True, "regions_ignore", 4),
+        Scenario(4, True, "ignore", 2),
+        Scenario(4, True, "ignore", 1, "z_0"),
+        Scenario(5, True, "classes", 2, "z_0"),
+        Scenario(5, False, "ignore", 2),
+        Scenario(5, False, "classes", 1, "z_0"),
+        Scenario(4, True, "regions_ignore", 2),
     ],
     4: [
-        Scenario(4, False, "classes", 4),
-        Scenario(6, True, "ignore", 4, "z_0"),
-        Scenario(7, False, "regions_ignore", "all"),
+        Scenario(4, False, "classes", 1),
+        Scenario(6, True, "ignore", 2, "z_0"),
+        Scenario(7, False, "regions_ignore", 2),
     ],
 }
 
@@ -95,10 +96,6 @@ class Double(LoMixTiny):
         with torch.no_grad():  # those of other ranks must be overwritten by those of rank 0
             for p in loss.parameters():
                 p.add_(rank)
-        self.drawn = []
-        if isinstance(loss, SamplingLoMixLoss):
-            draw = loss.draw
-            loss.draw = lambda step: self.drawn.append(draw(step)) or self.drawn[-1]
         return loss
 
     def configure_loss_optimizer(self):
@@ -124,35 +121,33 @@ def of_ranks(criterion, sizes, joint, compute):
     return mean + terms(slice(None), 0.0, 1.0) if joint else mean
 
 
-class OfRanks:
+class JointLoss(LoMixLoss):
     """A loss of the joint batch, as the ranks compute it."""
 
     sizes: list[int]
 
-    def losses(self, outputs, target, chosen=None):
+    def losses(self, outputs, target):
         losses = super().losses
 
         def compute(samples):
-            return losses([z[samples] for z in outputs], target[0][samples], chosen)
+            return losses([z[samples] for z in outputs], target[0][samples])
 
         return of_ranks(self.criterion, self.sizes, self.criterion.batch_dice, compute)
+
+
+class JointAnchor(nn.Module):
+    """The same for the anchor of a loss."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.anchor, self.sizes, self.batch_dice = loss.anchor, loss.sizes, loss.criterion.batch_dice
+        self.criterion = loss.anchor.criterion if isinstance(loss.anchor, FinestOutput) else loss.anchor.loss
 
     def forward(self, outputs, target):
         def compute(samples):
             return self.anchor([z[samples] for z in outputs], [t[samples] for t in target])
 
-        if self.anchor is None:
-            return self.supervise_maps(outputs, target)
-        anchor = of_ranks(self.anchor.loss, self.sizes, self.criterion.batch_dice, compute)
-        return self.share * anchor + self.supervise_maps(outputs, target)
-
-
-class JointLoss(OfRanks, LoMixLoss):
-    pass
-
-
-class JointSamplingLoss(OfRanks, SamplingLoMixLoss):
-    pass
+        return of_ranks(self.criterion, self.sizes, self.batch_dice, compute)
 
 
 def sizes_of_ranks(batch_size, world_size):
@@ -186,7 +181,7 @@ def make_trainer(plans, scenario, cls=Double):
     dataset_json = {"channel_names": {"0": "MRI"}, "labels": LABELS[scenario.labels], "file_ending": ".nii.gz"}
     if "regions" in scenario.labels:
         dataset_json["regions_class_order"] = [1, 2]
-    attributes = {"scenario": scenario, "sampled_mutants": scenario.sampled_mutants, "anchor": scenario.anchor}
+    attributes = {"scenario": scenario, "stride": scenario.stride, "anchor": scenario.anchor}
     torch.manual_seed(0)
     trainer = type("Double", (cls,), attributes)(plans | {"continue_training": False}, "2d", 0, dataset_json, CPU)
     trainer.initialize()
@@ -202,7 +197,6 @@ def state_of(trainer):
         "parameters": {f"{m} {k}": p.data for m in modules for k, p in modules[m].named_parameters()},
         "weights": trainer.loss.weights(),
         "steps": trainer.loss.rule.steps,
-        "drawn": trainer.drawn,
     }
 
 
@@ -249,7 +243,7 @@ def differences_to_nnunet(rank):
 
 def skip_together(rank, plans):
     """Rank 1 alone has logits that aren't finite: what each rank has then, and the log of the first."""
-    trainer = make_trainer(plans, Scenario(4, False, "classes", "all"))
+    trainer = make_trainer(plans, Scenario(4, False, "classes", 2))
     sizes = sizes_of_ranks(4, dist.get_world_size())
     samples = samples_of_ranks(sizes)[rank]
     results = [trainer.train_step(joint_batch(trainer, 0, samples))]
@@ -310,8 +304,8 @@ def test_several_steps_of_several_ranks_equal_one_process(launch, tmp_path, worl
         class OneProcess(Double):
             def make_loss(self, *args, world_size=world_size, scenario=scenario, **kwargs):
                 loss = super().make_loss(*args, **kwargs)
-                loss.__class__ = JointSamplingLoss if isinstance(loss, SamplingLoMixLoss) else JointLoss
-                loss.sizes = sizes_of_ranks(scenario.batch_size, world_size)
+                loss.__class__, loss.sizes = JointLoss, sizes_of_ranks(scenario.batch_size, world_size)
+                loss.anchor = JointAnchor(loss)
                 return loss
 
         alone = make_trainer(launch.plans, scenario, OneProcess)
@@ -332,7 +326,7 @@ def die(rank, world_size, variables, plans, folder, how):
     """A training in which rank 1 dies in its second step, as the others go on."""
     sys.stderr = (folder / f"stderr_{rank}").open("w", buffering=1)
     start_rank(rank, world_size, variables, folder / "store")
-    trainer = make_trainer(plans, Scenario(4, True, "classes", "all"))
+    trainer = make_trainer(plans, Scenario(4, True, "classes", 2))
     samples = samples_of_ranks(sizes_of_ranks(4, world_size))[rank]
     for step in range(100):
         batch = joint_batch(trainer, step, samples)

@@ -96,6 +96,7 @@ def test_every_trainer_trains(make, name, maps):
     plain = getattr(trainers, name.replace("EMCAD", "")) if maps else None
     assert isinstance(trainer.loss, LoMixLoss if maps else DeepSupervisionWrapper)
     assert not maps or (len(trainer.loss.maps) == maps and issubclass(type(trainer), plain))
+    assert not maps or trainer.loss.stride == plain.stride
     assert isinstance(trainer.network, EMCADNetwork)
     before = {name: p.clone() for name, p in [*trainer.network.named_parameters(), *trainer.loss.named_parameters()]}
     train_steps(trainer)

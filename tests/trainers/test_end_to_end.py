@@ -36,11 +36,11 @@ def test_train_resume_validate_and_predict_2d(own_results, tmp_path):
     }
     assert "lomix_weights" not in last["logging"]
     assert not torch.equal(first["lomix"]["loss"]["rule.theta"], last["lomix"]["loss"]["rule.theta"])
-    assert last["lomix"]["optimizer"]["state"][0]["step"] == 4  # 2 epochs of 2 steps
+    assert last["lomix"]["optimizer"]["state"][0]["step"] == last["lomix"]["loss"]["rule.steps"] == 4  # in 2 epochs
 
     weights = pd.read_csv(fold / "lomix_weights.csv", index_col="epoch")
     assert list(weights.index) == [0, 1]
-    assert np.allclose(weights.sum(axis=1), 0.5, atol=1e-4) and (weights > 0).all(axis=None)
+    assert np.allclose(weights.sum(axis=1), 1, atol=1e-4) and (weights > 0).all(axis=None)
     assert (fold / "lomix_weights.png").stat().st_size > 0
     assert not list(fold.glob("*.tmp"))
     logs = "".join(path.read_text() for path in fold.glob("training_log*"))

@@ -144,7 +144,7 @@ def test_a_signal_loses_nothing_and_repeats_nothing(make, moment, epoch, steps):
     first = make(Interruptible)
     first.moment = moment
     sentence = run_until_interrupted(first)
-    first_steps = first.steps_of_the_subclass if hasattr(first, "steps_of_the_subclass") else 0
+    first_steps = getattr(first, "steps_of_the_subclass", 0)
     if epoch < 3:
         assert f"SIGTERM: The training has stopped in epoch {epoch} after {steps} steps; nothing is lost:" in sentence
         assert "--c" in sentence
@@ -157,6 +157,7 @@ def test_a_signal_loses_nothing_and_repeats_nothing(make, moment, epoch, steps):
     assert len(checkpoint["lomix"]["history"]) == checkpoint["current_epoch"] == epoch
     second = go_on(make, Interruptible)
     assert (second.current_epoch, second.finished_steps) == (epoch, steps)
+    assert (second.loss.rule.steps, second.loss.stride) == (first_steps, 2)  # of which the offset of the grid is made
     second.run_training()
     assert first_steps + getattr(second, "steps_of_the_subclass", 0) == 9
     assert second.num_iterations_per_epoch == 3 and second.train_step.__func__ is Interruptible.train_step

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -37,7 +36,7 @@ def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(make):
     class Interrupted(LoMixTiny):
         def on_epoch_end(self):
             super().on_epoch_end()
-            if self.current_epoch == 2:
+            if self.current_epoch == 1:
                 self.current_epoch -= 1  # as nnU-Net saves it, at the end of an epoch
                 self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
                 raise KeyboardInterrupt
@@ -47,7 +46,7 @@ def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(make):
         first.run_training()
     second = make(LoMixTiny)
     second.load_checkpoint(os.path.join(first.output_folder, "checkpoint_latest.pth"))
-    assert second.current_epoch == 2
+    assert second.current_epoch == 1 and second.loss.stride == 2  # two steps of the four offsets of its grid
     second.run_training()
 
     for part in ("network", "loss", "optimizer", "loss_optimizer"):
@@ -123,7 +122,7 @@ def test_checkpointing_can_be_disabled(make, tmp_path):
     assert not (tmp_path / "checkpoint.pth").exists()
 
 
-def test_a_checkpoint_with_other_maps_is_refused(make, tmp_path):
+def test_a_checkpoint_of_another_loss_is_refused(make, tmp_path):
     class Written(LoMixTiny):
         operators = ("add",)
 
@@ -133,6 +132,9 @@ def test_a_checkpoint_with_other_maps_is_refused(make, tmp_path):
     class More(Written):
         operators = ("add", "multiply")
 
+    class Fewer(Written):
+        mixed_scales = 2
+
     class FreeWeights(Written):
         rule, share = "softplus", 0.0
 
@@ -140,33 +142,30 @@ def test_a_checkpoint_with_other_maps_is_refused(make, tmp_path):
         anchor = "z_0"
 
     make(Written).save_checkpoint(str(tmp_path / "checkpoint.pth"))
-    for cls in (LoMixTiny, Other, More, FreeWeights, Anchored):
+    for cls in (LoMixTiny, Other, More, Fewer, FreeWeights, Anchored):
         with pytest.raises(SystemExit, match="written by Written with other LoMix maps, or another rule or anchor"):
             make(cls).load_checkpoint(str(tmp_path / "checkpoint.pth"))
 
 
-def test_a_training_from_before_there_were_anchors_goes_on_as_it_began(make, tmp_path):
-    class Before(LoMixTiny):
-        anchor = "z_0"
+def test_a_checkpoint_of_an_earlier_version_is_refused(make, tmp_path):
+    """They had a module for each map, and before that named no anchor; the rule had its steps as a number."""
 
-    class Named(LoMixTiny):
-        anchor = "deep_supervision"
+    class Equal(LoMixTiny):
+        rule, operators = "equal", ()
 
-    file = tmp_path / "checkpoint.pth"
-    first, now, named = make(Before), make(LoMixTiny), make(Named)
-    train_steps(first)
-    first.save_checkpoint(str(file))
-    checkpoint = torch.load(file, weights_only=False)
-    del checkpoint["lomix"]["anchor"]
-    torch.save(checkpoint, file)
-    now.load_checkpoint(str(file))
-    for trainer in (first, now):
-        train_steps(trainer)
-    for part in ("network", "loss", "optimizer", "loss_optimizer"):
-        assert_same(*(getattr(trainer, part).state_dict() for trainer in (first, now)))
-    assert "with the anchor z_0, and so it goes on" in Path(now.log_file).read_text()
-    named.load_checkpoint(str(file))  # this class doesn't depend on what is the default
-    assert named.anchor == "deep_supervision" and named.loss.anchor is not None
+    changes = [
+        (LoMixTiny, lambda state: state["loss"].update({"operators.concat.weight": torch.zeros(3, 9)})),
+        (LoMixTiny, lambda state: state.pop("anchor")),
+        (Equal, lambda state: state.update(loss={"rule._extra_state": {"steps": 2}})),
+    ]
+    for cls, change in changes:
+        trainer, file = make(cls), tmp_path / "checkpoint.pth"
+        trainer.save_checkpoint(str(file))
+        checkpoint = torch.load(file, weights_only=False)
+        change(checkpoint["lomix"])
+        torch.save(checkpoint, file)
+        with pytest.raises(SystemExit, match="or by another version of nnunet_lomix: continue it as it was written"):
+            trainer.load_checkpoint(str(file))
 
 
 def test_a_resumed_training_has_the_learning_rates_of_its_class(make, tmp_path):
@@ -223,17 +222,6 @@ def test_an_optimizer_of_ones_own_skips_steps_that_are_not_finite(make):
     assert_same(before, dict(trainer.loss.named_parameters()))
 
 
-@pytest.mark.parametrize(("before", "after"), [(3, None), (None, 3)])
-def test_a_training_is_continued_where_another_number_of_mutants_is_affordable(make, tmp_path, before, after):
-    first = make(type("Tiny", (LoMixTiny,), {"sampled_mutants": before}))
-    train_steps(first, 2)
-    first.save_checkpoint(str(tmp_path / "checkpoint.pth"))
-    second = make(type("Tiny", (LoMixTiny,), {"sampled_mutants": after}))
-    second.load_checkpoint(str(tmp_path / "checkpoint.pth"))
-    assert_same(first.loss.rule.state_dict(), second.loss.rule.state_dict())
-    train_steps(second)
-
-
 def test_moments_of_an_unfused_optimizer_are_continued(make, tmp_path):
     """As checkpoints had them before the step was decided on the device."""
     first = make(LoMixTiny)
@@ -249,29 +237,6 @@ def test_moments_of_an_unfused_optimizer_are_continued(make, tmp_path):
     for trainer in (first, second):
         train_steps(trainer)
     assert_same_training(first.loss.state_dict(), second.loss.state_dict())
-
-
-@pytest.mark.parametrize(
-    ("device", "patch", "classes", "setting", "expected"),
-    [
-        ("cpu", (128, 128, 128), 14, None, None),
-        ("cuda", (128, 128, 128), 14, None, 16),
-        ("cuda", (128, 128, 128), 3, None, None),  # 64 would do, there are 44
-        ("cuda", (128, 128, 128), 14, "all", None),
-        ("cuda", (128, 128, 128), 14, 5, 5),
-        ("cpu", (16, 16), 3, 5, 5),
-        ("cuda", (16, 16), 3, None, None),
-    ],
-)
-def test_how_many_mutants_a_step_evaluates(device, patch, classes, setting, expected):
-    trainer = SimpleNamespace(
-        device=torch.device(device),
-        sampled_mutants=setting,
-        configuration_manager=SimpleNamespace(batch_size=2, patch_size=patch),
-    )
-    trainer._affordable_mutants = functools.partial(nnUNetTrainerLoMix._affordable_mutants, trainer)
-    loss = nnUNetTrainerLoMix.make_loss(trainer, classes, 4)
-    assert getattr(loss, "sampled_mutants", None) == expected
 
 
 @pytest.mark.parametrize("other", ["nnUNetTrainerDiceCELoss_noSmooth", "nnUNetTrainerTopk10Loss"])
@@ -341,22 +306,22 @@ def test_weights_reach_every_logger_of_nnunet(make):
     trainer.run_training()
     weights = recorder.logged[lomix.HISTORY, 0]
     assert set(weights) == {m.name for m in trainer.loss.maps}
-    assert sum(weights.values()) == pytest.approx(0.5)  # the other half is for nnU-Net's own loss
+    assert sum(weights.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
-    "trainer, maps, total",
+    "trainer, maps, total, stride",
     [
-        ("nnUNetTrainerLoMix", 19, 0.5),
-        ("nnUNetTrainerLoMixFixedWeights", 19, 1),
-        ("nnUNetTrainerLoMixPaper", 19, 19 * 0.6931),
-        ("nnUNetTrainerAdditiveMix", 7, 1),
-        ("nnUNetTrainerEqualDeepSupervision", 3, 1),
+        ("nnUNetTrainerLoMix", 19, 1, 2),
+        ("nnUNetTrainerLoMixFixedWeights", 19, 1, 1),
+        ("nnUNetTrainerLoMixPaper", 19, 19 * 0.6931, 1),
+        ("nnUNetTrainerAdditiveMix", 7, 1, 1),
+        ("nnUNetTrainerEqualDeepSupervision", 3, 1, 1),
     ],
 )
-def test_every_trainer_trains(make, trainer, maps, total):
+def test_every_trainer_trains(make, trainer, maps, total, stride):
     trainer = make(type(trainer, (Tiny, getattr(trainers, trainer)), {}))
-    assert len(trainer.loss.maps) == maps
+    assert (len(trainer.loss.maps), trainer.loss.stride) == (maps, stride)
     assert float(trainer.loss.weights().sum()) == pytest.approx(total, rel=1e-4)
     before = {name: p.clone() for name, p in trainer.loss.named_parameters()}
     train_steps(trainer, 2)
@@ -389,11 +354,11 @@ def test_deep_supervision_and_the_maps_add_up(make):
     outputs = [torch.randn(4, 3, *t.shape[2:], device=trainer.device) for t in target]
     deep_supervision = super(nnUNetTrainerLoMix, whole)._build_loss()(outputs, target)
     batch_dice = trainer.configuration_manager.batch_dice
-    mixture = LoMixLoss(3, 3, share=0.0, batch_dice=batch_dice).to(trainer.device)
+    mixture = LoMixLoss(3, 3, share=0.0, stride=2, batch_dice=batch_dice).to(trainer.device)
     expected = 0.25 * deep_supervision + 0.75 * mixture(outputs, target)
     assert trainer.loss(outputs, target).item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(whole.loss(outputs, target), deep_supervision)
-    assert float(trainer.loss.weights().sum()) == pytest.approx(0.75)
+    assert float(trainer.loss.weights().sum()) == pytest.approx(1)
     assert set(trainer.loss.state_dict()) == set(mixture.state_dict())
 
 
@@ -409,15 +374,18 @@ def test_the_anchor_has_the_terms_of_the_maps(make, labels):
     assert loss.anchor(z, target).item() == pytest.approx(2 * whole.anchor(z, target).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("anchor", ["z_0", "deep_supervision"])
-def test_a_share_out_of_range(make, anchor):
-    with pytest.raises(SystemExit, match=r"Wrong: the share of the anchor must be between 0 and 1, got 1\.2\."):
-        make(type("Wrong", (LoMixTiny,), {"anchor": anchor, "share": 1.2}))
-
-
-def test_an_unknown_anchor(make):
-    with pytest.raises(SystemExit, match="the anchor must be 'z_0' or 'deep_supervision', not 'z_1'"):
-        make(type("Wrong", (LoMixTiny,), {"anchor": "z_1"}))
+@pytest.mark.parametrize(
+    "setting, sentence",
+    [
+        ({"share": 1.2}, r"the share of the anchor must be between 0 and 1, got 1\.2"),
+        ({"share": 1.2, "anchor": "z_0"}, r"the share of the anchor must be between 0 and 1, got 1\.2"),
+        ({"anchor": "z_1"}, "the anchor must be 'z_0' or 'deep_supervision', not 'z_1'"),
+        ({"stride": 0}, "the stride of the grid must be at least 1, got 0"),
+    ],
+)
+def test_a_setting_out_of_range_ends_with_a_sentence(make, setting, sentence):
+    with pytest.raises(SystemExit, match=rf"^Wrong: {sentence}\.$"):
+        make(type("Wrong", (LoMixTiny,), setting))
 
 
 def test_a_subclass_may_make_another_loss(make):
@@ -455,11 +423,6 @@ def test_the_operator_in_the_documents_trains(make):
         assert [m.name for m in trainer.loss.maps][-4:] == ["my_min_0_1", "my_min_0_2", "my_min_1_2", "my_min_0_1_2"]
     finally:
         del OPERATORS["my_min"]
-
-
-def test_a_setting_out_of_range_ends_with_a_sentence(make):
-    with pytest.raises(SystemExit, match="between 1 and the 16 mutants, got 0"):
-        make(type("None_", (LoMixTiny,), {"sampled_mutants": 0}))
 
 
 def test_any_training_length_is_a_trainer(make):
@@ -506,18 +469,3 @@ def test_the_handlers_of_an_application_stay(make):
         assert sum(isinstance(handler, lomix.TrainingLog) for handler in logger.handlers) == 1
     finally:
         logger.removeHandler(application)
-
-
-def test_checkpoints_from_before_operators_had_their_name_are_continued(make, tmp_path):
-    first = make(LoMixTiny)
-    train_steps(first)
-    file = tmp_path / "checkpoint.pth"
-    first.save_checkpoint(str(file))
-    checkpoint = torch.load(file, weights_only=False)
-    old = {key.replace("operators.", "mixers."): value for key, value in checkpoint["lomix"]["loss"].items()}
-    assert any(key.startswith("mixers.concat_0_1") for key in old)
-    checkpoint["lomix"]["loss"] = old
-    torch.save(checkpoint, file)
-    second = make(LoMixTiny)
-    second.load_checkpoint(str(file))
-    assert_same(first.loss.state_dict(), second.loss.state_dict())

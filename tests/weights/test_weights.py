@@ -19,9 +19,9 @@ from nnunet_lomix.weights.history import write_history
 
 from ..nnunet.test_checkpoints import Malicious, a_checkpoint
 
-# four maps beside z_0, whose mean is 0.1
-FIRST = {"z_0": 0.6, "z_1": 0.05, "add_0_1": 0.2, "multiply_0_1": 0.05, "add_0_2": 0.1}
-SECOND = {"z_0": 0.6, "z_1": 0.07, "add_0_1": 0.18, "multiply_0_1": 0.03, "add_0_2": 0.12}
+# five maps, whose mean is 0.2
+FIRST = {"z_0": 0.2, "z_1": 0.1, "add_0_1": 0.4, "multiply_0_1": 0.1, "add_0_2": 0.2}
+SECOND = {"z_0": 0.2, "z_1": 0.14, "add_0_1": 0.36, "multiply_0_1": 0.06, "add_0_2": 0.24}
 
 
 @pytest.fixture
@@ -53,15 +53,15 @@ def test_shares_by_hand():
     histories = frames(FIRST, SECOND)
     maps, last = read.common_maps(histories), summary.last_weights(histories)
     scales = summary.shares(last, summary.scale_membership(maps))
-    # scale 0 has half of three maps, 1 all of z_1 and half of two, 2 half of one
-    np.testing.assert_allclose(scales["equal"], [1.5 / 4, 2 / 4, 0.5 / 4])
-    np.testing.assert_allclose(scales["low"], [0.165 / 0.4, 0.175 / 0.4, 0.05 / 0.4])
-    np.testing.assert_allclose(scales["high"], [0.175 / 0.4, 0.175 / 0.4, 0.06 / 0.4])
-    np.testing.assert_allclose(scales["mean"], [0.17 / 0.4, 0.175 / 0.4, 0.055 / 0.4])
+    # scale 0 has all of z_0 and half of three maps, 1 all of z_1 and half of two, 2 half of one
+    np.testing.assert_allclose(scales["equal"], [2.5 / 5, 2 / 5, 0.5 / 5])
+    np.testing.assert_allclose(scales["low"], [0.53, 0.35, 0.1])
+    np.testing.assert_allclose(scales["high"], [0.55, 0.35, 0.12])
+    np.testing.assert_allclose(scales["mean"], [0.54, 0.35, 0.11])
     operators = summary.shares(last, summary.operator_membership(maps))
     assert list(operators.index) == ["original", "add", "multiply"]
-    np.testing.assert_allclose(operators["equal"], [0.25, 0.5, 0.25])
-    np.testing.assert_allclose(operators["mean"], [0.06 / 0.4, 0.3 / 0.4, 0.04 / 0.4])
+    np.testing.assert_allclose(operators["equal"], [0.4, 0.4, 0.2])
+    np.testing.assert_allclose(operators["mean"], [0.32, 0.6, 0.08])
 
 
 @given(st.data())
@@ -78,7 +78,7 @@ def test_shares_are_shares_whatever_the_scale_of_the_weights(data):
 
 def test_agreement_is_the_mean_of_all_pairs():
     third = dict(zip(FIRST, [0.6, 0.2, 0.05, 0.1, 0.06], strict=True))
-    values = [np.array(list(fold.values()))[1:] for fold in (FIRST, SECOND, third)]
+    values = [list(fold.values()) for fold in (FIRST, SECOND, third)]
     expected = np.mean([spearmanr(values[a], values[b])[0] for a, b in ((0, 1), (0, 2), (1, 2))])
     last = summary.last_weights(frames(FIRST, SECOND, third))
     assert summary.agreement(last) == pytest.approx(expected)
@@ -97,19 +97,19 @@ def sentence(*lasts):
 
 def test_sentences():
     names = [m.name for m in list_maps(3, 3, ("add", "max"))]
-    equal = dict.fromkeys(names, 0.05) | {"z_0": 0.5}
+    equal = dict.fromkeys(names, 0.05)
     assert "no map differs from equal weights by more than 0.0 %" in sentence(equal, equal)
     # 0.053 against a mean of 0.0503
     slightly = equal | {"add_0_1": 0.053}
     assert "by more than 5.4 %" in sentence(slightly)
     strong = equal | {name: 0.1 for name in names if name.startswith("max")}
     text = sentence(strong)
-    # of 10 maps 4 have twice as much: 0.1 / 0.07
-    assert "operator max gained most (+43 %), original least (−29 %)" in text and "one training" in text
-    assert "heaviest map, max_" in text and "1.43 times" in text
-    opposite = equal | {name: 0.1 for name in names if not name.startswith("max")} | {"z_0": 0.5}
+    # of 11 maps 4 have twice as much: 0.1 / 0.0682
+    assert "operator max gained most (+47 %), " in text and "least (−27 %)" in text and "one training" in text
+    assert "heaviest map, max_" in text and "1.47 times" in text
+    opposite = equal | {name: 0.1 for name in names if not name.startswith("max")}
     text = sentence(strong, opposite)  # the mean hides what each of them has
-    assert text.startswith("Single trainings differ from equal weights by up to 43 %") and "told apart" not in text
+    assert text.startswith("Single trainings differ from equal weights by up to 47 %") and "told apart" not in text
     assert "do not agree on it, so take it for chance (mean correlation −1.00)" in text
     assert "trainings agree on it (mean correlation 1.00)" in sentence(strong, strong)
     assert "no agreement to speak of" in sentence(strong, equal)
@@ -129,7 +129,7 @@ def test_files_and_terminal(folds, tmp_path):
     assert len(table) == 4 * 5 and list(table["map"][:5]) == list(FIRST)
     row = table[(table["fold"] == "fold_0") & (table["epoch"] == 1) & (table["map"] == "add_0_1")].iloc[0]
     assert row[["operator", "scales"]].tolist() == ["add", "0+1"]
-    np.testing.assert_allclose(row[["weight", "share", "relative"]].astype(float), [0.2, 0.2, 2])
+    np.testing.assert_allclose(row[["weight", "share", "relative"]].astype(float), [0.4, 0.4, 2])
     assert table[table["epoch"] == 0]["weight"].isna().sum() == 5
     assert sorted(file.name for file in out.iterdir()) == ["weights.csv", "weights.png"]
 
@@ -144,7 +144,7 @@ def test_a_fold_that_has_just_begun_is_left_out(folds, tmp_path):
 
 def test_one_training_has_no_range(folds, tmp_path):
     output = run(folds([FIRST]), out=tmp_path / "out")
-    assert " to " not in output.partition("share, %")[2].partition("All without")[0]
+    assert " to " not in output.partition("share, %")[2].partition("A map's weight")[0]
 
 
 def test_a_fold_alone_or_folds_of_several_trainers(folds, tmp_path):
@@ -190,7 +190,7 @@ def test_a_malicious_checkpoint_is_refused(tmp_path):
         ("epoch,z_0,z_1\n0,1,many", "not a table of LoMix weights"),
         ("epoch,z_0,z_1\n", "not a table of LoMix weights"),
         ("epoch,z_0,z_1\n0,0.5,0.5\n1,,", "no weights for its last epoch"),
-        ("epoch,z_0,z_1\n0,1.0,0.0", "all weight is z_0's"),
+        ("epoch,z_0,z_1\n0,0.0,0.0", "no weights for its last epoch"),
     ],
 )
 def test_other_tables_are_refused(tmp_path, table, text):
@@ -236,10 +236,10 @@ def test_scarce_folds_are_a_column_of_their_own(with_scarce_folds, tmp_path):
         "fold_2": "T, 1 training cases",
         "fold_3": "T, 1 training cases",
     }
-    # add_0_1 and multiply_0_1 have 0.2 and 0.18 of 0.4, against 0.1 if all were equal
+    # the sums have 0.6, two of five equal weights would be 0.4
     assert "T: Against equal weights" in output and "T, 1 training cases: Against equal weights" in output
     (row,) = (line.split() for line in output.splitlines() if line.startswith(" add "))
-    assert row == ["add", "50.0", "75.0", "+50", "%", "75.0", "+50", "%"]
+    assert row == ["add", "40.0", "60.0", "+50", "%", "60.0", "+50", "%"]
 
 
 def test_models_are_columns_with_their_own_means(folds, tmp_path):
@@ -252,8 +252,8 @@ def test_models_are_columns_with_their_own_means(folds, tmp_path):
     assert lines[header - 1] == ["T", "U"]
     first_fold = lines.index(["T"]) + 1  # a row with the name of the group, and below it one for each fold
     assert [line[0] for line in lines[first_fold : first_fold + 2]] == ["fold_0", "fold_1"]
-    # original: 0.05 and 0.07 of 0.4 in T, 0.07 of 0.4 in U, which has no range
-    assert rows["original"] == ["25.0", "15.0", "(12.5", "to", "17.5)", "−40", "%", "17.5", "−30", "%"]
+    # original: 0.3 and 0.34 in T, 0.34 in U, which has no range
+    assert rows["original"] == ["40.0", "32.0", "(30.0", "to", "34.0)", "−20", "%", "34.0", "−15", "%"]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["weights.csv", "weights.png"]
 
 
@@ -263,8 +263,8 @@ def test_models_with_different_maps_are_side_by_side(folds, tmp_path):
     output = run(first, second, out=tmp_path / "out")
     assert "equal, %" not in output
     rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.strip()}
-    assert rows["original"] == ["12.5", "−50", "%", "60.0", "+20", "%"]
-    assert rows["max"] == ["40.0", "−20", "%"]
+    assert rows["original"] == ["30.0", "−25", "%", "80.0", "+20", "%"]
+    assert rows["max"] == ["20.0", "−40", "%"]
 
 
 def test_unknown_splits_are_said_where_they_matter(folds, tmp_path, monkeypatch):

@@ -3,8 +3,6 @@
 import json
 import os
 import random
-import sys
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -21,25 +19,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from nnunet_lomix import trainers
 from nnunet_lomix.loss import DEFAULT_OPERATORS
-from nnunet_lomix.loss.backends import fused
 from nnunet_lomix.trainers import lomix
-
-# nnU-Net imports this file anew for every look-up and forgets it afterwards. The extensions are an ordinary package
-# beside this folder, which Python imports once for the whole process.
-STUDY = str(Path(__file__).parents[1])
-if STUDY not in sys.path:
-    sys.path.append(STUDY)
-
-import extensions  # noqa: E402
 
 LOMIX = trainers.nnUNetTrainerLoMix
 FIXED = trainers.nnUNetTrainerLoMixFixedWeights
 EQUAL = trainers.nnUNetTrainerEqualDeepSupervision
-ALIGNMENT = extensions.nnUNetTrainerLoMixAlignment
-DISTILLATION = extensions.nnUNetTrainerLoMixDistillation
-FADING = extensions.nnUNetTrainerLoMixFading
-if os.environ.get("TRITON_INTERPRET") == "1":  # the interpreter takes as long for a block of any size
-    fused.VALUES_OF_WARP = 2**14
 
 
 def adamw(trainer: nnUNetTrainer) -> tuple[Optimizer, LRScheduler]:
@@ -86,14 +70,11 @@ ARMS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     "AdditiveMix": (trainers.nnUNetTrainerAdditiveMix, {}),
     "FixedWeights": (FIXED, {}),
     "Paper": (trainers.nnUNetTrainerLoMixPaper, {}),
-    **{rule: (LOMIX, {"rule": rule}) for rule in ("equal", "normalised", "barrier", "inverse")},
-    **{rule: (ALIGNMENT, {"rule": rule}) for rule in ("alignment", "alignment_held_out")},
-    **{rule: (FADING, {"rule": rule}) for rule in ("fade_in", "fade_out")},
-    "distillation": (DISTILLATION, {"rule": "barrier", "distillation": 1.0}),
+    **{rule: (LOMIX, {"rule": rule}) for rule in ("equal", "barrier")},
     **{f"share_{s:.2f}": (LOMIX, {"rule": "barrier", "share": s}) for s in (0.0, 0.25, 0.75, 0.9)},
     **{f"deep_supervision_{s:.2f}": (LOMIX, {"anchor": "deep_supervision", "share": s}) for s in (0.25, 0.5, 0.75)},
     "deep_supervision_equal": (LOMIX, {"anchor": "deep_supervision", "rule": "equal"}),
-    "deep_supervision_sampled": (LOMIX, {"anchor": "deep_supervision", "sampled_mutants": 5}),  # of 16, or of 44
+    "stride_2": (LOMIX, {"anchor": "deep_supervision", "stride": 2}),  # the default
     **{
         f"without_{left_out}": (
             LOMIX,
@@ -104,8 +85,6 @@ ARMS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     "originals_only": (LOMIX, {"rule": "barrier", "operators": ()}),
     "K_2": (LOMIX, {"rule": "barrier", "mixed_scales": 2}),
     "K_3": (LOMIX, {"rule": "barrier", "mixed_scales": 3}),
-    "sampled_third": (LOMIX, {"rule": "barrier", "sampled_mutants": 5}),  # of 16, as on a GPU for 14 classes in 3D
-    **{f"backend_{b}": (LOMIX, {"rule": "barrier", "backend": b}) for b in ("plain", "lean", "fused")},
     # the paper's free weights sum to 13 where all others sum to 1: is it the larger step that helps?
     "nnUNetTrainer_x13": (nnUNetTrainer, {"factor": 13}),
     "barrier_x13": (LOMIX, {"rule": "barrier", "factor": 13}),
@@ -135,12 +114,13 @@ class Short:
 
     Attributes:
         factor: of the whole loss.
-        anchor: of LoMix; an arm names another one.
+        anchor, stride: of LoMix; an arm names others.
         other_batches: than those of the other arms.
     """
 
     factor: float = 1
     anchor = "z_0"
+    stride = 1
     other_batches = False
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):

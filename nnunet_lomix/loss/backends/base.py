@@ -1,49 +1,42 @@
-"""The interface of a backend, which one is chosen, and what the backends share."""
+"""The interface of a backend, which one is chosen, and how a large grid is computed slab by slab."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from nnunet_lomix.loss.criterion import Criterion, PixelSums, Target, TargetSums
+from nnunet_lomix.loss.criterion import Criterion, Target
+from nnunet_lomix.loss.grid import Slab
+from nnunet_lomix.loss.maps import Map
 from nnunet_lomix.loss.registry import Registry
 
 
-class BoundMap(NamedTuple):
-    """A map as a backend needs it.
-
-    Attributes:
-        operator: called with the list of its scales, each ``(B, C, N)``.
-        scales: their indices.
-    """
-
-    operator: nn.Module
-    scales: tuple[int, ...]
-
-
 class Case(NamedTuple):
-    """What tells a backend whether it serves.
+    """What a backend computes: the maps of a loss, on a device.
 
     Attributes:
-        device, dtype, shape: of ``z_0``, ``(B, C, *spatial)``, in the dtype of the computation.
         maps: all maps of the loss.
-        evaluated: how many maps a step computes.
+        operators: by their names.
         criterion: what a map costs.
+        num_classes: C.
+        num_scales: S.
+        device, dtype: of the computation.
     """
 
+    maps: Sequence[Map]
+    operators: Mapping[str, nn.Module]
+    criterion: Criterion
+    num_classes: int
+    num_scales: int
     device: torch.device
     dtype: torch.dtype
-    shape: torch.Size
-    maps: Sequence[BoundMap]
-    evaluated: int
-    criterion: Criterion
 
 
 class Backend(Protocol):
-    """Computes the sums over pixels of all maps; a loss makes one for each kind of case.
+    """Computes the sums over pixels of all maps of a case, for which it is made: ``backend(case)``.
 
     Attributes:
         priority: of the backends that suit a case, the one with the highest is chosen.
@@ -51,29 +44,29 @@ class Backend(Protocol):
 
     priority: int
 
-    def unsupported(self, case: Case) -> str | None:
+    def __init__(self, case: Case): ...
+
+    @staticmethod
+    def unsupported(case: Case) -> str | None:
         """Why it can't compute the case, as the end of a sentence; None if it can."""
 
-    def suits(self, case: Case) -> bool:
+    @staticmethod
+    def suits(case: Case) -> bool:
         """Whether it is a good choice for the case if nobody has named a backend."""
 
-    def __call__(
-        self,
-        outputs: Sequence[Tensor],
-        target: Target,
-        maps: Sequence[BoundMap],
-        criterion: Criterion,
-        chosen: Tensor | None = None,
-    ) -> tuple[PixelSums, TargetSums]:
-        """The sums of the maps, differentiable by the outputs and by the parameters of the operators, and the target's.
+    def pixels_at_once(self, batch: int, pixels: int, finest: int) -> int:
+        """How many of the ``pixels`` of a grid in each of ``batch`` samples may be computed together.
 
         Args:
-            outputs: of the decoder, ``(B, C, *spatial_j)``, finest first, in the dtype of the computation.
-            target: the prepared target.
-            maps: all maps of the loss.
-            criterion: what a map costs.
-            chosen: numbers of the M maps to compute, int64 on the device of the outputs, also the same one twice; None
-                for all.
+            finest: pixels of the finest output, of which the grid is a part.
+        """
+
+    def __call__(self, scales: Sequence[Tensor], target: Target) -> Tensor:
+        """The sums of all maps, ``(M, B, 1 + 2 C)``, as from :meth:`Criterion.pixel_sums`; differentiable.
+
+        Args:
+            scales: the outputs at N pixels, each ``(B, C, N)``, finest first.
+            target: the target at these pixels.
         """
 
 
@@ -92,34 +85,31 @@ def choose(case: Case, named: str | None = None) -> tuple[str, Backend, dict[str
     refusals: dict[str, str] = {}
     by_priority = sorted(BACKENDS, key=lambda name: -BACKENDS[name].priority)
     for name in by_priority if named is None else [named, *by_priority]:
-        backend = BACKENDS[name]()
+        backend = BACKENDS[name]
         if name not in refusals and (name == named or backend.suits(case)):
             reason = backend.unsupported(case)
             if reason is None:
-                return name, backend, refusals
+                return name, backend(case), refusals
             refusals[name] = reason
     raise RuntimeError(f"no backend supports this loss: {refusals}")
 
 
-def of_chosen(
-    compute: Callable[[Sequence[BoundMap]], PixelSums], maps: Sequence[BoundMap], chosen: Tensor | None
-) -> PixelSums:
-    """The sums of the chosen maps by a function that takes a list of maps, each of them once.
+def add_up_slabs(backend: Backend, slabs: Sequence[Slab], targets: Sequence[Target]) -> Tensor:
+    """The sums of all maps over all slabs of a grid, ``(M, B, 1 + 2 C)``.
 
-    The host has to know the list, so a GPU that has chosen is waited for.
+    Of several slabs each is computed anew in the backward pass, so that one at a time is in memory.
     """
-    if chosen is None:
-        return compute(maps)
-    numbers, places = chosen.unique(return_inverse=True)
-    return compute([maps[i] for i in numbers.tolist()]).select_maps(places)
 
+    def sums(slab: Slab, target: Target) -> Tensor:
+        return backend(slab.scales(), target)
 
-def resample(logits: Tensor, size: torch.Size) -> Tensor:
-    """ẑ: logits ``(B, C, *spatial)`` at ``size``, bilinear or trilinear, pixels flattened: ``(B, C, N)``."""
-    if logits.shape[2:] != size:
-        mode = "bilinear" if logits.ndim == 4 else "trilinear"
-        logits = F.interpolate(logits, size, mode=mode, align_corners=False)
-    return logits.flatten(2)
+    if len(slabs) == 1:
+        return sums(slabs[0], targets[0])
+    parts = [
+        checkpoint(sums, *part, use_reentrant=False, preserve_rng_state=False)
+        for part in zip(slabs, targets, strict=True)
+    ]
+    return torch.stack(parts).sum(0)
 
 
 def full_precision(device_type: str) -> AbstractContextManager[object]:

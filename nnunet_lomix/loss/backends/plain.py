@@ -1,40 +1,40 @@
-"""The reference: every map is materialised and keeps its graph until the backward pass."""
+"""The reference: any operator, map by map, with PyTorch's own gradients."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from nnunet_lomix.loss.backends.base import BACKENDS, BoundMap, Case, of_chosen, resample
-from nnunet_lomix.loss.criterion import Criterion, PixelSums, Target, TargetSums
+from nnunet_lomix.loss.backends.base import BACKENDS, Case
+from nnunet_lomix.loss.criterion import Target
 
-MOST_VALUES = 2**25  # of all maps together, if nobody asks for this backend: less than a gigabyte of memory
+MOST_VALUES = 2**26  # of all maps together: their graph takes about a gigabyte
+VALUES_OF_CPU, VALUES_ELSEWHERE = 2**18, 2**22  # of a map in a slab: what a cache holds, what keeps a GPU busy
 
 
 @BACKENDS.register("plain")
 class Plain:
-    """Memory: 3 to 4 full-resolution tensors for each map. The fastest where maps are small."""
+    """Memory: 3 to 4 tensors of the size of a slab for each map."""
 
-    priority = 2
+    priority = 0
 
-    def unsupported(self, case: Case) -> str | None:
+    def __init__(self, case: Case):
+        self.case = case
+
+    @staticmethod
+    def unsupported(case: Case) -> str | None:
         return None
 
-    def suits(self, case: Case) -> bool:
-        return case.shape.numel() * case.evaluated <= MOST_VALUES
+    @staticmethod
+    def suits(case: Case) -> bool:
+        return True
 
-    def __call__(
-        self,
-        outputs: Sequence[Tensor],
-        target: Target,
-        maps: Sequence[BoundMap],
-        criterion: Criterion,
-        chosen: Tensor | None = None,
-    ) -> tuple[PixelSums, TargetSums]:
-        resampled = [resample(z, target.size) for z in outputs]
-        part = criterion.part(target)
+    def pixels_at_once(self, batch: int, pixels: int, finest: int) -> int:
+        values = batch * self.case.num_classes
+        if values * pixels * len(self.case.maps) <= MOST_VALUES:
+            return pixels
+        return (VALUES_OF_CPU if self.case.device.type == "cpu" else VALUES_ELSEWHERE) // values
 
-        def compute(maps: Sequence[BoundMap]) -> PixelSums:
-            logits = (operator([resampled[j] for j in scales]) for operator, scales in maps)
-            return PixelSums.stack([criterion.pixel_sums(z, part) for z in logits])
-
-        return of_chosen(compute, maps, chosen), criterion.target_sums(target)
+    def __call__(self, scales: Sequence[Tensor], target: Target) -> Tensor:
+        maps = (self.case.operators[m.operator](scales, m.scales) for m in self.case.maps)
+        return torch.stack([self.case.criterion.pixel_sums(logits, target) for logits in maps])

@@ -1,5 +1,7 @@
 """Weights with a logarithmic barrier: uncertainty weighting."""
 
+from math import log
+
 import torch
 from torch import Tensor, nn
 
@@ -24,19 +26,19 @@ class Barrier(WeightingRule):
     beta = 0.5
     least_loss = 0.01
 
-    def __init__(self, num_maps: int, share: float):
-        super().__init__(num_maps, share)
+    def __init__(self, num_maps: int):
+        super().__init__(num_maps)
         self.theta = nn.Parameter(torch.zeros(num_maps))
 
     @torch.no_grad()
     def observe(self, losses: Tensor) -> None:
-        if self.steps == 0:
-            losses = losses.nan_to_num(nan=1.0, posinf=1e4).clamp_min(self.least_loss)
-            self.theta.copy_((self.beta / losses).log())
+        known = losses.nan_to_num(nan=1.0, posinf=1e4).clamp_min(self.least_loss)
+        start = log(self.beta) - known.log()
+        self.theta.copy_(torch.where(self.steps == 0, start, self.theta))  # decided on the device, no host waits
         super().observe(losses)
 
     def raw(self) -> Tensor:
         return self.theta.exp()
 
     def objective(self, losses: Tensor) -> Tensor:
-        return (self.raw() * losses.clamp_min(self.least_loss) - self.beta * self.theta).sum()
+        return torch.sub(self.raw() @ losses.clamp_min(self.least_loss), self.theta.sum(), alpha=self.beta)

@@ -12,8 +12,8 @@ class Equal(WeightingRule):
 
     ones: Tensor
 
-    def __init__(self, num_maps: int, share: float):
-        super().__init__(num_maps, share)
+    def __init__(self, num_maps: int):
+        super().__init__(num_maps)
         self.register_buffer("ones", torch.ones(num_maps), persistent=False)
 
     def raw(self) -> Tensor:

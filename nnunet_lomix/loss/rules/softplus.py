@@ -11,21 +11,17 @@ from nnunet_lomix.loss.rules.base import RULES, WeightingRule
 class Softplus(WeightingRule):
     """w_i = softplus(θ_i), trained jointly: minimise Σ w_i L_i (LoMix, arXiv 2510.22995, section 3.3).
 
-    θ starts at 0, so w = ln 2. The weights are free: they do not sum to one and ``z_0`` has no guaranteed share, so
-    ``share`` must be 0.
+    θ starts at 0, so w = ln 2. The weights are free: they do not sum to one.
 
     Limits: the gradient dL/dθ_i = σ(θ_i) L_i has the sign of the loss. On a non-negative loss the weights only
     fall, fastest where the loss is high, and the loss fades out; on nnU-Net's negative Dice loss they would
     grow without bound, which is why a rule never sees it.
-
-    Raises:
-        ValueError: ``share`` is not 0.
     """
 
-    def __init__(self, num_maps: int, share: float):
-        super().__init__(num_maps, share)
-        if share != 0:
-            raise ValueError("the rule 'softplus' has free weights and guarantees z_0 no share; set share = 0")
+    free = True
+
+    def __init__(self, num_maps: int):
+        super().__init__(num_maps)
         self.theta = nn.Parameter(torch.zeros(num_maps))
 
     def raw(self) -> Tensor:

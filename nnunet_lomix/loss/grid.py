@@ -1,0 +1,160 @@
+"""Where maps are supervised: a grid of pixels, every ``stride``-th along each axis, from an offset that moves.
+
+Neighbouring pixels say nearly the same, so a map needs only some of them: Mask2Former (arXiv 2112.01527, section 3)
+and PointRend (arXiv 1912.08193) train their mask losses on sampled points. The offset follows from the number of the
+training step alone, and ``cycle`` steps in a row use every pixel once.
+
+Resampling an output onto the grid is a small matrix product along each axis. At the pixels of the grid it equals
+``F.interpolate`` with ``align_corners=False``. Which offset it is, is decided on the device: no host waits, and a step
+that is captured in a CUDA graph moves on, too.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Size = tuple[int, ...]
+
+
+class Grids:
+    """The grids of all offsets; P is the number of their pixels along an axis.
+
+    An axis has the stride if the second output is at most half as long as the first one (rounded up), else 1. Where
+    the stride doesn't divide an axis, the last pixel of some offsets is outside the image and doesn't count.
+
+    Args:
+        sizes: spatial sizes of the outputs, finest first.
+        stride: of the axes that are thinned out; 1 for every pixel.
+        device, dtype: of the logits.
+
+    Attributes:
+        strides: along each axis.
+        cycle: number of offsets.
+        size: ``[P, …]``.
+        coarse: along each axis the lengths of all outputs but the first.
+    """
+
+    def __init__(self, sizes: Sequence[Size], stride: int, device: torch.device, dtype: torch.dtype):
+        fine, *others = sizes
+        self.strides = [stride if m < n and 2 * m <= n + 1 else 1 for n, m in zip(fine, others[0], strict=True)]
+        self.cycle = prod(self.strides)
+        self.size = [-(-n // s) for n, s in zip(fine, self.strides, strict=True)]
+        self.coarse = [list(lengths) for lengths in zip(*others, strict=True)]
+        self.padding = [p * s - n for p, s, n in zip(self.size, self.strides, fine, strict=True)]
+        offsets = list(product(*map(range, self.strides)))
+        self.offsets = torch.tensor(offsets, device=device)
+        self.matrices = []  # for each axis (cycle, P, length of all outputs but the first one after the other)
+        for axis, (n, s, p) in enumerate(zip(fine, self.strides, self.size, strict=True)):
+            pixels = [range(o[axis], o[axis] + p * s, s) for o in offsets]
+            table = [torch.cat([interpolation(m, n, at) for m in self.coarse[axis]], 1) for at in pixels]
+            self.matrices.append(torch.stack(table).to(device, dtype))
+        self.matrices[-1] = self.matrices[-1].mT.contiguous()  # it is multiplied from the right
+
+    def at(self, step: Tensor | None) -> "Grid":
+        """The grid of a training step, whose number is ``()``, int64, on the device; None for the first offset."""
+        return Grid(self, self.offsets.new_zeros(()) if step is None else step % self.cycle)
+
+
+@lru_cache(maxsize=16)
+def make_grids(sizes: tuple[Size, ...], stride: int, device: torch.device, dtype: torch.dtype) -> Grids:
+    """The grids for outputs of these sizes, made once and kept."""
+    return Grids(sizes, stride, device, dtype)
+
+
+class Grid:
+    """The grid of one step.
+
+    Args:
+        grids: those of all offsets.
+        number: of the offset, ``()``.
+    """
+
+    def __init__(self, grids: Grids, number: Tensor):
+        self.grids = grids
+        self.number = number
+        self.offset = grids.offsets.index_select(0, number).unbind(1) if grids.cycle > 1 else ()
+
+    def select(self, image: Tensor) -> Tensor:
+        """An image of the finest size, ``(B, C, *spatial)``, at the pixels of the grid, ``(B, C, P, 1, P, 1, …)``.
+
+        Pixels outside the image are 0.
+        """
+        grids = self.grids
+        if any(grids.padding):
+            image = F.pad(image, [n for last in reversed(grids.padding) for n in (0, last)])
+        pairs = zip(grids.size, grids.strides, strict=True)
+        image = image.reshape(*image.shape[:2], *(n for pair in pairs for n in pair))
+        for axis, offset in enumerate(self.offset):
+            if grids.strides[axis] > 1:
+                image = image.index_select(2 * axis + 3, offset)
+        return image
+
+    def inside(self, image: Tensor) -> Tensor | None:
+        """Which pixels of an image are inside, 0 or 1 in its dtype, as from :meth:`select`; None if all are."""
+        return self.select(torch.ones_like(image[:1, :1])) if any(self.grids.padding) else None
+
+    def slabs(self, outputs: Sequence[Tensor], rows: int) -> "list[Slab]":
+        """The outputs on the grid in slabs of so many rows along the first axis."""
+        first, *others = (matrices.index_select(0, self.number) for matrices in self.grids.matrices)
+        finest = divide(self.select(outputs[0]), rows, 2)
+        parts = zip(finest, divide(first, rows, 1), strict=True)
+        return [Slab(z_0, outputs[1:], [part, *others], self.grids.coarse) for z_0, part in parts]
+
+
+class Slab:
+    """Some rows of a grid.
+
+    Args:
+        z_0: the finest output at its pixels.
+        coarser: the other outputs.
+        matrices: for each axis ``(1, pixels, length of all others)``, for the last one transposed.
+        lengths: for each axis the lengths of the others.
+    """
+
+    def __init__(self, z_0: Tensor, coarser: Sequence[Tensor], matrices: list[Tensor], lengths: list[list[int]]):
+        self.z_0 = z_0
+        self.coarser = coarser
+        self.matrices = matrices
+        self.lengths = lengths
+
+    def scales(self) -> list[Tensor]:
+        """The outputs at the n pixels of the slab, each ``(B, C, n)``."""
+        z_0 = self.z_0.flatten(2)
+        batch, classes = z_0.shape[:2]
+        number = batch * classes  # of matrices that are multiplied at a time; in 3D the rows become further ones
+        axes = []
+        for axis, (matrices, lengths) in enumerate(zip(self.matrices, self.lengths, strict=True)):
+            is_last = axis == len(self.lengths) - 1
+            axes.append(matrices.expand(number, -1, -1).split(lengths, 1 if is_last else 2))
+            if axis < len(self.lengths) - 2:
+                number *= matrices.shape[1]
+        return [z_0, *(self._resample(z, matrices) for z, *matrices in zip(self.coarser, *axes, strict=True))]
+
+    def _resample(self, z: Tensor, matrices: list[Tensor]) -> Tensor:
+        batch, classes, *size = z.shape
+        *first, last = matrices
+        for axis, matrix in enumerate(first):
+            z = matrix.bmm(z.reshape(len(matrix), size[axis], -1))
+        return z.bmm(last).view(batch, classes, -1)
+
+
+def divide(tensor: Tensor, size: int, axis: int) -> Sequence[Tensor]:
+    """Parts of so many positions along an axis."""
+    return (tensor,) if size >= tensor.shape[axis] else tensor.split(size, axis)
+
+
+def interpolation(coarse: int, fine: int, pixels: Sequence[int]) -> Tensor:
+    """The matrix ``(pixels, coarse)`` in double precision that interpolates an axis at some of its fine pixels.
+
+    As F.interpolate with align_corners=False has it. Pixels outside are the last one.
+    """
+    centre = ((torch.tensor(pixels).clamp_max(fine - 1).double() + 0.5) * coarse / fine - 0.5).clamp_min(0)
+    low = centre.long()
+    fraction = (centre - low)[:, None]
+    one_hot = torch.eye(coarse, dtype=torch.float64)
+    return (1 - fraction) * one_hot[low] + fraction * one_hot[(low + 1).clamp_max(coarse - 1)]
