@@ -33,7 +33,7 @@ def losses_for(case: Case, device: str, wanted: Sequence[str] = ()) -> list[str]
     Raises:
         LoMixError: a wanted backend can't compute the case, so that another one would take its place.
     """
-    reasons = {name: backend.unsupported(engine_case(case, device)) for name, backend in BACKENDS.items()}
+    reasons = {name: backend.unsupported(engine_case(make_lomix(case), device)) for name, backend in BACKENDS.items()}
     for name in wanted:
         backend, _ = backend_and_stride(name)
         if reasons.get(backend):
@@ -43,15 +43,14 @@ def losses_for(case: Case, device: str, wanted: Sequence[str] = ()) -> list[str]
 
 def default_backend(case: Case, device: str) -> str:
     """The backend that LoMix takes by itself."""
-    name, _, _ = backends.choose(engine_case(case, device))
+    name, _, _ = backends.choose(engine_case(make_lomix(case), device))
     return name
 
 
-def engine_case(case: Case, device: str) -> backends.Case:
-    """A case as the backends know it."""
-    loss = make_lomix(case)
-    parts = loss.maps, loss.operators, loss.criterion
-    return backends.Case(*parts, case.classes, case.scales, torch.device(device), torch.float32)
+def engine_case(lomix: LoMixLoss, device: str) -> backends.Case:
+    """A loss as the backends know it."""
+    parts = lomix.maps, dict(lomix.operators.items()), lomix.criterion
+    return backends.Case(*parts, lomix.num_classes, lomix.num_scales, torch.device(device), torch.float32)
 
 
 def make_loss(name: str, case: Case, device: str) -> nn.Module:

@@ -28,6 +28,7 @@ from examples import (
     backend_and_stride,
     count_maps,
     default_backend,
+    engine_case,
     losses_for,
     make_loss,
     make_outputs,
@@ -43,7 +44,7 @@ from torch.profiler import ProfilerActivity, profile
 from nnunet_lomix.demo.data import write_dataset
 from nnunet_lomix.demo.steps import FINISHED_EPOCHS, FOLD, PLANS, TRAINERS, TRAINERS_FOLDER
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.loss import DEFAULT_OPERATORS, list_maps
+from nnunet_lomix.loss import LoMixLoss
 from nnunet_lomix.loss.backends import fused
 from nnunet_lomix.nnunet.commands import folders_below, run_command, trainers_first
 from nnunet_lomix.nnunet.curves import read_curves
@@ -191,8 +192,9 @@ def last_line(output: str) -> str:
 def compare_with_plain(check: Check, device: str) -> Rows:
     """The largest error of sums and gradients of the kernels, see :func:`fused.worst_error`."""
     require_kernels(device)
-    maps = list_maps(check.scales, check.scales - 1, DEFAULT_OPERATORS)
-    error = fused.worst_error(maps, check.classes, check.regions, check.ignore, torch.device(device))
+    kind = {"regions": check.regions, "ignore_label": check.classes if check.ignore else None}
+    lomix = LoMixLoss(check.classes, check.scales, mixed_scales=check.scales - 1, **kind).to(device)
+    error = fused.worst_error(engine_case(lomix, device))
     return [{"what": "fused against plain", "error": error}]
 
 

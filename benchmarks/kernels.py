@@ -132,9 +132,9 @@ def estimate(case: Case, stride: int) -> dict[str, float]:
     least what the host takes. The forward pass is repeated if there are several slabs. Every map counts as one of all
     scales, which is too much.
     """
-    from examples import engine_case  # takes nnU-Net's time to import, which compile_for doesn't need
+    from examples import engine_case, make_lomix  # takes nnU-Net's time to import, which compile_for doesn't need
 
-    backend = fused.Fused(engine_case(case, "cpu"))
+    backend = fused.Fused(engine_case(make_lomix(case), "cpu"))
     layout, finest = backend.layout, prod(case.size)
     pixels = prod(-(-length // stride) for length in case.size)
     slabs = -(-pixels // backend.pixels_at_once(case.batch, pixels, finest))

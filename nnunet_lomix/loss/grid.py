@@ -36,23 +36,26 @@ class Grids:
         strides: along each axis.
         cycle: number of offsets.
         size: ``[P, …]``.
-        coarse: along each axis the lengths of all outputs but the first.
+        is_fine: for each output whether it is as large as the first one.
+        coarse: along each axis the lengths of all others.
     """
 
     def __init__(self, sizes: Sequence[Size], stride: int, device: torch.device, dtype: torch.dtype):
-        fine, *others = sizes
-        self.strides = [stride if m < n and 2 * m <= n + 1 else 1 for n, m in zip(fine, others[0], strict=True)]
+        fine, second = sizes[:2]
+        self.strides = [min(stride, n) if m < n and 2 * m <= n + 1 else 1 for n, m in zip(fine, second, strict=True)]
         self.cycle = prod(self.strides)
         self.size = [-(-n // s) for n, s in zip(fine, self.strides, strict=True)]
-        self.coarse = [list(lengths) for lengths in zip(*others, strict=True)]
+        self.is_fine = [size == fine for size in sizes]
+        self.coarse = [[size[axis] for size in sizes if size != fine] for axis in range(len(fine))]
         self.padding = [p * s - n for p, s, n in zip(self.size, self.strides, fine, strict=True)]
         offsets = list(product(*map(range, self.strides)))
         self.offsets = torch.tensor(offsets, device=device)
-        self.matrices = []  # for each axis (cycle, P, length of all outputs but the first one after the other)
+        self.matrices = []  # for each axis (cycle, P, length of all coarse outputs one after the other)
         for axis, (n, s, p) in enumerate(zip(fine, self.strides, self.size, strict=True)):
             pixels = [range(o[axis], o[axis] + p * s, s) for o in offsets]
-            table = [torch.cat([interpolation(m, n, at) for m in self.coarse[axis]], 1) for at in pixels]
-            self.matrices.append(torch.stack(table).to(device, dtype))
+            empty = torch.zeros(p, 0, dtype=torch.float64)
+            table = [torch.cat([empty, *(interpolation(m, n, at) for m in self.coarse[axis])], 1) for at in pixels]
+            self.matrices.append(torch.stack(table).to(dtype).to(device))
         self.matrices[-1] = self.matrices[-1].mT.contiguous()  # it is multiplied from the right
 
     def at(self, step: Tensor | None) -> "Grid":
@@ -101,39 +104,42 @@ class Grid:
     def slabs(self, outputs: Sequence[Tensor], rows: int) -> "list[Slab]":
         """The outputs on the grid in slabs of so many rows along the first axis."""
         first, *others = (matrices.index_select(0, self.number) for matrices in self.grids.matrices)
-        finest = divide(self.select(outputs[0]), rows, 2)
-        parts = zip(finest, divide(first, rows, 1), strict=True)
-        return [Slab(z_0, outputs[1:], [part, *others], self.grids.coarse) for z_0, part in parts]
+        pairs = list(zip(outputs, self.grids.is_fine, strict=True))
+        fine = [divide(self.select(z), rows, 2) for z, is_fine in pairs if is_fine]
+        coarse = [z for z, is_fine in pairs if not is_fine]
+        parts = zip(zip(*fine, strict=True), divide(first, rows, 1), strict=True)
+        return [Slab(self.grids, selected, coarse, [part, *others]) for selected, part in parts]
 
 
 class Slab:
     """Some rows of a grid.
 
     Args:
-        z_0: the finest output at its pixels.
-        coarser: the other outputs.
-        matrices: for each axis ``(1, pixels, length of all others)``, for the last one transposed.
-        lengths: for each axis the lengths of the others.
+        grids: those of all offsets.
+        fine: the outputs of the finest size at its pixels.
+        coarse: the other outputs.
+        matrices: for each axis ``(1, pixels, length of all coarse outputs)``, for the last one transposed.
     """
 
-    def __init__(self, z_0: Tensor, coarser: Sequence[Tensor], matrices: list[Tensor], lengths: list[list[int]]):
-        self.z_0 = z_0
-        self.coarser = coarser
+    def __init__(self, grids: Grids, fine: Sequence[Tensor], coarse: Sequence[Tensor], matrices: list[Tensor]):
+        self.grids = grids
+        self.fine = fine
+        self.coarse = coarse
         self.matrices = matrices
-        self.lengths = lengths
 
     def scales(self) -> list[Tensor]:
         """The outputs at the n pixels of the slab, each ``(B, C, n)``."""
-        z_0 = self.z_0.flatten(2)
-        batch, classes = z_0.shape[:2]
-        number = batch * classes  # of matrices that are multiplied at a time; in 3D the rows become further ones
+        fine = (z.flatten(2) for z in self.fine)
+        number = prod(
+            self.fine[0].shape[:2]
+        )  # of matrices that are multiplied at a time; in 3D rows become further ones
         axes = []
-        for axis, (matrices, lengths) in enumerate(zip(self.matrices, self.lengths, strict=True)):
-            is_last = axis == len(self.lengths) - 1
-            axes.append(matrices.expand(number, -1, -1).split(lengths, 1 if is_last else 2))
-            if axis < len(self.lengths) - 2:
+        for axis, (matrices, lengths) in enumerate(zip(self.matrices, self.grids.coarse, strict=True), 1):
+            axes.append(matrices.expand(number, -1, -1).split(lengths, 1 if axis == len(self.matrices) else 2))
+            if axis < len(self.matrices) - 1:
                 number *= matrices.shape[1]
-        return [z_0, *(self._resample(z, matrices) for z, *matrices in zip(self.coarser, *axes, strict=True))]
+        coarse = (self._resample(z, of_z) for z, *of_z in zip(self.coarse, *axes, strict=True))
+        return [next(fine if is_fine else coarse) for is_fine in self.grids.is_fine]
 
     def _resample(self, z: Tensor, matrices: list[Tensor]) -> Tensor:
         batch, classes, *size = z.shape

@@ -19,6 +19,7 @@ from nnunet_lomix.loss.rules import RULES
 
 DEFAULT_OPERATORS = ("add", "multiply", "concat", "fusion")
 DEFAULT_MAX_MIXED_SCALES = 4
+MOST_STRIDE = 8  # neighbouring pixels say nearly the same, distant ones don't
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of outputs
 logger = logging.getLogger(__name__)
 
@@ -145,10 +146,10 @@ class LoMixLoss(nn.Module):
             raise ValueError(f"there must be at least 2 classes, with the background, or 1 region, got {num_classes}")
         if isinstance(operators, str) or len(set(operators)) < len(operators):
             raise ValueError(f"operators must be a list that names each operator once, got {operators!r}")
-        if not 0 <= share <= 1:
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(f"the share of the anchor must be between 0 and 1, got {share}")
-        if stride < 1:
-            raise ValueError(f"the stride of the grid must be at least 1, got {stride}")
+        if not isinstance(stride, int) or not 1 <= stride <= MOST_STRIDE:
+            raise ValueError(f"the stride of the grid must be a whole number from 1 to {MOST_STRIDE}, got {stride!r}")
         self.num_classes = num_classes
         self.num_scales = num_scales
         self.maps = list_maps(num_scales, mixed_scales, operators)

@@ -92,7 +92,7 @@ def test_the_cases_of_the_gpu_table_are_measured(module: Module) -> None:
 
 def test_the_case_of_most_memory_is_just_computed_at_once(module: Module) -> None:
     case, examples = module("cases").CASES["3d-14-at-once"], module("examples")
-    plain = Plain(examples.engine_case(case, "cpu"))
+    plain = Plain(examples.engine_case(examples.make_lomix(case), "cpu"))
     length = case.size[0] // nnUNetTrainerLoMix.stride
     at_once = [plain.pixels_at_once(case.batch, n**3, (2 * n) ** 3) for n in (length, length + 1)]
     assert at_once[0] == length**3 and at_once[1] < (length + 1) ** 3

@@ -172,7 +172,7 @@ def region_loss(z: np.ndarray, target: np.ndarray, *, batch_dice: bool, ignore: 
 
 def on_grid(image: np.ndarray, second: tuple[int, ...], stride: int, step: int) -> np.ndarray:
     """The pixels that a step uses of an image (B, C, *spatial); `second` is the size of the second output."""
-    strides = [stride if coarse < fine and coarse <= -(-fine // 2) else 1
+    strides = [min(stride, fine) if coarse < fine and coarse <= -(-fine // 2) else 1
                for fine, coarse in zip(image.shape[2:], second, strict=True)]  # fmt: skip
     offsets = list(product(*(range(s) for s in strides)))
     offset = offsets[step % len(offsets)]

@@ -380,7 +380,7 @@ def test_the_anchor_has_the_terms_of_the_maps(make, labels):
         ({"share": 1.2}, r"the share of the anchor must be between 0 and 1, got 1\.2"),
         ({"share": 1.2, "anchor": "z_0"}, r"the share of the anchor must be between 0 and 1, got 1\.2"),
         ({"anchor": "z_1"}, "the anchor must be 'z_0' or 'deep_supervision', not 'z_1'"),
-        ({"stride": 0}, "the stride of the grid must be at least 1, got 0"),
+        ({"stride": 0}, "the stride of the grid must be a whole number from 1 to 8, got 0"),
     ],
 )
 def test_a_setting_out_of_range_ends_with_a_sentence(make, setting, sentence):
