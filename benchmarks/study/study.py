@@ -57,7 +57,8 @@ MOST_SEEDS = 10  # as many scarce folds follow those of the dataset
 SLIMMING = 2
 PIXELS = 16 * 56 * 40  # of a batch
 MAX_PATCH = 96
-COARSE_ABOVE = 128  # pixels of a planned patch; a larger one gets twice the spacing
+COARSE_ABOVE = 128  # pixels of a planned patch; a larger one gets twice the spacing,
+THIN = ("Dataset506_DRIVE",)  # unless what is to be segmented would be lost
 PLANS, PLANNED, TRAINED = "nnUNetPlans", "2d", "2d_study"  # names of nnU-Net's plans and configuration, and of ours
 KEY = ["dataset", "size", "arm", "seed", "steps", "optimiser"]
 
@@ -197,7 +198,7 @@ class Study:
         self.run(plan, self.out / f"plan_{name}.log")
         plans_file = target / f"{PLANS}.json"
         plans = read_json(plans_file, "configurations")
-        plans["configurations"][TRAINED] = study_configuration(plans["configurations"][PLANNED])
+        plans["configurations"][TRAINED] = study_configuration(plans["configurations"][PLANNED], name in THIN)
         plans_file.write_text(json.dumps(plans, indent=4))
         preprocess = ["nnUNetv2_preprocess", "-d", number, "-c", TRAINED, "-np", 2]
         self.run(preprocess, self.out / f"preprocess_{name}.log")
@@ -300,11 +301,14 @@ def budget(run: Run) -> dict[str, Any]:
     return {"seed": run.seed, "epochs": EPOCHS, "iterations": run.steps // EPOCHS, "optimiser": run.optimiser}
 
 
-def study_configuration(planned: dict[str, Any]) -> dict[str, Any]:
-    """nnU-Net's configuration with fewer channels and smaller patches and batches, of the same kind otherwise."""
+def study_configuration(planned: dict[str, Any], thin: bool) -> dict[str, Any]:
+    """nnU-Net's configuration with fewer channels and smaller patches and batches, of the same kind otherwise.
+
+    With thin structures the spacing stays as planned.
+    """
     architecture = deepcopy(planned["architecture"])
     kwargs = architecture["arch_kwargs"]
-    coarser = 2 if max(planned["patch_size"]) > COARSE_ABOVE else 1
+    coarser = 2 if max(planned["patch_size"]) > COARSE_ABOVE and not thin else 1
     patch = [min(p // coarser, MAX_PATCH) for p in planned["patch_size"]]
     strides = np.cumprod(kwargs["strides"], axis=0)
     # as many stages as leave at least 5 pixels of a patch along each axis

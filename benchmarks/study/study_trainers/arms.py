@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -99,8 +100,20 @@ ARMS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     "FixedWeights_x6.5": (FIXED, {"factor": 6.5}),
 }
 
+def nnunet(trainer: nnUNetTrainer, rate: float) -> tuple[Optimizer, LRScheduler]:
+    """nnU-Net's own SGD at a multiple of its learning rate."""
+    trainer.initial_lr *= rate
+    return nnUNetTrainer.configure_optimizers(trainer)
+
+
 # name: how the network's optimiser is set up; nnU-Net's own is for thousands of steps
-OPTIMISERS = {"adamw": adamw, "sgd": sgd, "nnunet": nnUNetTrainer.configure_optimizers}
+OPTIMISERS = {
+    "adamw": adamw,
+    "sgd": sgd,
+    "nnunet": partial(nnunet, rate=1),
+    "nnunet_x2.5": partial(nnunet, rate=2.5),
+    "nnunet_x6.5": partial(nnunet, rate=6.5),
+}
 
 
 def seed_everything(seed: int) -> None:

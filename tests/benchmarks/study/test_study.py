@@ -270,11 +270,12 @@ def test_the_configuration_is_the_planned_one_made_smaller() -> None:
             }
         },
     }
-    small = study.study_configuration(planned)
+    small = study.study_configuration(planned, thin=False)
     kwargs = small["architecture"]["arch_kwargs"]
     assert small["patch_size"] == [96, 96] and small["spacing"] == [3, 3]
     assert kwargs["features_per_stage"] == [16, 32, 64, 128, 256] and kwargs["n_stages"] == 5
     assert len(kwargs["n_conv_per_stage_decoder"]) == 4
+    assert study.study_configuration(planned, thin=True)["spacing"] == planned["spacing"]
     assert planned["architecture"]["arch_kwargs"]["n_stages"] == 7
 
 
