@@ -32,7 +32,6 @@ import click
 import numpy as np
 import pandas as pd
 from generated import write_datasets
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from report import write_report
 from rich.progress import track
@@ -48,7 +47,7 @@ from nnunet_lomix.weights.history import TABLE
 TRAINERS_FOLDER = Path(__file__).parent / "study_trainers"
 sys.path.append(str(TRAINERS_FOLDER))
 
-from arms import ARMS, LOMIX, OPTIMISERS  # noqa: E402
+from arms import ARMS, OPTIMISERS  # noqa: E402
 
 SIZES = ("full", "scarce")
 SCARCE_FRACTION = 0.05
@@ -110,8 +109,6 @@ def main(
     check_names("--datasets", datasets, folders)
     check_names("--sizes", sizes, SIZES)
     check_names("--arms", arms, ARMS)
-    if device == "cuda":
-        refuse_own_steps(arms)
     wanted = datasets.split(",") if datasets else folders
     prepared = [study.prepare(folder) for name, folder in folders.items() if name in wanted]
     runs = [
@@ -136,14 +133,6 @@ def check_names(option: str, given: str, known: Iterable[str]) -> None:
     unknown = set(given.split(",")) - set(known) - {""}
     if unknown:
         raise UsageError(f"{option}: unknown {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
-
-
-def refuse_own_steps(arms: str) -> None:
-    """Of arms with a training step of their own: side_by_side.py has one for all."""
-    known = (nnUNetTrainer.train_step, LOMIX.train_step)
-    own = [arm for arm in arms.split(",") if ARMS[arm][0].train_step not in known]
-    if own:
-        raise UsageError(f"--device cuda can't train {', '.join(own)}: they have a training step of their own.")
 
 
 def raw_datasets(data: Path | None, raw: Path) -> dict[str, Path]:

@@ -63,7 +63,7 @@ class Grids:
         return Grid(self, self.offsets.new_zeros(()) if step is None else step % self.cycle)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def make_grids(sizes: tuple[Size, ...], stride: int, device: torch.device, dtype: torch.dtype) -> Grids:
     """The grids for outputs of these sizes, made once and kept."""
     return Grids(sizes, stride, device, dtype)

@@ -100,6 +100,7 @@ ARMS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     "FixedWeights_x6.5": (FIXED, {"factor": 6.5}),
 }
 
+
 def nnunet(trainer: nnUNetTrainer, rate: float) -> tuple[Optimizer, LRScheduler]:
     """nnU-Net's own SGD at a multiple of its learning rate."""
     trainer.initial_lr *= rate

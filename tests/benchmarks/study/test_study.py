@@ -158,16 +158,6 @@ def touch(file: Path) -> None:
     file.touch()
 
 
-def test_an_arm_with_a_step_of_its_own_is_refused_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import study
-
-    own = type("Own", (study.LOMIX,), {"train_step": lambda self, batch: {}})
-    monkeypatch.setitem(study.ARMS, "own", (own, {}))
-    result = CliRunner().invoke(study.main, ["--out", str(tmp_path), "--arms", "barrier,own", "--device", "cuda"])
-    assert result.exit_code == 2 and "--device cuda can't train own: they have a training step" in result.output
-    assert not [*tmp_path.glob("preprocessed/*")]
-
-
 def test_one_process_is_told_all_that_its_trainings_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import study
 

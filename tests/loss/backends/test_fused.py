@@ -254,7 +254,14 @@ def test_a_step_has_a_constant_number_of_operations_and_waits_for_nothing(kwargs
 
 @pytest.mark.parametrize(
     ("size", "scales", "classes", "stride"),
-    [((80, 80, 80), 5, 14, 2), ((512, 512), 7, 4, 2), ((256, 256), 6, 14, 2), ((64, 64, 64), 5, 14, 1)],
+    [
+        ((80, 80, 80), 5, 14, 2),
+        ((64, 64, 64), 5, 3, 2),
+        ((512, 512), 7, 4, 2),
+        ((256, 256), 6, 14, 2),
+        ((64, 64, 64), 5, 14, 1),
+        ((256, 256), 6, 4, 1),
+    ],
 )
 def test_memory_is_at_most_that_of_nnunets_own_loss(size, scales, classes, stride, monkeypatch):
     """Twice that on every pixel."""
@@ -337,8 +344,11 @@ def case_of(device, regions=False):
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_the_check_finds_the_kernels_right(regions, device):
+def test_the_check_finds_the_kernels_right(regions, device, monkeypatch):
     assert fused.worst_error(case_of(device, regions)) < 1e-5
+    monkeypatch.setattr(fused, "REASONS", {})
+    with torch.inference_mode():  # a validation comes first
+        assert self_check(case_of(device, regions)) is None
 
 
 @pytest.mark.parametrize(
