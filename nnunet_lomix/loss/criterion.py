@@ -2,9 +2,9 @@
 
 A map enters its loss only through the sum of the cross-entropy and, for each sample and class, the intersection
 with the target and the volume of the prediction. So a loss is computed in two steps: :meth:`Criterion.pixel_sums` takes
-these sums over some pixels, :meth:`Criterion.losses` makes the losses of all maps of them and of the sums over the
-target, :meth:`Criterion.target_sums`. Values and gradients are those of nnU-Net's ``DC_and_CE_loss`` (plain classes)
-and ``DC_and_BCE_loss`` (regions), with ``MemoryEfficientSoftDiceLoss``, in nnU-Net 2.8.1.
+these sums over some pixels, :meth:`Criterion.losses` makes the losses of all maps of them and of the target. Values and
+gradients are those of nnU-Net's ``DC_and_CE_loss`` (plain classes) and ``DC_and_BCE_loss`` (regions), with
+``MemoryEfficientSoftDiceLoss``, in nnU-Net 2.8.1.
 """
 
 from typing import Any, NamedTuple
@@ -35,18 +35,6 @@ class Target(NamedTuple):
         y = divide(self.y, pixels, 2)
         labels, valid = ([None] * len(y) if t is None else divide(t, pixels, 2) for t in (self.labels, self.valid))
         return [Target(*part) for part in zip(labels, y, valid, strict=True)]
-
-
-class TargetSums(NamedTuple):
-    """Sums over the pixels of a target.
-
-    Attributes:
-        pixels: how many of all samples are valid, a number or ``()``; at least 1.
-        volume: ``(B, C)``, how many valid pixels each class or region has.
-    """
-
-    pixels: Tensor | int
-    volume: Tensor
 
 
 class SumOverRanks(torch.autograd.Function):
@@ -101,7 +89,7 @@ class Criterion:
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of one map, a scalar; logits ``(B, C, *spatial)``, and the target of the same size."""
         prepared = self.prepare(target, logits.shape[1], logits.dtype)
-        return self.losses(self.pixel_sums(logits.flatten(2), prepared)[None], self.target_sums(prepared))[0]
+        return self.losses(self.pixel_sums(logits.flatten(2), prepared)[None], prepared)[0]
 
     def target_channels(self, num_classes: int) -> int:
         """Channels of the target."""
@@ -140,21 +128,12 @@ class Criterion:
         """The cross-entropy of each pixel, ``(B, 1, N)`` or ``(B, C, N)``, and p, ``(B, C, N)``."""
         raise NotImplementedError
 
-    def target_sums(self, target: Target) -> TargetSums:
-        """Sums over the pixels of a target."""
-        batch, _, pixels = target.y.shape
-        number = batch * pixels if target.valid is None else target.valid.sum().clamp_min(1)
-        return TargetSums(number, target.y.sum(2))
-
-    def cross_entropy_terms(self, target: TargetSums) -> Tensor | int:
-        """What the sum of the cross-entropy is divided by."""
-        return target.pixels
-
-    def losses(self, sums: Tensor, target: TargetSums) -> Tensor:
-        """Losses ``(M,)`` of M maps from their sums, ``(M, B, 1 + 2 C)``, and those of the target."""
-        ignored, counted = self.first_class, target.volume.shape[1] - self.first_class
+    def losses(self, sums: Tensor, target: Target) -> Tensor:
+        """Losses ``(M,)`` of M maps from their sums over all pixels of the target, ``(M, B, 1 + 2 C)``."""
+        batch, classes, pixels = target.y.shape
+        ignored, counted = self.first_class, classes - self.first_class
         cross_entropy, _, intersection, _, volume = sums.split([1, ignored, counted, ignored, counted], 2)
-        true_volume = target.volume[:, ignored:]
+        true_volume = target.y[:, ignored:].sum(2)
         if self.batch_dice:
             intersection, volume, true_volume = (s.sum(-2, keepdim=True) for s in (intersection, volume, true_volume))
             if self.ddp:
@@ -163,8 +142,13 @@ class Criterion:
         # nnU-Net clamps the whole denominator: the same, unless smooth is 0 and the target is empty
         true_volume = (true_volume + self.smooth).clamp_min(1e-8)
         half_dice = (intersection + self.smooth / 2) / (volume + true_volume)
-        cross_entropy = cross_entropy.sum((1, 2)) * (self.weight_ce / self.cross_entropy_terms(target))
+        terms = batch * pixels if target.valid is None else target.valid.sum().clamp_min(1)
+        cross_entropy = cross_entropy.sum((1, 2)) * (self.weight_ce / (terms * self.terms_of_pixel(classes)))
         return torch.sub(cross_entropy, half_dice.mean((1, 2)), alpha=2 * self.weight_dice)
+
+    def terms_of_pixel(self, num_classes: int) -> int:
+        """How many terms of a pixel the cross-entropy is the mean of."""
+        return 1
 
 
 class ClassCriterion(Criterion):
@@ -241,13 +225,13 @@ class RegionCriterion(Criterion):
         regions = target.flatten(2).to(dtype)
         valid = None if inside is None else inside.flatten(2).to(dtype).expand_as(regions[:, :1])
         if self.ignores:
-            counts = 1 - regions[:, -1:]
-            valid = counts if valid is None else counts * valid
-            regions = regions[:, :-1] * counts
+            regions, ignored = regions[:, :-1], regions[:, -1:]
+            valid = 1 - ignored if valid is None else (1 - ignored) * valid
+        regions = regions if valid is None else regions * valid
         return Target(None, regions, valid)
 
-    def cross_entropy_terms(self, target: TargetSums) -> Tensor | int:
-        return target.pixels if self.ignores else target.pixels * target.volume.shape[1]
+    def terms_of_pixel(self, num_classes: int) -> int:
+        return 1 if self.ignores else num_classes
 
     def _entropy_and_probabilities(self, logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         return F.binary_cross_entropy_with_logits(logits, target.y, reduction="none"), logits.sigmoid()

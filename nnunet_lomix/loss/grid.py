@@ -10,7 +10,6 @@ that is captured in a CUDA graph moves on, too.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -30,7 +29,8 @@ class Grids:
     Args:
         sizes: spatial sizes of the outputs, finest first.
         stride: of the axes that are thinned out; 1 for every pixel.
-        device, dtype: of the logits.
+        device: of the logits.
+        dtype: of the computation.
 
     Attributes:
         strides: along each axis.
@@ -42,31 +42,25 @@ class Grids:
 
     def __init__(self, sizes: Sequence[Size], stride: int, device: torch.device, dtype: torch.dtype):
         fine, second = sizes[:2]
+        self.dtype = dtype
         self.strides = [min(stride, n) if m < n and 2 * m <= n + 1 else 1 for n, m in zip(fine, second, strict=True)]
         self.cycle = prod(self.strides)
         self.size = [-(-n // s) for n, s in zip(fine, self.strides, strict=True)]
         self.is_fine = [size == fine for size in sizes]
         self.coarse = [[size[axis] for size in sizes if size != fine] for axis in range(len(fine))]
         self.padding = [p * s - n for p, s, n in zip(self.size, self.strides, fine, strict=True)]
-        offsets = list(product(*map(range, self.strides)))
-        self.offsets = torch.tensor(offsets, device=device)
-        self.matrices = []  # for each axis (cycle, P, length of all coarse outputs one after the other)
-        for axis, (n, s, p) in enumerate(zip(fine, self.strides, self.size, strict=True)):
-            pixels = [range(o[axis], o[axis] + p * s, s) for o in offsets]
+        self.offsets = torch.tensor(list(product(*map(range, self.strides))), device=device)
+        self.matrices = []  # for each axis (stride, P, length of all coarse outputs one after the other)
+        for n, s, p, lengths in zip(fine, self.strides, self.size, self.coarse, strict=True):
             empty = torch.zeros(p, 0, dtype=torch.float64)
-            table = [torch.cat([empty, *(interpolation(m, n, at) for m in self.coarse[axis])], 1) for at in pixels]
+            pixels = [range(offset, offset + p * s, s) for offset in range(s)]
+            table = [torch.cat([empty, *(interpolation(m, n, at) for m in lengths)], 1) for at in pixels]
             self.matrices.append(torch.stack(table).to(dtype).to(device))
         self.matrices[-1] = self.matrices[-1].mT.contiguous()  # it is multiplied from the right
 
     def at(self, step: Tensor | None) -> "Grid":
         """The grid of a training step, whose number is ``()``, int64, on the device; None for the first offset."""
         return Grid(self, self.offsets.new_zeros(()) if step is None else step % self.cycle)
-
-
-@lru_cache(maxsize=64)
-def make_grids(sizes: tuple[Size, ...], stride: int, device: torch.device, dtype: torch.dtype) -> Grids:
-    """The grids for outputs of these sizes, made once and kept."""
-    return Grids(sizes, stride, device, dtype)
 
 
 class Grid:
@@ -79,8 +73,7 @@ class Grid:
 
     def __init__(self, grids: Grids, number: Tensor):
         self.grids = grids
-        self.number = number
-        self.offset = grids.offsets.index_select(0, number).unbind(1) if grids.cycle > 1 else ()
+        self.offset = grids.offsets.index_select(0, number).unbind(1)  # along each axis, (1,)
 
     def select(self, image: Tensor) -> Tensor:
         """An image of the finest size, ``(B, C, *spatial)``, at the pixels of the grid, ``(B, C, P, 1, P, 1, …)``.
@@ -98,15 +91,18 @@ class Grid:
         return image
 
     def inside(self, image: Tensor) -> Tensor | None:
-        """Which pixels of an image are inside, 0 or 1 in its dtype, as from :meth:`select`; None if all are."""
-        return self.select(torch.ones_like(image[:1, :1])) if any(self.grids.padding) else None
+        """Which pixels of an image are inside, 0 or 1, as from :meth:`select`; None if all are."""
+        if not any(self.grids.padding):
+            return None
+        return self.select(torch.ones_like(image[:1, :1], dtype=self.grids.dtype))
 
     def slabs(self, outputs: Sequence[Tensor], rows: int) -> "list[Slab]":
         """The outputs on the grid in slabs of so many rows along the first axis."""
-        first, *others = (matrices.index_select(0, self.number) for matrices in self.grids.matrices)
+        chosen = zip(self.grids.matrices, self.offset, strict=True)
+        first, *others = (matrices.index_select(0, offset) for matrices, offset in chosen)
         pairs = list(zip(outputs, self.grids.is_fine, strict=True))
-        fine = [divide(self.select(z), rows, 2) for z, is_fine in pairs if is_fine]
-        coarse = [z for z, is_fine in pairs if not is_fine]
+        fine = [divide(self.select(z).to(self.grids.dtype), rows, 2) for z, is_fine in pairs if is_fine]
+        coarse = [z.to(self.grids.dtype) for z, is_fine in pairs if not is_fine]
         parts = zip(zip(*fine, strict=True), divide(first, rows, 1), strict=True)
         return [Slab(self.grids, selected, coarse, [part, *others]) for selected, part in parts]
 

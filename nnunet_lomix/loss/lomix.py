@@ -12,7 +12,7 @@ from torch import distributed as dist
 from nnunet_lomix.loss.backends import BACKENDS, Case, choose
 from nnunet_lomix.loss.backends.base import Backend, add_up_slabs, full_precision
 from nnunet_lomix.loss.criterion import ClassCriterion, Criterion, RegionCriterion, SumOverRanks
-from nnunet_lomix.loss.grid import make_grids
+from nnunet_lomix.loss.grid import Grids
 from nnunet_lomix.loss.maps import ORIGINAL, list_maps
 from nnunet_lomix.loss.operators import OPERATORS, Original
 from nnunet_lomix.loss.rules import RULES
@@ -172,10 +172,11 @@ class LoMixLoss(nn.Module):
         self.backend = backend
         self.last_losses: Tensor | None = None
         self._backends: dict[tuple[object, ...], Backend] = {}  # by device and dtype
+        self._grids: dict[tuple[object, ...], Grids] = {}  # by sizes, too
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is kept on a device, which a copy or a loaded loss may not have."""
-        return self.__dict__ | {"_backends": {}, "last_losses": None}
+        return self.__dict__ | {"_backends": {}, "_grids": {}, "last_losses": None}
 
     def weights(self) -> Tensor:
         """Weights w_i of the maps, ``(len(self.maps),)``, in the order of ``self.maps``, detached; they sum to 1.
@@ -196,23 +197,25 @@ class LoMixLoss(nn.Module):
             outputs = outputs.unbind(1)
         self._check(outputs, target)
         with full_precision(outputs[0].device.type):
-            double = any(t.dtype == torch.float64 for t in (outputs[0], *self.operators.parameters()))
+            double = any(t.dtype == torch.float64 for t in (*outputs, *self.parameters()))
             dtype = torch.float64 if double else torch.float32
-            backend = self._backend_for(dtype, target)
-            losses = self._losses([_as_tensor(z).to(dtype) for z in outputs], target, backend)
+            losses = self._losses([_as_tensor(z) for z in outputs], target, dtype)
         self.last_losses = losses.detach()
         return losses
 
-    def _losses(self, outputs: Sequence[Tensor], target: Tensor, backend: Backend) -> Tensor:
-        z_0 = outputs[0]
-        grids = make_grids(tuple(tuple(z.shape[2:]) for z in outputs), self.stride, z_0.device, z_0.dtype)
+    def _losses(self, outputs: Sequence[Tensor], target: Tensor, dtype: torch.dtype) -> Tensor:
+        backend = self._backend_for(dtype, target)
+        sizes = tuple(tuple(z.shape[2:]) for z in outputs)
+        key = (sizes, self.stride, target.device, dtype)
+        if key not in self._grids:
+            self._grids[key] = Grids(sizes, self.stride, target.device, dtype)
+        grids = self._grids[key]
         grid = grids.at(self.rule.steps if torch.is_grad_enabled() else None)
-        inside = grid.inside(z_0)
-        prepared = self.criterion.prepare(grid.select(target), self.num_classes, z_0.dtype, inside)
+        prepared = self.criterion.prepare(grid.select(target), self.num_classes, dtype, grid.inside(outputs[0]))
         pixels, of_row = prod(grids.size), prod(grids.size[1:])
-        rows = max(1, backend.pixels_at_once(len(z_0), pixels, prod(z_0.shape[2:])) // of_row)
+        rows = max(1, backend.pixels_at_once(len(target), pixels, prod(sizes[0])) // of_row)
         sums = add_up_slabs(backend, grid.slabs(outputs, rows), prepared.divide(rows * of_row))
-        return self.criterion.losses(sums, self.criterion.target_sums(prepared))
+        return self.criterion.losses(sums, prepared)
 
     def maps_not_finite(self) -> list[str]:
         """Names of the maps whose losses were NaN or infinite when they were last computed; waits for the device."""
@@ -222,6 +225,9 @@ class LoMixLoss(nn.Module):
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
         """The weighted loss, a scalar; with gradients enabled a training step, which :meth:`observe` counts.
+
+        So a closure that an optimiser calls several times makes several steps, and so does accumulating gradients. The
+        loss must not be computed anew in the backward pass, as torch.utils.checkpoint would.
 
         Args:
             outputs: S tensors of logits ``(B, C, *spatial_j)``, 2D or 3D, the finest first; or one tensor
@@ -241,15 +247,16 @@ class LoMixLoss(nn.Module):
         observed = self.observed(losses)
         if torch.is_grad_enabled():
             self.observe(observed)
-        total = (1 - self.share) * (self.weights() @ losses)
+        total = (1 - self.share) * (self.weights().to(losses.dtype) @ losses)
         if self.share > 0:
             total = torch.add(total, self.anchor(outputs, target), alpha=self.share)
         objective = self.rule.objective(observed)
         return total if objective is None else total + (objective - objective.detach())
 
     def observed(self, losses: Tensor) -> Tensor:
-        """What a rule may see of losses: non-negative and detached."""
-        return (losses.detach() - self.criterion.minimum).clamp_min(0)  # rounding may make it less
+        """What a rule may see of losses: non-negative, though rounding may make them less, detached, in its dtype."""
+        dtype = next((p.dtype for p in self.rule.parameters()), losses.dtype)
+        return (losses.detach() - self.criterion.minimum).clamp_min(0).to(dtype)
 
     def observe(self, observed: Tensor) -> None:
         """Count a training step and show the rule its losses, as from :meth:`observed`; under DDP the ranks' mean."""
@@ -287,7 +294,7 @@ class LoMixLoss(nn.Module):
                 )
         if target.layout != torch.strided or target.is_complex():
             raise ValueError(f"the target must be a dense tensor of real numbers, got {_describe(target)}")
-        devices = {t.device for t in (*outputs, target, *self.parameters())}
+        devices = {t.device for t in (*outputs, target, *self.parameters(), *self.buffers())}
         if len(devices) > 1:
             raise ValueError(
                 f"the outputs, the target and the loss must be on the same device, but they are on "

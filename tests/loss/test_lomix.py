@@ -167,7 +167,7 @@ def test_slabs_of_any_size_give_the_same(values, device, case):
     for most_values in (10**9, 0):
         loss, *arrays = build(case, "plain", device)
         outputs, target = tensors(*arrays, device)
-        sizes = {"MOST_VALUES": most_values, "VALUES_OF_CPU": values, "VALUES_ELSEWHERE": values}
+        sizes = {"MOST_VALUES": most_values, "VALUES_OF_CPU": values}
         with mock.patch.multiple(plain, **sizes):
             loss(outputs, target).backward()
         gradients.append({str(i): z.grad for i, z in enumerate(outputs)})
@@ -419,6 +419,16 @@ def test_subclasses_of_tensors_have_the_same_loss(stride):
 def test_a_loss_converted_to_half_precision_is_refused(dtype):
     with pytest.raises(ValueError, match=f"converted to {dtype}, .*: convert the network alone"):
         LoMixLoss(3, 2).to(dtype)([z.to(dtype) for z in images((3, 8, 8), (3, 4, 4))], torch.zeros(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("rule", ["barrier", "equal"])
+@pytest.mark.parametrize("operators", [(), ("add",)])
+def test_operators_without_parameters_compute_in_double_precision_what_is_given_in_it(operators, rule):
+    outputs, target = tensors(*oracle.example([(8, 8), (4, 4)]), CPU)
+    value = LoMixLoss(3, 2, operators, rule=rule)(outputs, target)
+    value.backward()
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(value, LoMixLoss(3, 2, operators, rule=rule).double()(outputs, target))
 
 
 def test_a_loss_in_double_precision_takes_outputs_in_single_precision():

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nnunet_lomix.loss.backends.base import BACKENDS, Case
+from nnunet_lomix.loss.backends.base import BACKENDS, Case, full_precision
 from nnunet_lomix.loss.backends.plain import Plain
 from nnunet_lomix.loss.criterion import ClassCriterion, RegionCriterion, Target
 from nnunet_lomix.loss.maps import ORIGINAL, Map
@@ -61,6 +61,8 @@ class Fused:
     def unsupported(case: Case) -> str | None:
         if case.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return f"Triton has no device {case.device.type!r}"
+        if torch.version.hip:
+            return "it was written for NVIDIA's warps, and never tried with ROCm"
         if not has_triton():
             return "Triton is not installed, or older than 3.3"
         if case.dtype != torch.float32:
@@ -70,7 +72,8 @@ class Fused:
         others = {type(o).__name__ for o in case.operators.values() if type(o) not in CODES}
         if others:
             return f"there is no kernel for {', '.join(sorted(others))}"
-        return self_check(case)
+        reason: str | None = self_check(case)
+        return reason
 
     @staticmethod
     def suits(case: Case) -> bool:
@@ -85,10 +88,11 @@ class Fused:
         slabs = ceil(pixels * of_pixel / (memory * finest * classes))
         return -(-pixels // slabs)
 
+    @torch.compiler.disable
     def __call__(self, scales: Sequence[Tensor], target: Target) -> Tensor:
         values = target.y if target.labels is None else target.labels
         z = torch.cat(list(scales), 1)
-        sums: Tensor = FusedSums.apply(self.layout, values, target.valid, z, *self.layout.parameters)
+        sums: Tensor = FusedSums.apply(self.layout, values, target.valid, z, self.layout.matrix())
         return sums
 
 
@@ -99,10 +103,9 @@ class Layout:
         table, ends: see :mod:`nnunet_lomix.loss.backends.kernels`.
         rows: L.
         columns: K C + 1.
-        parameters: those of concat and fusion.
-        sources: for each place in the matrix ``(L, K C + 1)`` of weights and, in the last column, biases the number of
-            the parameter that is there, from 1; 0 for none.
-        places: the other way round.
+        linear: concat and fusion, if they are there.
+        places: for each number of their parameters, one after the other, its place in the matrix ``(L, K C + 1)`` of
+            weights and, in the last column, biases.
         constants: of a launch.
     """
 
@@ -110,19 +113,19 @@ class Layout:
         self.classes, self.maps = case.num_classes, len(case.maps)
         mixed = 1 + max((j for m in case.maps if m.operator != ORIGINAL for j in m.scales), default=0)
         self.columns = mixed * self.classes + 1
-        self.parameters: list[Tensor] = []
+        self.linear: list[Concat | Fusion] = []
         blocks = [torch.zeros(0, self.columns, dtype=torch.int64)]
         first_rows: dict[Map, int] = {}
         for name, operator in case.operators.items():
             if isinstance(operator, Concat | Fusion) and operator.subsets:
-                numbers = 1 + sum(p.numel() for p in self.parameters)
+                numbers = 1 + sum(p.numel() for o in self.linear for p in o.parameters())
                 for subset, block in zip(operator.subsets, self._blocks(operator, numbers), strict=True):
                     first_rows[Map(name, subset)] = sum(map(len, blocks))
                     blocks.append(block)
-                self.parameters += [operator.weight, operator.bias]
-        sources = torch.cat(blocks)
-        self.rows, self.sources = len(sources), sources.flatten().to(case.device)
-        self.places = self.sources.argsort()[int((sources == 0).sum()) :]
+                self.linear.append(operator)
+        sources = torch.cat(blocks)  # for each place in the matrix the number of its parameter, from 1; 0 for none
+        self.rows = len(sources)
+        self.places = sources.flatten().argsort()[int((sources == 0).sum()) :].to(case.device)
         codes = [
             UNMIXED if m.operator == ORIGINAL and m.scales[0] >= mixed else CODES[type(case.operators[m.operator])]
             for m in case.maps
@@ -135,7 +138,6 @@ class Layout:
         self.table, self.ends = (
             torch.tensor(numbers, dtype=torch.int32, device=case.device) for numbers in (sorted(table), ends)
         )
-        self.zero = torch.zeros(1, device=case.device)
         regions = isinstance(case.criterion, RegionCriterion)
         self.constants = {**block_of(self.classes), "K": mixed, "REGIONS": regions}
 
@@ -161,71 +163,78 @@ class Layout:
             begin += len(subset)
             yield block
 
-    def matrix(self, parameters: Sequence[Tensor]) -> Tensor:
-        """``(L, K C + 1)``, with zeros for the scales that a map doesn't have."""
-        flat = torch.cat([self.zero, *(p.flatten() for p in parameters)])
-        return flat.index_select(0, self.sources).view(self.rows, self.columns)
+    def matrix(self) -> Tensor | None:
+        """``(L, K C + 1)``, with zeros for the scales that a map doesn't have; None if there is nothing linear."""
+        if not self.linear:
+            return None
+        flat = torch.cat([p.flatten() for o in self.linear for p in (o.weight, o.bias)])
+        return flat.new_zeros(self.rows * self.columns).index_copy(0, self.places, flat).view(self.rows, -1)
 
     def mixed(self, z: Tensor) -> Tensor:
         """``(B, K C, N)``, the mixed scales of ``z (B, S C, N)``."""
-        return z if z.shape[1] < self.columns else z[:, : self.columns - 1]
+        return z.narrow(1, 0, self.columns - 1)
+
+    def product(self, matrix: Tensor | None, z: Tensor) -> Tensor:
+        """``linear (B, L, N)``; something else of the device if there is nothing linear."""
+        if matrix is None:
+            return z
+        weight, bias = matrix.split([self.columns - 1, 1], 1)
+        return torch.baddbmm(bias, weight.expand(len(z), -1, -1), self.mixed(z))
 
 
 class FusedSums(torch.autograd.Function):
-    """``z (B, S C, N)`` and the parameters of concat and fusion to the sums of all maps, ``(M, B, 1 + 2 C)``.
+    """``z (B, S C, N)`` and the matrix of what is linear to the sums of all maps, ``(M, B, 1 + 2 C)``.
 
     ``values`` are labels or regions, as in the target. The backward pass can't be differentiated again.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, layout: Layout, values: Tensor, valid: Tensor | None, z: Tensor, *parameters: Tensor
+        ctx: Any, layout: Layout, values: Tensor, valid: Tensor | None, z: Tensor, matrix: Tensor | None
     ) -> Tensor:
         from nnunet_lomix.loss.backends import kernels  # imports Triton, which not everybody has
 
         batch, channels, pixels = z.shape
-        weight = bias = linear = z
-        if parameters:
-            weight, bias = layout.matrix(parameters).split([layout.columns - 1, 1], 1)
-            weight = weight.expand(batch, -1, -1)
-            linear = torch.baddbmm(bias, weight, layout.mixed(z))
         blocks = -(-pixels // layout.constants["P"])
         parts = max(1, min(blocks, PROGRAMS // (layout.maps * batch)))
         sums = z.new_empty(parts, layout.maps, batch, 1 + 2 * layout.classes)
         with on_device(z.device):
             kernels.forward_kernel[(layout.maps, parts, batch)](
-                z, linear, *_target(values, valid, z), layout.table, sums,
+                z, layout.product(matrix, z), *_target(values, valid, z), layout.table, sums,
                 layout.classes, pixels, channels // layout.classes, layout.rows, layout.maps,
                 **layout.constants, VALID=valid is not None,
             )  # fmt: skip
-        ctx.layout, ctx.shapes = layout, [p.shape for p in parameters]
-        ctx.save_for_backward(values, valid, z, weight, bias)
+        ctx.layout = layout
+        ctx.save_for_backward(values, valid, z, matrix)
         return sums.sum(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+        with full_precision(grad_sums.device.type):
+            return None, None, None, *FusedSums.gradients(ctx.layout, grad_sums.contiguous(), *ctx.saved_tensors)
+
+    @staticmethod
+    def gradients(
+        layout: Layout, grad_sums: Tensor, values: Tensor, valid: Tensor | None, z: Tensor, matrix: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Those by ``z`` and by the matrix."""
         from nnunet_lomix.loss.backends import kernels
 
-        layout: Layout = ctx.layout
-        values, valid, z, weight, bias = ctx.saved_tensors
         batch, channels, pixels = z.shape
-        linear = torch.baddbmm(bias, weight, layout.mixed(z)) if ctx.shapes else z
-        grad_z = torch.empty_like(z)
+        linear, grad_z = layout.product(matrix, z), torch.empty_like(z)
         with on_device(z.device):
             kernels.backward_kernel[(-(-pixels // layout.constants["P"]), batch)](
-                z, linear, *_target(values, valid, z), layout.table, layout.ends, grad_sums.contiguous(), grad_z,
+                z, linear, *_target(values, valid, z), layout.table, layout.ends, grad_sums, grad_z,
                 layout.classes, pixels, channels // layout.classes, layout.rows, layout.maps,
                 **layout.constants, VALID=valid is not None,
             )  # fmt: skip
-        if not ctx.shapes:
-            return None, None, None, grad_z
+        if matrix is None:
+            return grad_z, None
         grad_linear = linear  # the kernel has put it there
-        layout.mixed(grad_z).baddbmm_(weight.mT, grad_linear)
+        layout.mixed(grad_z).baddbmm_(matrix[:, :-1].mT.expand(batch, -1, -1), grad_linear)
         grad_weight = torch.bmm(grad_linear, layout.mixed(z).mT).sum(0)
-        grad_matrix = torch.cat([grad_weight, grad_linear.sum((0, 2))[:, None]], 1)
-        grads = grad_matrix.flatten().index_select(0, layout.places).split([shape.numel() for shape in ctx.shapes])
-        return None, None, None, grad_z, *(grad.view(shape) for grad, shape in zip(grads, ctx.shapes, strict=True))
+        return grad_z, torch.cat([grad_weight, grad_linear.sum((0, 2))[:, None]], 1)
 
 
 def _target(values: Tensor, valid: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,14 +261,18 @@ def has_triton() -> bool:
 REASONS: dict[tuple[object, ...], str | None] = {}  # why the kernels can't be used for a kind of case
 
 
+@torch.compiler.disable
 def self_check(case: Case) -> str | None:
     """Compare the kernels with the plain backend, once for a kind of case; says what is wrong, if anything."""
-    kind = (*case.maps, case.num_classes, type(case.criterion), case.criterion.ignores, case.device)
+    operators = map(type, case.operators.values())
+    kind = (*case.maps, *operators, case.num_classes, type(case.criterion), case.criterion.ignores, case.device)
     if kind not in REASONS:
         try:
             with torch.inference_mode(False), torch.enable_grad():  # a validation may come first
                 error = worst_error(case)
             REASONS[kind] = None if error < TOLERANCE else f"the kernels are wrong by up to {error:.1%} on this device"
+        except torch.OutOfMemoryError:
+            return "there was no memory to try the kernels"
         except Exception as failure:  # whatever a driver or compiler says: training goes on without the kernels
             REASONS[kind] = f"the kernels failed on this device ({type(failure).__name__}: {failure})"
         if REASONS[kind] is not None:
@@ -278,7 +291,7 @@ def worst_error(case: Case) -> float:
         return (std * torch.randn(*shape, generator=generator)).to(case.device)
 
     case = case._replace(operators=deepcopy(dict(case.operators)))
-    parameters = [p for operator in case.operators.values() for p in operator.parameters()]
+    parameters = [p for operator in case.operators.values() for p in operator.parameters() if p.numel()]
     for p in parameters:
         p.data = random(*p.shape, std=0.3)
     classes, pixels = case.num_classes, 2 * block_of(case.num_classes)["P"] + 3
@@ -289,13 +302,15 @@ def worst_error(case: Case) -> float:
             target[:, :, ::3] = case.criterion.ignore_label
     else:
         target = random(2, case.criterion.target_channels(classes), pixels) > 0
-    prepared = case.criterion.prepare(target, classes, torch.float32)
-    results = []
-    for backend in (Plain(case), Fused(case)):
-        sums = backend(z, prepared)
-        grads = torch.autograd.grad(sums.square().sum(), [*z, *parameters], materialize_grads=True)
-        results.append([sums.detach(), *grads])
-    errors = [(a - b).abs().max() / a.abs().max().clamp_min(1e-3) for a, b in zip(*results, strict=True)]
+    errors = []
+    for inside in (None, (random(1, 1, pixels) > 0).float()):  # all of an image, or a grid that leaves it
+        prepared = case.criterion.prepare(target, classes, torch.float32, inside)
+        results = []
+        for backend in (Plain(case), Fused(case)):
+            sums = backend(z, prepared)
+            grads = torch.autograd.grad(sums.square().sum(), [*z, *parameters], materialize_grads=True)
+            results.append([sums.detach(), *grads])
+        errors += [(a - b).abs().max() / a.abs().max().clamp_min(1e-3) for a, b in zip(*results, strict=True)]
     return float(torch.stack(errors).max())
 
 

@@ -9,7 +9,7 @@ from nnunet_lomix.loss.backends.base import BACKENDS, Case
 from nnunet_lomix.loss.criterion import Target
 
 MOST_VALUES = 2**26  # of all maps together: their graph takes about a gigabyte
-VALUES_OF_CPU, VALUES_ELSEWHERE = 2**18, 2**22  # of a map in a slab: what a cache holds, what keeps a GPU busy
+VALUES_OF_CPU = 2**18  # of a map in a slab where that is too much: hardly slower than larger slabs
 
 
 @BACKENDS.register("plain")
@@ -33,7 +33,7 @@ class Plain:
         values = batch * self.case.num_classes
         if values * pixels * len(self.case.maps) <= MOST_VALUES:
             return pixels
-        return (VALUES_OF_CPU if self.case.device.type == "cpu" else VALUES_ELSEWHERE) // values
+        return (VALUES_OF_CPU if self.case.device.type == "cpu" else MOST_VALUES // len(self.case.maps)) // values
 
     def __call__(self, scales: Sequence[Tensor], target: Target) -> Tensor:
         maps = (self.case.operators[m.operator](scales, m.scales) for m in self.case.maps)

@@ -30,7 +30,7 @@ class WeightingRule(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def observe(self, losses: Tensor) -> None:
-        """Called at every training step, before its weights are used.
+        """Called at every training step, before its weights are used; it must not write what :meth:`raw` keeps.
 
         Args:
             losses: ``(num_maps,)``, detached and *non-negative*: nnU-Net's Dice loss is negative, and on it a rule
@@ -56,7 +56,7 @@ class WeightingRule(nn.Module):
     def weights(self) -> Tensor:
         """Weights of the maps, ``(num_maps,)``."""
         v = self.raw()
-        return v / v.sum()
+        return v if self.free else v / v.sum()
 
 
 RULES: Registry[type[WeightingRule]] = Registry("weighting rule")

@@ -29,6 +29,3 @@ class Softplus(WeightingRule):
 
     def objective(self, losses: Tensor) -> Tensor:
         return (self.raw() * losses).sum()
-
-    def weights(self) -> Tensor:
-        return self.raw()

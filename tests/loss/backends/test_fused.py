@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -90,6 +91,32 @@ def test_deterministic_algorithms_are_no_obstacle(device, caplog):
     finally:
         torch.use_deterministic_algorithms(False)
     assert not warnings(caplog)
+
+
+def test_parameters_that_are_replaced_are_those_that_count(device):
+    """By load_state_dict(…, assign=True), functional_call, and whatever shards parameters."""
+    loss, *arrays = build(SMALL, "fused", device, torch.float32)
+    z, target = tensors(*arrays, device, torch.float32)
+    loss.losses(z, target)
+    other, *_ = build((*SMALL[:3], 7, 1), "plain", device, torch.float32)
+    loss.load_state_dict(other.state_dict(), assign=True)
+    losses = loss.losses(z, target)
+    torch.testing.assert_close(losses, other.losses(z, target))
+    losses.sum().backward()
+    assert all(p.grad is not None for p in loss.operators.parameters())
+
+
+def test_a_backward_pass_under_autocast_is_possible(device):
+    """PyTorch advises against it: its own matrix products are in half precision then, the kernels' inputs never."""
+    gradients = []
+    for autocast in (False, True):
+        loss, *arrays = build(SMALL, "fused", device, torch.float32)
+        z, target = tensors(*arrays, device, torch.float32)
+        losses = loss.losses(z, target)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            losses.sum().backward()
+        gradients.append([x.grad for x in z])
+    torch.testing.assert_close(*gradients, rtol=0.05, atol=0.01)
 
 
 def test_a_training_goes_as_by_the_plain_backend(device):
@@ -243,7 +270,7 @@ def count_operations(monkeypatch, size, batch, **kwargs):
 
 
 # with views, which cost the host time and the device none
-@pytest.mark.parametrize(("kwargs", "at_most"), [({"anchor": NoAnchor()}, 170), ({}, 250)])
+@pytest.mark.parametrize(("kwargs", "at_most"), [({"anchor": NoAnchor()}, 185), ({}, 260)])
 def test_a_step_has_a_constant_number_of_operations_and_waits_for_nothing(kwargs, at_most, monkeypatch):
     counts = [count_operations(monkeypatch, size, batch, **kwargs) for size, batch in (((16, 16), 2), ((40, 24), 7))]
     assert counts[0] == counts[1]
@@ -345,7 +372,7 @@ def case_of(device, regions=False):
 
 @pytest.mark.parametrize("regions", [False, True])
 def test_the_check_finds_the_kernels_right(regions, device, monkeypatch):
-    assert fused.worst_error(case_of(device, regions)) < 1e-5
+    assert fused.worst_error(case_of(device, regions)) < 1e-4
     monkeypatch.setattr(fused, "REASONS", {})
     with torch.inference_mode():  # a validation comes first
         assert self_check(case_of(device, regions)) is None
@@ -395,6 +422,14 @@ def test_says_why_it_cannot_be_used_and_plain_computes(reason, device, monkeypat
     (record,) = warnings(caplog)
     assert record.getMessage().startswith("LoMix: the backend 'plain' computes the loss of")
     assert "'fused' can't be used: " in record.getMessage() and reason in record.getMessage()
+
+
+def test_too_little_memory_for_the_check_is_no_verdict(device, monkeypatch):
+    monkeypatch.setattr(fused, "REASONS", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "worst_error", mock.Mock(side_effect=torch.OutOfMemoryError))
+        assert "no memory" in self_check(case_of(device))
+    assert self_check(case_of(device)) is None
 
 
 def test_broken_kernels_are_a_warning_also_where_nobody_named_them(device, monkeypatch, caplog):
