@@ -267,8 +267,8 @@ class LoMixLoss(nn.Module):
 
         Where it is chosen, and on a CPU always, the values of the target are looked at.
         """
-        key = (target.device, dtype, self.backend)
         compiling = torch.compiler.is_compiling()
+        key = (target.device, dtype, self.backend, compiling)
         if not compiling and (target.device.type == "cpu" or key not in self._backends):
             self.criterion.check_values(target, self.num_classes)
         if key not in self._backends:

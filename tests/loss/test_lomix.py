@@ -217,8 +217,9 @@ def test_layout_in_memory_does_not_matter(stride, layout, sizes, regions, device
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_small_loss_is_one_graph_for_torch_compile_whatever_the_step(stride):
-    loss = LoMixLoss(3, 3, stride=stride)
+@pytest.mark.parametrize("backend", [None, "fused"])  # whose kernels torch.compile can't look into
+def test_a_small_loss_is_one_graph_for_torch_compile_whatever_the_step(backend, stride):
+    loss = LoMixLoss(3, 3, stride=stride, backend=backend)
     outputs, target = tensors(*oracle.example([(8, 8), (4, 4), (2, 2)]), CPU, torch.float32)
     compiled = torch.compile(loss.losses, backend="eager", fullgraph=True)
     for step in range(3):

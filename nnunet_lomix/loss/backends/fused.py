@@ -61,6 +61,8 @@ class Fused:
     def unsupported(case: Case) -> str | None:
         if case.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return f"Triton has no device {case.device.type!r}"
+        if torch.compiler.is_compiling():
+            return "torch.compile can't look into its kernels"
         if torch.version.hip:
             return "it was written for NVIDIA's warps, and never tried with ROCm"
         if not has_triton():
@@ -72,8 +74,7 @@ class Fused:
         others = {type(o).__name__ for o in case.operators.values() if type(o) not in CODES}
         if others:
             return f"there is no kernel for {', '.join(sorted(others))}"
-        reason: str | None = self_check(case)
-        return reason
+        return self_check(case)
 
     @staticmethod
     def suits(case: Case) -> bool:
@@ -88,7 +89,6 @@ class Fused:
         slabs = ceil(pixels * of_pixel / (memory * finest * classes))
         return -(-pixels // slabs)
 
-    @torch.compiler.disable
     def __call__(self, scales: Sequence[Tensor], target: Target) -> Tensor:
         values = target.y if target.labels is None else target.labels
         z = torch.cat(list(scales), 1)
@@ -261,7 +261,6 @@ def has_triton() -> bool:
 REASONS: dict[tuple[object, ...], str | None] = {}  # why the kernels can't be used for a kind of case
 
 
-@torch.compiler.disable
 def self_check(case: Case) -> str | None:
     """Compare the kernels with the plain backend, once for a kind of case; says what is wrong, if anything."""
     operators = map(type, case.operators.values())
