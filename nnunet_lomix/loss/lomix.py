@@ -148,6 +148,10 @@ class LoMixLoss(nn.Module):
             raise ValueError(f"operators must be a list that names each operator once, got {operators!r}")
         if not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(f"the share of the anchor must be between 0 and 1, got {share}")
+        if anchor is not None and not callable(anchor):
+            raise ValueError(
+                f"the anchor must be None, for z_0, or a module that is called as the loss, got {anchor!r}"
+            )
         if not isinstance(stride, int) or not 1 <= stride <= MOST_STRIDE:
             raise ValueError(f"the stride of the grid must be a whole number from 1 to {MOST_STRIDE}, got {stride!r}")
         self.num_classes = num_classes
@@ -188,14 +192,7 @@ class LoMixLoss(nn.Module):
 
     def losses(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
         """The loss of each map, ``(len(self.maps),)``; arguments as for :meth:`forward`."""
-        if isinstance(target, list | tuple) and target:
-            target = target[0]
-        if not isinstance(target, Tensor):
-            raise ValueError(f"the target must be a tensor, or a list that starts with one, got {_describe(target)}")
-        target = _as_tensor(target)
-        if isinstance(outputs, Tensor) and outputs.ndim == target.ndim + 1:
-            outputs = outputs.unbind(1)
-        self._check(outputs, target)
+        outputs, target = self._checked(outputs, target)
         with full_precision(outputs[0].device.type):
             double = any(t.dtype == torch.float64 for t in (*outputs, *self.parameters()))
             dtype = torch.float64 if double else torch.float32
@@ -203,12 +200,25 @@ class LoMixLoss(nn.Module):
         self.last_losses = losses.detach()
         return losses
 
+    def _checked(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor]:
+        """The outputs as a list, and the target of full resolution."""
+        if isinstance(target, list | tuple) and target:
+            target = target[0]
+        if not isinstance(target, Tensor):
+            raise ValueError(f"the target must be a tensor, or a list that starts with one, got {_describe(target)}")
+        if isinstance(outputs, Tensor) and outputs.ndim == target.ndim + 1:
+            outputs = outputs.unbind(1)
+        self._check(outputs, target)
+        return outputs, _as_tensor(target)
+
     def _losses(self, outputs: Sequence[Tensor], target: Tensor, dtype: torch.dtype) -> Tensor:
         backend = self._backend_for(dtype, target)
         sizes = tuple(tuple(z.shape[2:]) for z in outputs)
         key = (sizes, self.stride, target.device, dtype)
         if key not in self._grids:
             self._grids[key] = Grids(sizes, self.stride, target.device, dtype)
+            if self.stride > self._grids[key].cycle and not torch.compiler.is_compiling():
+                logger.warning("LoMix: stride = %d has no effect, as no axis of the second output is half", self.stride)
         grids = self._grids[key]
         grid = grids.at(self.rule.steps if torch.is_grad_enabled() else None)
         prepared = self.criterion.prepare(grid.select(target), self.num_classes, dtype, grid.inside(outputs[0]))
@@ -241,6 +251,7 @@ class LoMixLoss(nn.Module):
                 GPU would have to be waited for, and an assertion on the device would end the whole process.
         """
         if self.share == 1:  # nothing else has weight, and a training is to the last bit that of the anchor alone
+            self._checked(outputs, target)
             alone: Tensor = self.anchor(outputs, target)
             return alone
         losses = self.losses(outputs, target)  # before the anchor, as it looks at shapes and labels

@@ -322,6 +322,7 @@ def test_state_dict_restores_the_loss(rule):
         ({"share": 1.5}, "share of the anchor must be between 0 and 1, got 1.5"),
         ({"share": float("nan"), "anchor": torch.nn.Identity()}, "share of the anchor"),
         ({"rule": "softplus"}, "free weights.*set share = 0"),
+        ({"anchor": "z_0"}, "the anchor must be None, for z_0, or a module .*, got 'z_0'"),
         ({"share": "x"}, "share of the anchor must be between 0 and 1, got x"),
         ({"stride": 0}, "stride of the grid must be a whole number from 1 to 8, got 0"),
         ({"stride": 9}, "from 1 to 8, got 9"),
@@ -357,6 +358,20 @@ def images(*shapes):
 def test_wrong_inputs(outputs, target, message):
     with pytest.raises(ValueError, match=message):
         LoMixLoss(3, 2)(outputs, torch.zeros(target))
+
+
+def test_a_stride_without_effect_is_a_warning_once(caplog):
+    """Outputs that are all of full size, as DynUNet stacks them."""
+    loss = LoMixLoss(3, 2, stride=2)
+    for _ in range(2):
+        loss(images((3, 8, 8), (3, 8, 8)), torch.zeros(2, 1, 8, 8))
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "stride = 2 has no effect" in record.getMessage()
+
+
+def test_all_of_the_share_for_an_anchor_is_no_reason_to_take_anything():
+    with pytest.raises(ValueError, match="expected a list of 2 outputs"):
+        LoMixLoss(3, 2, share=1)(images((3, 8, 8)), torch.zeros(2, 1, 8, 8))
 
 
 def test_a_target_of_regions_has_a_channel_for_ignored_pixels():

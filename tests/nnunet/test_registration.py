@@ -70,10 +70,10 @@ def test_every_lookup_gives_the_same_class_and_subclasses_of_users_are_found(tmp
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "mine.py").write_text(
-        "from nnunet_lomix.loss.operators import OPERATORS, ParameterFree\n"
+        "from nnunet_lomix.loss.operators import OPERATORS, Operator\n"
         "from nnunet_lomix.trainers import nnUNetTrainerLoMix\n"
         "@OPERATORS.register('first')\n"
-        "class First(ParameterFree):\n    def forward(self, scales): return scales[0]\n"
+        "class First(Operator):\n    def mix(self, scales, number): return scales[0]\n"
         "class nnUNetTrainerLoMixMine(nnUNetTrainerLoMix):\n    share, operators = 0.7, ('first',)\n"
     )
     code = f"""{LOOK_UP}
