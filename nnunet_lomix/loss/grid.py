@@ -126,9 +126,8 @@ class Slab:
     def scales(self) -> list[Tensor]:
         """The outputs at the n pixels of the slab, each ``(B, C, n)``."""
         fine = (z.flatten(2) for z in self.fine)
-        number = prod(
-            self.fine[0].shape[:2]
-        )  # of matrices that are multiplied at a time; in 3D rows become further ones
+        # how many matrices are multiplied at a time; in 3D the rows become further ones
+        number = prod(self.fine[0].shape[:2])
         axes = []
         for axis, (matrices, lengths) in enumerate(zip(self.matrices, self.grids.coarse, strict=True), 1):
             axes.append(matrices.expand(number, -1, -1).split(lengths, 1 if axis == len(self.matrices) else 2))

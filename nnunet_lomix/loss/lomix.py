@@ -217,7 +217,7 @@ class LoMixLoss(nn.Module):
         key = (sizes, self.stride, target.device, dtype)
         if key not in self._grids:
             self._grids[key] = Grids(sizes, self.stride, target.device, dtype)
-            if self.stride > self._grids[key].cycle and not torch.compiler.is_compiling():
+            if self.stride > 1 and self._grids[key].cycle == 1 and not torch.compiler.is_compiling():
                 logger.warning("LoMix: stride = %d has no effect, as no axis of the second output is half", self.stride)
         grids = self._grids[key]
         grid = grids.at(self.rule.steps if torch.is_grad_enabled() else None)

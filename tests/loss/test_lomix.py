@@ -367,6 +367,9 @@ def test_a_stride_without_effect_is_a_warning_once(caplog):
         loss(images((3, 8, 8), (3, 8, 8)), torch.zeros(2, 1, 8, 8))
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "stride = 2 has no effect" in record.getMessage()
+    caplog.clear()
+    LoMixLoss(3, 2, stride=3)(images((3, 2, 8), (3, 1, 8)), torch.zeros(2, 1, 2, 8))  # an axis shorter than the stride
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_all_of_the_share_for_an_anchor_is_no_reason_to_take_anything():

@@ -28,13 +28,8 @@ from nnunet_lomix.loss.criterion import ClassCriterion, RegionCriterion, Target
 from nnunet_lomix.loss.maps import ORIGINAL, Map
 from nnunet_lomix.loss.operators import Add, Concat, Fusion, Multiply, Original
 
-CODES: dict[type[nn.Module], int] = {
-    Original: 0,
-    Add: 0,
-    Multiply: 1,
-    Fusion: 2,
-    Concat: 3,
-}  # of the kernels; an original is a sum of one scale
+# of the kernels; an original is a sum of one scale
+CODES: dict[type[nn.Module], int] = {Original: 0, Add: 0, Multiply: 1, Fusion: 2, Concat: 3}
 UNMIXED = 4
 MOST_CLASSES = 128
 VALUES_OF_WARP = 2**8  # classes × pixels of a block, padded: each lane has 8 of each scale, in as many registers
