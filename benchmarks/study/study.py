@@ -3,7 +3,7 @@
     python benchmarks/study/study.py --data FOLDER --out FOLDER
 
 takes every ``Dataset*`` in FOLDER and two generated ones, plans and preprocesses them by nnU-Net, trains all arms with
-the same budget and writes ``dice.csv`` (a row for each case and class of a training), ``curves.csv`` (a row for each
+the same budget and writes ``dice.csv`` (a row for each case of a training, the mean over classes), ``curves.csv`` (a row for each
 epoch), ``weights.csv`` (a row for each map) and the table ``table.md``. Finished trainings are not repeated; a folder
 with those three CSV files is enough to go on.
 
@@ -280,7 +280,7 @@ class Study:
             for name, rows in read_run(folder).items():
                 rows = rows.assign(**asdict(run))[[*KEY, *rows.columns]]
                 file = self.out / f"{name}.csv"
-                rows.to_csv(file, mode="a", index=False, header=not file.exists(), float_format="%.5g")
+                rows.to_csv(file, mode="a", index=False, header=not file.exists(), float_format="%.6g")
         for file in [*folder.path.glob("checkpoint*"), *folder.validation.glob("*.nii.gz")]:
             file.unlink()
 
@@ -338,21 +338,17 @@ def scarce_folds(fold: Split) -> list[Split]:
 
 
 def read_run(folder: FoldFolder) -> dict[str, pd.DataFrame]:
-    """The rows that a training adds to each table: its epochs, its weights at the end, its Dice by case and class.
+    """The rows that a training adds to each table: its epochs, its weights at the end, its Dice by case.
 
     The Dice comes last, since a run that is in its table is finished.
     """
+    cases = folder.read_summary()["metric_per_case"]
     dice = pd.DataFrame(
-        [
-            # nnU-Net gives NaN where neither reference nor prediction has the class: there they agree
-            {
-                "case": Path(case["prediction_file"]).name.split(".")[0],
-                "class": c,
-                "dice": np.nan_to_num(m["Dice"], nan=1.0),
-            }
-            for case in folder.read_summary()["metric_per_case"]
-            for c, m in case["metrics"].items()
-        ]
+        {
+            "case": [Path(case["prediction_file"]).name.split(".")[0] for case in cases],
+            # nnU-Net gives NaN where neither reference nor prediction has a class: there they agree
+            "dice": [np.mean([np.nan_to_num(m["Dice"], nan=1.0) for m in case["metrics"].values()]) for case in cases],
+        }
     )
     history = folder.path / TABLE
     last = pd.read_csv(history).drop(columns="epoch").iloc[-1] if history.is_file() else pd.Series(dtype=float)
