@@ -3,9 +3,9 @@
     python benchmarks/study/study.py --data FOLDER --out FOLDER
 
 takes every ``Dataset*`` in FOLDER and two generated ones, plans and preprocesses them by nnU-Net, trains all arms with
-the same budget and writes ``dice.csv`` (a row for each case of a training, the mean over classes), ``curves.csv`` (a row for each
-epoch), ``weights.csv`` (a row for each map) and the table ``table.md``. Finished trainings are not repeated; a folder
-with those three CSV files is enough to go on.
+the same budget and writes ``dice.csv`` (a row for each case of a training, the mean over classes), ``curves.csv`` (a
+row for each epoch), ``weights.csv`` (a row for each map) and the table ``table.md``. Finished trainings are not
+repeated; a folder with those three CSV files is enough to go on.
 
 With ``--device cuda`` runs are trained side by side on one GPU, ``--jobs`` at a time, by side_by_side.py, and validated
 by nnU-Net meanwhile. ``--deadline`` starts nothing that may not end in time; the same command goes on later.
