@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 
 REFERENCE = "nnUNetTrainer"
 GROUP = ["dataset", "size", "steps", "optimiser"]
+SCORES = {"dice": "Dice", "nsd": "NSD", "cldice": "clDice"}
 COLUMNS = 4  # of panels
 
 
 def write_report(folder: Path) -> None:
-    """Write the table and the pictures beside the CSV files, and print the table."""
-    dice, curves, weights = (pd.read_csv(folder / f"{name}.csv") for name in ("dice", "curves", "weights"))
-    text = as_text(summarise(dice))
+    """Write the tables and the pictures beside the CSV files, and print the tables."""
+    scores, curves, weights = (read_table(folder, name) for name in ("scores", "curves", "weights"))
+    text = as_text({**summarise(scores), "Outputs, each against z_0 of the same runs": outputs(scores)})
     (folder / "table.md").write_text(text)
     draw_curves(curves).savefig(folder / "curves.png", dpi=90)
     if "Dataset900_Planted" in set(weights["dataset"]):
@@ -29,56 +30,73 @@ def write_report(folder: Path) -> None:
     print(text)
 
 
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    """A table of the study, each row with what the run was."""
+    return pd.read_csv(folder / f"{name}.csv").merge(pd.read_csv(folder / "runs.csv"), on="run")
+
+
 def as_text(tables: dict[str, pd.DataFrame]) -> str:
     return "\n".join(
-        f"### {title}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n" for title, table in tables.items()
+        f"### {title}\n\n{table.fillna('').to_markdown(index=False, disable_numparse=True)}\n"
+        for title, table in tables.items()
+        if len(table)
     )
 
 
-def summarise(dice: pd.DataFrame, reference: str = REFERENCE) -> dict[str, pd.DataFrame]:
-    """A table for each dataset, size, number of steps and optimiser: every arm against the reference.
-
-    Seeds count that both have. A case counts with the mean over its classes. The interval is a bootstrap over patients
-    and seeds, both drawn anew; with fewer than three seeds there is none.
-    """
+def summarise(scores: pd.DataFrame, reference: str = REFERENCE) -> dict[str, pd.DataFrame]:
+    """A table for each dataset, size, number of steps and optimiser: every arm against the reference, by z_0."""
     tables = {}
-    for key, group in dice.groupby(GROUP, sort=False):
-        cases = group.groupby(["arm", "seed", "case"], sort=False)["dice"].mean().unstack("case")
-        if reference in cases.index:
-            rows = [row(cases, arm, reference) for arm in dict.fromkeys(cases.index.get_level_values("arm"))]
+    for key, group in scores[scores["output"] == "z_0"].groupby(GROUP, sort=False):
+        runs = {arm: own.set_index(["seed", "case"]) for arm, own in group.groupby("arm", sort=False)}
+        if reference in runs:
+            rows = [{"arm": arm} | compare(own, runs[reference], arm == reference) for arm, own in runs.items()]
             dataset, size, steps, optimiser = key
             tables[f"{dataset}, {size}, {steps} steps of {optimiser}"] = pd.DataFrame(rows)
     return tables
 
 
-def row(cases: pd.DataFrame, arm: str, reference: str) -> dict[str, Any]:
-    """An arm of a table; ``cases`` has a row for each arm and seed and a column for each case."""
-    theirs = cases.loc[reference]
-    ours = cases.loc[arm].reindex(theirs.index).dropna().sort_index()
-    theirs = theirs.loc[ours.index]
-    result = {"arm": arm, "seeds": len(ours), "Dice": f"{100 * ours.to_numpy().mean():.2f}"}
-    if arm == reference:
-        return result | dict.fromkeys((reference, "difference", "95 % interval", "by seed"), "")
-    differences = 100 * (ours - theirs)
-    return result | {
-        reference: f"{100 * theirs.to_numpy().mean():.2f}",
-        "difference": f"{differences.to_numpy().mean():+.2f}",
-        "95 % interval": interval(differences) if len(differences) >= 3 else "",
-        "by seed": ", ".join(f"{d:+.1f}" for d in differences.mean(axis=1)),
-    }
+def outputs(scores: pd.DataFrame) -> pd.DataFrame:
+    """Every other output of an arm against z_0 of the same runs."""
+    rows = []
+    for key, group in scores.groupby([*GROUP, "arm"], sort=False):
+        own = {output: cases.set_index(["seed", "case"]) for output, cases in group.groupby("output", sort=False)}
+        names = dict(zip([*GROUP, "arm"], key, strict=True))
+        rows += [names | {"output": name} | compare(cases, own["z_0"]) for name, cases in own.items() if name != "z_0"]
+    return pd.DataFrame(rows)
+
+
+def compare(ours: pd.DataFrame, theirs: pd.DataFrame, is_reference: bool = False) -> dict[str, Any]:
+    """Mean scores in points, and the differences to the reference with their intervals; indices are (seed, case).
+
+    Seeds count that both have.
+    """
+    both = ours.index.intersection(theirs.index)
+    row: dict[str, Any] = {"seeds": both.get_level_values("seed").nunique()}
+    for column, name in SCORES.items():
+        score = 100 * ours.loc[both, column]
+        if score.notna().all():
+            row[name] = f"{score.mean():.2f}"
+            if not is_reference:
+                differences = (score - 100 * theirs.loc[both, column]).unstack("case").sort_index()
+                row[f"{name}, difference"] = f"{differences.to_numpy().mean():+.2f}{interval(differences)}"
+                if column == "dice":
+                    row["by seed"] = ", ".join(f"{d:+.1f}" for d in differences.mean(axis=1))
+    return row
 
 
 def interval(differences: pd.DataFrame, draws: int = 10_000) -> str:
-    """Percentiles of the mean of differences (seeds × cases) over redrawn seeds and redrawn patients.
+    """The 95 % interval of the mean of differences (seeds × cases) over redrawn seeds and redrawn patients.
 
-    Several cases of a patient (ACDC: two frames) are drawn together.
+    Several cases of a patient (ACDC: two frames) are drawn together. With fewer than three seeds there is none.
     """
+    if len(differences) < 3:
+        return ""
     by_patient = differences.T.groupby(differences.columns.str.replace(r"_frame\d+$", "", regex=True)).mean().T
     rng = np.random.default_rng(0)
     seeds, patients = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in by_patient.shape)
     means = ((seeds @ by_patient.to_numpy()) * patients).sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return f"{low:+.2f} to {high:+.2f}"
+    return f" ({low:+.2f} to {high:+.2f})"
 
 
 def draw_curves(curves: pd.DataFrame) -> Figure:
@@ -123,6 +141,6 @@ def draw_weights(weights: pd.DataFrame) -> Figure:
 if __name__ == "__main__":
     folder, *reference = sys.argv[1:]
     if reference:
-        print(as_text(summarise(pd.read_csv(Path(folder, "dice.csv")), *reference)))
+        print(as_text(summarise(read_table(Path(folder), "scores"), *reference)))
     else:
         write_report(Path(folder))

@@ -2,30 +2,26 @@
 
     python benchmarks/study/study.py --data FOLDER --out FOLDER
 
-takes every ``Dataset*`` in FOLDER and two generated ones, plans and preprocesses them by nnU-Net, trains all arms with
-the same budget and writes ``dice.csv`` (a row for each case of a training, the mean over classes), ``curves.csv`` (a
-row for each epoch), ``weights.csv`` (a row for each map) and the table ``table.md``. Finished trainings are not
-repeated; a folder with those three CSV files is enough to go on.
-
-With ``--device cuda`` runs are trained side by side on one GPU, ``--jobs`` at a time, by side_by_side.py, and validated
-by nnU-Net meanwhile. ``--deadline`` starts nothing that may not end in time; the same command goes on later.
+takes every ``Dataset*`` in FOLDER and two generated ones, plans and preprocesses them with nnU-Net, and trains all
+arms with the same budget. It writes four tables and report.py's summary of them: ``runs.csv`` (a row for each training
+run), ``scores.csv`` (a row for each case and output that predicted it, the means over classes), ``curves.csv`` (a row
+for each epoch) and ``weights.csv`` (a row for each map). Finished runs are not repeated; a folder with those four files
+is enough to go on. On a GPU give ``--device cuda`` and as many ``--jobs`` as it has memory for.
 
 A run trains the configuration ``2d_study``: nnU-Net's 2d plan with half of the channels, smaller batches, patches of 96
-pixels at most, large images at twice the spacing, by AdamW or by SGD (see study_trainers/arms.py). The size ``full`` is
-fold 0; ``scarce`` is the same fold with 5 % of its training cases, others for each seed.
+pixels at most, and large images at twice the spacing. The size ``full`` is fold 0; ``scarce`` is the same fold with 5 %
+of its training cases, others for each seed. study_trainers/arms.py has the arms and the optimisers.
 """
 
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from itertools import groupby, islice
 from pathlib import Path
 from threading import Lock
-from time import perf_counter
 from typing import Any
 
 import click
@@ -35,8 +31,12 @@ from generated import write_datasets
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from report import write_report
 from rich.progress import track
+from skimage.morphology import skeletonize
 
 from nnunet_lomix.cli import Command
+from nnunet_lomix.compare.metrics import METRICS
+from nnunet_lomix.compare.scoring import ScoringSettings, score_case
+from nnunet_lomix.compare.segmentations import find_reader, read_segmentation
 from nnunet_lomix.errors import UsageError
 from nnunet_lomix.nnunet.commands import folders_below, run_command, trainers_first
 from nnunet_lomix.nnunet.curves import read_curves
@@ -57,14 +57,14 @@ SLIMMING = 2
 PIXELS = 16 * 56 * 40  # of a batch
 MAX_PATCH = 96
 COARSE_ABOVE = 128  # pixels of a planned patch; a larger one gets twice the spacing,
-THIN = ("Dataset506_DRIVE",)  # unless what is to be segmented would be lost
+THIN = ("Dataset506_DRIVE", "Dataset900_Planted")  # unless what is to be segmented would be lost
 PLANS, PLANNED, TRAINED = "nnUNetPlans", "2d", "2d_study"  # names of nnU-Net's plans and configuration, and of ours
 KEY = ["dataset", "size", "arm", "seed", "steps", "optimiser"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training of the study; its fields are the columns KEY of the tables."""
+    """A training run of the study; its fields are the columns KEY of runs.csv."""
 
     dataset: str
     size: str
@@ -78,14 +78,13 @@ class Run:
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="raw nnU-Net datasets")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="study", show_default=True)
 @click.option("--datasets", default="", help="their names, separated by commas; default all")
-@click.option("--arms", default="nnUNetTrainer,barrier", show_default=True, help="separated by commas")
+@click.option("--arms", default="nnUNetTrainer,default", show_default=True, help="separated by commas")
 @click.option("--sizes", default="full,scarce", show_default=True, help="separated by commas")
 @click.option("--seeds", default="0,1,2", show_default=True, help="separated by commas")
-@click.option("--steps", default=600, show_default=True, help=f"training steps of a run, a multiple of {EPOCHS}")
-@click.option("--optimiser", type=click.Choice(list(OPTIMISERS)), default="adamw", show_default=True)
+@click.option("--steps", default=3000, show_default=True, help=f"training steps of a run, a multiple of {EPOCHS}")
+@click.option("--optimiser", type=click.Choice(list(OPTIMISERS)), default="nnunet", show_default=True)
 @click.option("--jobs", default=2, show_default=True, help="runs side by side, one core each on a CPU")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--deadline", type=float, default=float("inf"), help="seconds from now; default none")
 def main(
     data: Path | None,
     out: Path,
@@ -97,9 +96,7 @@ def main(
     optimiser: str,
     jobs: int,
     device: str,
-    deadline: float,
 ) -> None:
-    clock = Clock(deadline)
     if not all(seed.isdecimal() and int(seed) < MOST_SEEDS for seed in seeds.split(",")):
         raise UsageError(f"--seeds takes numbers below {MOST_SEEDS}, separated by commas, got {seeds!r}.")
     if steps < EPOCHS or steps % EPOCHS:
@@ -120,11 +117,8 @@ def main(
     ]
     missing = [run for run in runs if not study.is_finished(run)]
     with ThreadPoolExecutor(jobs) as pool:
-        if device == "cuda":
-            tasks = study.train_side_by_side(missing, jobs, clock, pool)
-        else:
-            tasks = (pool.submit(clock.time, study.train_alone, run) for run in missing)
-        for task in track(list(tasks), f"{len(missing)} runs"):
+        tasks = [pool.submit(study.train, run) for run in missing]
+        for task in track(tasks, f"{len(missing)} runs"):
             task.result()
     write_report(out)
 
@@ -139,23 +133,6 @@ def raw_datasets(data: Path | None, raw: Path) -> dict[str, Path]:
     """The folders of the datasets by name; two are generated."""
     folders = sorted(data.glob("Dataset*")) if data else []
     return {folder.name: folder for folder in [*folders, *write_datasets(raw)]}
-
-
-class Clock:
-    """Starts nothing that may not end before a deadline, in seconds from now, by what took longest so far."""
-
-    def __init__(self, deadline: float):
-        self.end = perf_counter() + deadline
-        self.longest = 0.0
-
-    def time(self, task: Callable[..., object], *args: object) -> bool:
-        """Do a task, if there is time; whether there was."""
-        start = perf_counter()
-        if start + self.longest > self.end:
-            return False
-        task(*args)
-        self.longest = max(self.longest, perf_counter() - start)
-        return True
 
 
 class Study:
@@ -205,84 +182,36 @@ class Study:
         return self.results / f"seed_{run.seed}_{run.steps}_steps_{run.optimiser}"
 
     def is_finished(self, run: Run) -> bool:
-        file = self.out / "dice.csv"
-        return file.is_file() and bool((pd.read_csv(file)[KEY] == pd.Series(asdict(run))[KEY]).all(axis=1).any())
+        file = self.out / "runs.csv"
+        return file.is_file() and bool((pd.read_csv(file)[KEY] == pd.Series(asdict(run))).all(axis=1).any())
 
-    def train_alone(self, run: Run) -> None:
-        """Train and validate by nnU-Net, and add the run to the tables."""
-        self.make_folder(run)
-        self.run_nnunet(run, "stdout.log")
-        self.add_to_tables(run)
-
-    def train_side_by_side(self, runs: list[Run], jobs: int, clock: Clock, pool: Executor) -> Iterator[Future[bool]]:
-        """Train ``jobs`` runs of one dataset at a time; gives a task for each, which validates it and adds its rows.
-
-        A run that was trained, but not validated before a deadline, is validated now.
-        """
-        validations = Clock(clock.end - perf_counter())
-        trained = [run for run in runs if self.fold_folder(run).is_finished()]
-        yield from [pool.submit(validations.time, self.validate, run) for run in trained]
-        for _, group in groupby([run for run in runs if run not in trained], lambda run: run.dataset):
-            for chunk in iter(lambda group=group: list(islice(group, jobs)), []):
-                if not clock.time(self.train_chunk, chunk):
-                    return
-                done = [run for run in chunk if self.fold_folder(run).is_finished()]
-                yield from [pool.submit(validations.time, self.validate, run) for run in done]
-
-    def train_chunk(self, runs: list[Run]) -> None:
-        """Train runs of one dataset in one process, which has one copy of the data."""
-        described = [
-            {
-                "arm": run.arm,
-                "dataset": str(self.preprocessed / run.dataset),
-                "fold": int(self.make_folder(run).fold),
-                "results": str(self.results_of(run)),
-                "budget": budget(run),
-            }
-            for run in runs
-        ]
-        file = self.out / "side_by_side.json"
-        file.write_text(json.dumps({"device": self.device, "runs": described}))
-        command = ["python", Path(__file__).with_name("side_by_side.py"), file]
-        log = self.out / "side_by_side.log"
-        self.run(command, log, nnUNet_n_proc_DA="0")
-        for line in log.read_text().splitlines():
-            if line.startswith(("Study", "Trained")):  # what has ended too early, and how fast it was
-                print(line)
-
-    def validate(self, run: Run) -> None:
-        self.run_nnunet(run, "validation.log", "--val")
-        self.add_to_tables(run)
-
-    def make_folder(self, run: Run) -> FoldFolder:
-        """The empty folder of a run."""
+    def train(self, run: Run) -> None:
+        """Train and validate with nnU-Net, add the run to the tables, and delete what nobody needs."""
         folder = self.fold_folder(run)
         shutil.rmtree(folder.path, ignore_errors=True)
         folder.path.mkdir(parents=True)
-        return folder
-
-    def run_nnunet(self, run: Run, log: str, *options: str) -> None:
-        """nnUNetv2_train."""
-        folder = self.fold_folder(run)
-        options = ("-tr", f"Study{run.arm}", "-p", PLANS, "-device", self.device, *options)
         self.run(
-            ["nnUNetv2_train", run.dataset, TRAINED, folder.fold, *options],
-            folder.path / log,
+            ["nnUNetv2_train", run.dataset, TRAINED, folder.fold]
+            + ["-tr", f"Study{run.arm}", "-p", PLANS, "-device", self.device],
+            folder.path / "stdout.log",
             nnUNet_results=str(self.results_of(run)),
             nnUNet_n_proc_DA="0",  # the same batches for every arm
             NNUNET_LOMIX_STUDY=json.dumps(budget(run)),
         )
-
-    def add_to_tables(self, run: Run) -> None:
-        """Add the run's rows to the tables, and delete what nobody needs."""
-        folder = self.fold_folder(run)
-        with self.writing:  # reading, too: torch allows what a checkpoint may hold for all threads at once
-            for name, rows in read_run(folder).items():
-                rows = rows.assign(**asdict(run))[[*KEY, *rows.columns]]
-                file = self.out / f"{name}.csv"
-                rows.to_csv(file, mode="a", index=False, header=not file.exists(), float_format="%.6g")
-        for file in [*folder.path.glob("checkpoint*"), *folder.validation.glob("*.nii.gz")]:
+        tables = read_run(folder, self.preprocessed / run.dataset, run.dataset in THIN)
+        with self.writing:
+            self.add_to_tables(run, tables)
+        for file in [*folder.path.glob("checkpoint*"), *folder.path.rglob("*.nii.gz")]:
             file.unlink()
+
+    def add_to_tables(self, run: Run, tables: dict[str, pd.DataFrame]) -> None:
+        """Add rows; that of the run itself comes last, since a run in runs.csv is finished."""
+        known = pd.read_csv(self.out / "scores.csv")["run"] if (self.out / "scores.csv").exists() else []
+        number = max(known, default=0) + 1
+        for name, rows in [*tables.items(), ("runs", pd.DataFrame([asdict(run)]))]:
+            rows.insert(0, "run", number)
+            file = self.out / f"{name}.csv"
+            rows.to_csv(file, mode="a", index=False, header=not file.exists(), float_format="%.5g")
 
 
 def budget(run: Run) -> dict[str, Any]:
@@ -337,26 +266,57 @@ def scarce_folds(fold: Split) -> list[Split]:
     return [Split(train=sorted(draw.tolist()), val=fold["val"]) for draw in draws]
 
 
-def read_run(folder: FoldFolder) -> dict[str, pd.DataFrame]:
-    """The rows that a training adds to each table: its epochs, its weights at the end, its Dice by case.
+def read_run(folder: FoldFolder, dataset: Path, thin: bool) -> dict[str, pd.DataFrame]:
+    """The rows that a run adds to each table: its scores, epochs, and weights at the end.
 
-    The Dice comes last, since a run that is in its table is finished.
+    Args:
+        folder: of the run.
+        dataset: its preprocessed dataset.
+        thin: whether its structures have a centre line, for clDice.
     """
-    cases = folder.read_summary()["metric_per_case"]
-    dice = pd.DataFrame(
-        {
-            "case": [Path(case["prediction_file"]).name.split(".")[0] for case in cases],
-            # nnU-Net gives NaN where neither reference nor prediction has a class: there they agree
-            "dice": [np.mean([np.nan_to_num(m["Dice"], nan=1.0) for m in case["metrics"].values()]) for case in cases],
-        }
-    )
     history = folder.path / TABLE
     last = pd.read_csv(history).drop(columns="epoch").iloc[-1] if history.is_file() else pd.Series(dtype=float)
+    validations = {file.parent.parent.name: file.parent for file in folder.path.glob("*/validation/summary.json")}
     return {
+        "scores": pd.concat(
+            score(predictions, dataset, thin).assign(output=output)
+            for output, predictions in [("z_0", folder.validation), *sorted(validations.items())]
+        ),
         "curves": read_curves(folder)[["epoch", "seconds", "train_loss", "pseudo_dice"]],
         "weights": pd.DataFrame({"map": last.index, "weight": last.to_numpy()}),
-        "dice": dice,
     }
+
+
+def score(predictions: Path, dataset: Path, thin: bool) -> pd.DataFrame:
+    """Mean scores over the classes of each case; arguments as for :func:`read_run`.
+
+    The Dice is 1 where neither reference nor prediction has a class, and the NSD has a tolerance of 1 mm, or a pixel.
+    """
+    description = read_json(dataset / "dataset.json", "labels")
+    labels = {name: (value,) for name, value in description["labels"].items() if value}
+    rows = []
+    for reference in sorted((dataset / "gt_segmentations").iterdir()):
+        prediction = predictions / reference.name
+        if prediction.exists():
+            settings = ScoringSettings(labels, None, 1.0, find_reader(description, reference), placed=False)
+            values = score_case(reference, {"": prediction}, settings)[""].scores
+            row = dict(zip(METRICS, np.mean(values, axis=0), strict=True))
+            case = {"case": reference.name.split(".")[0], "dice": row["Dice"], "nsd": row["NSD"]}
+            rows.append(case | {"cldice": cl_dice_of_case(reference, prediction, settings) if thin else np.nan})
+    return pd.DataFrame(rows)
+
+
+def cl_dice_of_case(reference: Path, prediction: Path, settings: ScoringSettings) -> float:
+    expected, predicted = (read_segmentation(file, settings.reader)[0] for file in (reference, prediction))
+    return np.mean([cl_dice(expected == value, predicted == value) for (value,) in settings.labels.values()])
+
+
+def cl_dice(expected: np.ndarray, predicted: np.ndarray) -> float:
+    """Harmonic mean of how much of each centre line is in the other mask (Shit et al., CVPR 2021)."""
+    if not (expected.any() and predicted.any()):
+        return float(not (expected.any() or predicted.any()))
+    precision, sensitivity = expected[skeletonize(predicted)].mean(), predicted[skeletonize(expected)].mean()
+    return float(2 * precision * sensitivity / (precision + sensitivity)) if precision + sensitivity else 0.0
 
 
 if __name__ == "__main__":

@@ -3,34 +3,32 @@
 import json
 import os
 import random
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
     nnUNetTrainerNoDeepSupervision,
 )
-from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from nnunet_lomix import trainers
-from nnunet_lomix.loss import DEFAULT_OPERATORS
+from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss
 from nnunet_lomix.trainers import lomix
 
 LOMIX = trainers.nnUNetTrainerLoMix
 FIXED = trainers.nnUNetTrainerLoMixFixedWeights
 EQUAL = trainers.nnUNetTrainerEqualDeepSupervision
-
-
-def adamw(trainer: nnUNetTrainer) -> tuple[Optimizer, LRScheduler]:
-    """That of nnU-Net's nnUNetTrainerAdam, with a higher learning rate."""
-    trainer.initial_lr = 5e-3
-    return nnUNetTrainerAdam.configure_optimizers(trainer)
+PREDICTING = ("fusion", "concat")  # operators whose mutants may predict
 
 
 def sgd(trainer: nnUNetTrainer) -> tuple[Optimizer, LRScheduler]:
@@ -46,58 +44,21 @@ def sgd(trainer: nnUNetTrainer) -> tuple[Optimizer, LRScheduler]:
     return optimizer, schedule
 
 
-class WeightedCriterion(nnUNetTrainer):
-    """nnUNetTrainer, whose criterion is weight_ce · CE + weight_dice · Dice."""
-
-    weight_ce: float = 1
-    weight_dice: float = 1
-
-    def _build_loss(self) -> nn.Module:
-        deep_supervision = super()._build_loss()
-        criterion = deep_supervision.loss
-        criterion.weight_ce, criterion.weight_dice = self.weight_ce, self.weight_dice
-        return deep_supervision
-
-
-PAPER_CRITERION = {"weight_ce": 0.3, "weight_dice": 0.7}
-
-# name: nnU-Net's trainer, ours, or that of an extension, and what is different from it
+# name: nnU-Net's trainer, or ours, and what is different from it
 ARMS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     "nnUNetTrainer": (nnUNetTrainer, {}),
-    "nnUNetTrainer_again": (nnUNetTrainer, {}),  # how much is rounding, on another machine
     "nnUNetTrainer_other_batches": (nnUNetTrainer, {"other_batches": True}),  # how much is chance
     "SingleOutput": (nnUNetTrainerNoDeepSupervision, {}),
     "EqualDeepSupervision": (EQUAL, {}),
     "AdditiveMix": (trainers.nnUNetTrainerAdditiveMix, {}),
     "FixedWeights": (FIXED, {}),
     "Paper": (trainers.nnUNetTrainerLoMixPaper, {}),
-    **{rule: (LOMIX, {"rule": rule}) for rule in ("equal", "barrier")},
-    **{f"share_{s:.2f}": (LOMIX, {"rule": "barrier", "share": s}) for s in (0.0, 0.25, 0.75, 0.9)},
-    **{f"deep_supervision_{s:.2f}": (LOMIX, {"anchor": "deep_supervision", "share": s}) for s in (0.25, 0.5, 0.75)},
-    "deep_supervision_equal": (LOMIX, {"anchor": "deep_supervision", "rule": "equal"}),
-    "stride_2": (LOMIX, {"anchor": "deep_supervision", "stride": 2}),  # the default
-    **{
-        f"without_{left_out}": (
-            LOMIX,
-            {"rule": "barrier", "operators": tuple(o for o in DEFAULT_OPERATORS if o != left_out)},
-        )
-        for left_out in DEFAULT_OPERATORS
-    },
-    "originals_only": (LOMIX, {"rule": "barrier", "operators": ()}),
-    "K_2": (LOMIX, {"rule": "barrier", "mixed_scales": 2}),
-    "K_3": (LOMIX, {"rule": "barrier", "mixed_scales": 3}),
-    # the paper's free weights sum to 13 where all others sum to 1: is it the larger step that helps?
-    "nnUNetTrainer_x13": (nnUNetTrainer, {"factor": 13}),
-    "barrier_x13": (LOMIX, {"rule": "barrier", "factor": 13}),
-    "FixedWeights_x13": (FIXED, {"factor": 13}),
-    # or that they learn, or that each map costs 0.3 CE + 0.7 Dice, which halves the sum of the two?
-    "Paper_fixed": (trainers.nnUNetTrainerLoMixPaper, {"rule": "equal", "factor": 13}),
-    "nnUNetTrainer_paper_terms_x13": (WeightedCriterion, PAPER_CRITERION | {"factor": 13}),
-    "EqualDeepSupervision_paper_terms_x13": (EQUAL, PAPER_CRITERION | {"factor": 13}),
-    "barrier_more_dice": (LOMIX, {"rule": "barrier", "weight_ce": 0.6, "weight_dice": 1.4}),
-    "nnUNetTrainer_x6.5": (nnUNetTrainer, {"factor": 6.5}),
-    "barrier_x6.5": (LOMIX, {"rule": "barrier", "factor": 6.5}),
-    "FixedWeights_x6.5": (FIXED, {"factor": 6.5}),
+    "default": (LOMIX, {}),
+    "default_equal": (LOMIX, {"rule": "equal"}),
+    "default_outputs_alone": (LOMIX, {"operators": ()}),
+    "default_share_0": (LOMIX, {"share": 0.0}),
+    **{f"default_{operator}": (LOMIX, {"operators": (operator,)}) for operator in DEFAULT_OPERATORS},
+    "default_every_pixel": (LOMIX, {"stride": 1}),
 }
 
 
@@ -109,7 +70,6 @@ def nnunet(trainer: nnUNetTrainer, rate: float) -> tuple[Optimizer, LRScheduler]
 
 # name: how the network's optimiser is set up; nnU-Net's own is for thousands of steps
 OPTIMISERS = {
-    "adamw": adamw,
     "sgd": sgd,
     "nnunet": partial(nnunet, rate=1),
     "nnunet_x2.5": partial(nnunet, rate=2.5),
@@ -123,18 +83,42 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class Mixed(nn.Module):
+    """A deeply supervised network with a mixture of its outputs, at full resolution, as its only output.
+
+    Args:
+        network: gives several outputs, the finest first.
+        mix: from all outputs at the N pixels of the finest one, each ``(B, C, N)``, to the mixture of the same shape.
+    """
+
+    def __init__(self, network: nn.Module, mix: Callable[[list[Tensor]], Tensor]):
+        super().__init__()
+        self.network = network
+        self.mix = mix
+        self.decoder = network.decoder  # where nnU-Net switches deep supervision off and on
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.decoder.deep_supervision = True
+        z_0, *others = self.network(image)
+        others = [F.interpolate(z, z_0.shape[2:], mode="bilinear", align_corners=False) for z in others]
+        return self.mix([z.flatten(2) for z in (z_0, *others)]).view_as(z_0)
+
+
+def mixtures(loss: nn.Module) -> dict[str, Callable[[list[Tensor]], Tensor]]:
+    """What can be predicted with beside z_0: the trained mutants of all mixed scales, or a plain sum as the control."""
+    if isinstance(loss, LoMixLoss):  # of each operator the last map mixes all
+        last = {m.operator: m for m in loss.maps if m.operator in PREDICTING}
+        return {name: partial(loss.operators[name], subset=m.scales) for name, m in last.items()}
+    return {"z_0 + z_1": lambda scales: scales[0] + scales[1]} if isinstance(loss, DeepSupervisionWrapper) else {}
+
+
 class Short:
     """The budget of the study; the same first network and the same batches for every arm of a seed.
 
     Attributes:
-        factor: of the whole loss.
-        anchor, stride: of LoMix; an arm names others.
         other_batches: than those of the other arms.
     """
 
-    factor: float = 1
-    anchor = "z_0"
-    stride = 1
     other_batches = False
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
@@ -156,20 +140,23 @@ class Short:
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
         return OPTIMISERS[self.optimiser](self)
 
-    def _build_loss(self) -> nn.Module:
-        loss = super()._build_loss()
-        loss.register_forward_hook(lambda module, inputs, value: self.factor * value)
-        return loss
-
     def on_epoch_end(self) -> None:
         self.logger.local_logger.plot_progress_png = lambda folder: None  # takes as long as ten steps, as does ours
         with patch.object(lomix, "plot_history"):
             super().on_epoch_end()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's validation of whole volumes, without mirroring: a quarter of the time."""
+        """nnU-Net's validation of whole volumes, without mirroring: a quarter of the time.
+
+        Mixtures of the outputs are validated, too, each in a folder of its own below the fold's.
+        """
         self.inference_allowed_mirroring_axes = None
         super().perform_actual_validation(save_probabilities)
+        network, folder = self.network, self.output_folder
+        for name, mix in mixtures(self.loss).items():
+            self.network, self.output_folder = Mixed(network, mix), str(Path(folder, name))
+            super().perform_actual_validation(save_probabilities)
+        self.network, self.output_folder = network, folder
 
 
 def __getattr__(name: str) -> type[nnUNetTrainer]:

@@ -1,7 +1,6 @@
 """The study's own parts: what it compares, and how it counts."""
 
-import json
-from concurrent.futures import ThreadPoolExecutor
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +8,13 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from torch import nn
 
+from nnunet_lomix.loss import LoMixLoss
 from nnunet_lomix.nnunet.datasets import read_splits
+from nnunet_lomix.nnunet.results import read_json
 
 from .conftest import STUDY
 
@@ -30,26 +29,43 @@ def test_differences_are_paired_by_case_and_seed() -> None:
         for case in range(24):
             base, gain = rng.uniform(0.5, 0.9), rng.normal(0.02 + seed / 100, 0.01)
             truth.append(100 * gain)
-            for arm, dice in (("nnUNetTrainer", base), ("better", base + gain)):
-                rows += [(*key, arm, seed, f"p{case // 2}_frame0{case % 2}", c, dice + c / 100) for c in (1, 2)]
-    rows += [(*key, "better", 3, f"p{c}_frame00", 1, 0.0) for c in range(12)]  # nnUNetTrainer lacks this seed
-    dice = pd.DataFrame(rows, columns=["dataset", "size", "steps", "optimiser", "arm", "seed", "case", "class", "dice"])
-    (table,) = report.summarise(dice.sample(frac=1, random_state=0)).values()
-    table = table.set_index("arm").loc["better"]
-    assert float(table["difference"]) == pytest.approx(np.mean(truth), abs=0.006)
+            own = (seed, f"p{case // 2}_frame0{case % 2}")
+            rows += [(*key, "nnUNetTrainer", *own, "z_0", base), (*key, "better", *own, "z_0", base + gain)]
+            rows.append((*key, "better", *own, "fusion", base + 2 * gain))
+    rows += [(*key, "better", 3, f"p{c}_frame00", "z_0", 0.0) for c in range(12)]  # nnUNetTrainer lacks this seed
+    columns = ["dataset", "size", "steps", "optimiser", "arm", "seed", "case", "output", "dice"]
+    scores = pd.DataFrame(rows, columns=columns).assign(nsd=lambda t: t["dice"] / 2, cldice=np.nan)
+    scores = scores.sample(frac=1, random_state=0)
+    (table,) = report.summarise(scores).values()
+    row = table.set_index("arm").loc["better"]
+    difference, low, high = (float(n) for n in re.findall(r"[+-][\d.]+", row["Dice, difference"]))
+    assert difference == pytest.approx(np.mean(truth), abs=0.006)
     by_seed = np.reshape(truth, (3, 24)).mean(1)
-    assert [float(d) for d in table["by seed"].split(", ")] == pytest.approx(by_seed, abs=0.06)
-    assert table["seeds"] == 3
+    assert [float(d) for d in row["by seed"].split(", ")] == pytest.approx(by_seed, abs=0.06)
+    assert row["seeds"] == 3 and "clDice" not in table
+    assert float(row["NSD, difference"].split()[0]) == pytest.approx(np.mean(truth) / 2, abs=0.006)
     # wider than over cases alone, since seeds differ, but between the seeds
-    low, high = map(float, table["95 % interval"].split(" to "))
     assert by_seed.min() - 0.5 < low < np.mean(truth) - 0.5 and np.mean(truth) + 0.5 < high < by_seed.max() + 0.5
 
-    (turned,) = report.summarise(dice, "better").values()
-    turned = turned.set_index("arm").loc["nnUNetTrainer"]
-    assert float(turned["difference"]) == -float(table["difference"])
+    (turned,) = report.summarise(scores, "better").values()
+    turned = turned.set_index("arm").loc["nnUNetTrainer", "Dice, difference"]
+    assert float(turned.split()[0]) == -difference
+    assert "(" not in report.summarise(scores[scores["seed"] == 0])["D, full, 10 steps of sgd"].to_string()
 
-    alone = report.summarise(dice[dice["seed"] == 0])
-    assert next(iter(alone.values())).set_index("arm").loc["better", "95 % interval"] == ""
+    (fusion,) = report.outputs(scores).to_dict("records")
+    assert (fusion["arm"], fusion["output"], fusion["seeds"]) == ("better", "fusion", 3)
+    assert float(fusion["Dice, difference"].split()[0]) == pytest.approx(np.mean(truth), abs=0.006)
+
+
+def test_cl_dice_is_of_centre_lines() -> None:
+    import study
+
+    line, half, thick = np.zeros((3, 20, 20), dtype=bool)
+    line[10, 2:18], half[10, 2:10], thick[9:12, 2:18] = True, True, True
+    assert study.cl_dice(line, line) == 1 and study.cl_dice(line, np.roll(line, 5, 0)) == 0
+    assert study.cl_dice(line, half) == pytest.approx(2 * 1 * 0.5 / 1.5)
+    assert study.cl_dice(thick, line) > 0.95  # where the Dice is 0.5
+    assert study.cl_dice(line, line & False) == 0 and study.cl_dice(line & False, line & False) == 1
 
 
 def test_every_arm_is_a_trainer_that_differs_from_its_base_only_as_it_says() -> None:
@@ -64,7 +80,7 @@ def test_every_arm_is_a_trainer_that_differs_from_its_base_only_as_it_says() -> 
         arms.StudyUnknown  # noqa: B018
 
 
-@pytest.mark.parametrize("arm, trainer", [("stride_2", "nnUNetTrainerLoMix"), ("Paper", "nnUNetTrainerLoMixPaper")])
+@pytest.mark.parametrize("arm, trainer", [("default", "nnUNetTrainerLoMix"), ("Paper", "nnUNetTrainerLoMixPaper")])
 def test_nnunet_finds_an_arm_again_and_again(arm: str, trainer: str) -> None:
     """nnU-Net imports arms.py anew each time."""
     for _ in range(2):
@@ -73,140 +89,76 @@ def test_nnunet_finds_an_arm_again_and_again(arm: str, trainer: str) -> None:
         assert [cls.__name__ for cls in found.mro()][1:3] == ["Short", trainer]
 
 
-@pytest.mark.parametrize("factor", [1, 13])
-def test_the_whole_loss_has_the_factor_of_the_arm(factor: float) -> None:
+def test_a_mixture_is_that_of_all_outputs_at_full_resolution() -> None:
     import arms
 
-    class Base:
-        def _build_loss(self) -> nn.Module:
-            return nn.L1Loss()
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder = nn.Module()
+            self.decoder.deep_supervision = False
 
-    trainer = type("Trainer", (arms.Short, Base), {"factor": factor})
-    loss = trainer._build_loss(object.__new__(trainer))
-    output = torch.tensor([3.0], requires_grad=True)
-    loss(output, torch.tensor([1.0])).backward()
-    assert loss(output, torch.tensor([1.0])) == 2 * factor and output.grad == factor
+        def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+            assert self.decoder.deep_supervision
+            return [image, image[..., ::2, ::2]]
+
+    loss = LoMixLoss(3, 2)
+    for parameter in loss.parameters():
+        nn.init.normal_(parameter)
+    mixtures = arms.mixtures(loss)
+    assert [*mixtures] == ["concat", "fusion"] and [*arms.mixtures(LoMixLoss(3, 2, ("add",)))] == []
+    assert [*arms.mixtures(DeepSupervisionWrapper(nn.L1Loss(), [1.0]))] == ["z_0 + z_1"] and not arms.mixtures(nn.L1Loss())
+    image = torch.randn(2, 3, 8, 8)
+    small = nn.functional.interpolate(image[..., ::2, ::2], size=(8, 8), mode="bilinear")
+    expected = oracle_fusion(image, small, loss.operators["fusion"])
+    torch.testing.assert_close(arms.Mixed(Network(), mixtures["fusion"])(image), expected)
 
 
-def test_terms_of_nnunets_own_loss_have_the_weights_of_the_arm(monkeypatch: pytest.MonkeyPatch) -> None:
-    import arms
-
-    z, target = [torch.randn(2, 3, n, n) for n in (8, 4)], [torch.randint(3, (2, 1, n, n)) for n in (8, 4)]
-
-    def build(trainer: object) -> nn.Module:
-        dice = {"batch_dice": False, "do_bg": False, "smooth": 1e-5, "ddp": False}
-        return DeepSupervisionWrapper(DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss), (0.7, 0.3))
-
-    monkeypatch.setattr(arms.nnUNetTrainer, "_build_loss", build)
-    wrapper = build(None)
-    expected = 0
-    for weight, *inputs in zip(wrapper.weight_factors, z, target, strict=True):
-        wrapper.loss.weight_ce, wrapper.loss.weight_dice = 1, 0
-        expected += weight * 13 * 0.3 * wrapper.loss(*inputs)
-        wrapper.loss.weight_ce, wrapper.loss.weight_dice = 0, 1
-        expected += weight * 13 * 0.7 * wrapper.loss(*inputs)
-    trainer = arms.StudynnUNetTrainer_paper_terms_x13
-    torch.testing.assert_close(trainer._build_loss(object.__new__(trainer))(z, target), expected)
+def oracle_fusion(a: torch.Tensor, b: torch.Tensor, fusion: nn.Module) -> torch.Tensor:
+    scores = [torch.einsum("c,bcyx->byx", fusion.weight[i], z) + fusion.bias[i] for i, z in enumerate((a, b))]
+    first = (scores[0] - scores[1]).sigmoid()[:, None]
+    return first * a + (1 - first) * b
 
 
 @pytest.mark.end_to_end
 def test_a_study_from_raw_images_to_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import generated
+    import report
     import study
 
     monkeypatch.setattr(generated, "CASES", 6)
     monkeypatch.setattr(study, "EPOCHS", 2)
     monkeypatch.setattr(study, "PIXELS", 2 * 64 * 64)
-    options = ["--out", str(tmp_path), "--arms", "nnUNetTrainer,stride_2", "--sizes", "scarce"]
+    options = ["--out", str(tmp_path), "--arms", "nnUNetTrainer,default", "--sizes", "scarce"]
     options += ["--datasets", "Dataset900_Planted", "--seeds", "1", "--steps", "10"]
     result = CliRunner().invoke(study.main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
 
-    dice, curves, weights = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("dice", "curves", "weights"))
-    key = {"dataset": "Dataset900_Planted", "size": "scarce", "seed": 1, "steps": 10, "optimiser": "adamw"}
-    assert all((table[name] == value).all() for table in (dice, curves, weights) for name, value in key.items())
+    scores, curves, weights = (report.read_table(tmp_path, name) for name in ("scores", "curves", "weights"))
+    key = {"dataset": "Dataset900_Planted", "size": "scarce", "seed": 1, "steps": 10, "optimiser": "nnunet"}
+    assert all((table[name] == value).all() for table in (scores, curves, weights) for name, value in key.items())
     _, *scarce = read_splits(tmp_path / "preprocessed" / "Dataset900_Planted")
     assert len(scarce) == study.MOST_SEEDS and len(scarce[1]["train"]) == 2
-    for arm in ("nnUNetTrainer", "stride_2"):
-        assert dice.loc[dice["arm"] == arm, "case"].tolist() == scarce[1]["val"]
+    for arm, outputs in (("nnUNetTrainer", ["z_0", "z_0 + z_1"]), ("default", ["concat", "fusion", "z_0"])):
+        own = scores[scores["arm"] == arm]
+        assert sorted(own["output"].unique()) == outputs
+        assert all(cases["case"].tolist() == scarce[1]["val"] for _, cases in own.groupby("output"))
         of_arm = curves[curves["arm"] == arm]
         assert of_arm["epoch"].tolist() == [0, 1] and (of_arm["seconds"] > 0).all()
-    assert dice["dice"].between(0, 1).all() and curves["train_loss"].nunique() == 4
-    assert set(weights["arm"]) == {"stride_2"} and weights["weight"].sum() == pytest.approx(1, abs=1e-3)
-    (fold,) = tmp_path.glob("results/seed_1_10_steps_adamw/*/Studystride_2__nnUNetPlans__2d_study/fold_2")
-    assert not [*fold.glob("*.pth")] and (fold / "lomix_weights.csv").is_file()
+        (fold,) = tmp_path.glob(f"results/seed_1_10_steps_nnunet/*/Study{arm}__nnUNetPlans__2d_study/fold_2")
+        # as nnU-Net has it
+        means = {json_file.parts[-3]: read_json(json_file) for json_file in fold.rglob("summary.json")}
+        means = {"z_0" if name == fold.name else name: m["foreground_mean"]["Dice"] for name, m in means.items()}
+        assert own.groupby("output")["dice"].mean().to_dict() == pytest.approx(means, rel=1e-3)
+        assert not [*fold.glob("*.pth")] and not [*fold.rglob("*.nii.gz")]
+    assert scores[["dice", "nsd", "cldice"]].stack().between(0, 1).all() and curves["train_loss"].nunique() == 4
+    assert set(weights["arm"]) == {"default"} and weights["weight"].sum() == pytest.approx(1, abs=1e-3)
     table = (tmp_path / "table.md").read_text()
-    assert table in result.output and "### Dataset900_Planted, scarce, 10 steps of adamw" in table
+    assert table in result.output and "### Dataset900_Planted, scarce, 10 steps of nnunet" in table
 
-    monkeypatch.setattr(study.Study, "train_alone", lambda self, run: pytest.fail(f"{run} is trained again"))
+    monkeypatch.setattr(study.Study, "train", lambda self, run: pytest.fail(f"{run} is trained again"))
     again = CliRunner().invoke(study.main, options, catch_exceptions=False)
     assert again.exit_code == 0 and table in again.output
-
-
-def test_nothing_is_started_that_may_end_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    import study
-
-    seconds = iter([0, 0, 10, 12, 18, 19, 30])
-    monkeypatch.setattr(study, "perf_counter", lambda: next(seconds))
-    clock, done = study.Clock(25), []
-    assert [clock.time(done.append, i) for i in range(3)] == [True, True, False]  # 19 + 10 seconds are too late
-    assert done == [0, 1]
-
-
-def touch(file: Path) -> None:
-    file.parent.mkdir(parents=True)
-    file.touch()
-
-
-def test_one_process_is_told_all_that_its_trainings_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import study
-
-    told: dict[str, str] = {}
-
-    def run(command: list[object], log: Path, variables: dict[str, str]) -> None:
-        told.update(variables)
-        log.write_text(
-            "much else\nStudyx has ended: a sentence\nTrained 1 runs, 0 of them on graphs: 2.0 steps a second\n"
-        )
-
-    monkeypatch.setattr(study, "run_command", run)
-    monkeypatch.setattr(study, "read_splits", lambda folder: [{}] * (1 + study.MOST_SEEDS))
-    runs = [study.Run("D", size, "x", 3, 20, "sgd") for size in ("full", "scarce")]
-    study.Study(tmp_path, "cuda").train_chunk(runs)
-    job = json.loads((tmp_path / "side_by_side.json").read_text())
-    assert job["device"] == "cuda" and [run["fold"] for run in job["runs"]] == [0, 4]  # numbers, as nnU-Net wants them
-    assert job["runs"][0]["budget"] == {"seed": 3, "epochs": 10, "iterations": 2, "optimiser": "sgd"}
-    # compiled for a minute each, validations would take longer than trainings, on the GPU that trains
-    assert told["nnUNet_compile"] == "f" and told["nnUNet_n_proc_DA"] == "0"
-
-
-def test_side_by_side_are_runs_of_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import study
-
-    chunks: list[list[study.Run]] = []
-    validated: list[study.Run] = []
-
-    def train(self: study.Study, runs: list[study.Run]) -> None:
-        chunks.append(runs)
-        for run in runs:
-            if run.arm != "w":  # this one couldn't go on
-                touch(self.fold_folder(run).path / "checkpoint_final.pth")
-
-    monkeypatch.setattr(study.Study, "train_chunk", train)
-    monkeypatch.setattr(study, "read_splits", lambda folder: [{}])
-    monkeypatch.setattr(study.Study, "validate", lambda self, run: validated.append(run))
-    runs = [study.Run(d, "full", arm, seed, 10, "sgd") for seed in range(2) for d in "AB" for arm in "vwxyz"]
-    own = study.Study(tmp_path, "cuda")
-    touch(own.fold_folder(runs[0]).path / "checkpoint_final.pth")  # trained before, but not validated
-    with ThreadPoolExecutor(1) as pool:
-        tasks = list(own.train_side_by_side(runs, 4, study.Clock(1e9), pool))
-    # seed by seed, so that a deadline cuts off seeds
-    assert [[(run.dataset, run.seed, run.arm) for run in chunk] for chunk in chunks] == [
-        [("A", 0, arm) for arm in "wxyz"],
-        *([(d, seed, arm) for arm in arms] for d, seed in (("B", 0), ("A", 1), ("B", 1)) for arms in ("vwxy", "z")),
-    ]
-    assert all(task.result() for task in tasks) and validated[0] == runs[0]
-    assert set(validated) == {run for run in runs if run.arm != "w"}
 
 
 @pytest.mark.parametrize("option", ["--arms", "--sizes", "--datasets"])
