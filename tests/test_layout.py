@@ -46,7 +46,7 @@ def is_exit(node: ast.AST) -> bool:
 
 
 def test_the_tests_below_see_the_modules_and_their_imports():
-    assert {"nnunet_lomix.loss.lomix", "nnunet_lomix.loss.rules.barrier"} <= set(LOSS)
+    assert {"nnunet_lomix.loss.lomix", "nnunet_lomix.loss.rules"} <= set(LOSS)
     assert {"nnunet_lomix.nnunet.results", "nnunet_lomix.nnunet.lookup.nnunet_lomix_trainers"} <= set(NNUNET)
     assert {"nnunet_lomix.cli", "nnunet_lomix.trainers.lomix", "nnunet_lomix.demo.steps"} <= set(MODULES)
     assert "nnunet_lomix.errors.LoMixError" in set(imported_names("nnunet_lomix.nnunet.datasets"))

@@ -7,6 +7,7 @@ gradients are those of nnU-Net's ``DC_and_CE_loss`` (plain classes) and ``DC_and
 ``MemoryEfficientSoftDiceLoss``, in nnU-Net 2.8.1.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -235,3 +236,10 @@ class RegionCriterion(Criterion):
 
     def _entropy_and_probabilities(self, logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         return F.binary_cross_entropy_with_logits(logits, target.y, reduction="none"), logits.sigmoid()
+
+
+def full_precision(device_type: str) -> AbstractContextManager[object]:
+    """A context in which autocast is off, on devices that have autocast at all."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

@@ -12,19 +12,34 @@ that is captured in a CUDA graph moves on, too.
 from collections.abc import Sequence
 from itertools import product
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 Size = tuple[int, ...]
 
 
-class Grids:
-    """The grids of all offsets; P is the number of their pixels along an axis.
+class Offset(NamedTuple):
+    """Which pixels the grid has in a step.
+
+    Attributes:
+        positions: ``(1, 1, N)``, int64, of its pixels in the flattened finest output; None for all of them.
+        inside: ``(1, 1, N)`` of 0 and 1, whether they are inside the image; None if all are.
+        axes: the first pixel along each axis, ``(1,)``, int64.
+    """
+
+    positions: Tensor | None
+    inside: Tensor | None
+    axes: Sequence[Tensor]
+
+
+class Grid:
+    """The grid for outputs of some sizes; P is the number of its pixels along an axis, N that of all.
 
     An axis has the stride if the second output is at most half as long as the first one (rounded up), else 1. Where
-    the stride doesn't divide an axis, the last pixel of some offsets is outside the image and doesn't count.
+    the stride doesn't divide an axis, the last pixel of some offsets is outside the image and doesn't count; it has the
+    value of the last one inside.
 
     Args:
         sizes: spatial sizes of the outputs, finest first.
@@ -48,8 +63,14 @@ class Grids:
         self.size = [-(-n // s) for n, s in zip(fine, self.strides, strict=True)]
         self.is_fine = [size == fine for size in sizes]
         self.coarse = [[size[axis] for size in sizes if size != fine] for axis in range(len(fine))]
-        self.padding = [p * s - n for p, s, n in zip(self.size, self.strides, fine, strict=True)]
-        self.offsets = torch.tensor(list(product(*map(range, self.strides))), device=device)
+        padded = any(p * s > n for p, s, n in zip(self.size, self.strides, fine, strict=True))
+        offsets = list(product(*map(range, self.strides)))
+        positions, inside = zip(*(self._pixels(fine, offset) for offset in offsets), strict=True)
+        self.offsets, self.positions, self.inside = (
+            torch.tensor(offsets).to(device),
+            torch.stack(positions).to(device),
+            torch.stack(inside).to(device, dtype) if padded else None,
+        )
         self.matrices = []  # for each axis (stride, P, length of all coarse outputs one after the other)
         for n, s, p, lengths in zip(fine, self.strides, self.size, self.coarse, strict=True):
             empty = torch.zeros(p, 0, dtype=torch.float64)
@@ -58,90 +79,66 @@ class Grids:
             self.matrices.append(torch.stack(table).to(dtype).to(device))
         self.matrices[-1] = self.matrices[-1].mT.contiguous()  # it is multiplied from the right
 
-    def at(self, step: Tensor | None) -> "Grid":
-        """The grid of a training step, whose number is ``()``, int64, on the device; None for the first offset."""
-        return Grid(self, self.offsets.new_zeros(()) if step is None else step % self.cycle)
+    def _pixels(self, fine: Size, offset: Size) -> tuple[Tensor, Tensor]:
+        """Positions in the flattened finest output, and whether they are inside, each ``(N,)``."""
+        positions, inside = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool)
+        for n, s, p, first in zip(fine, self.strides, self.size, offset, strict=True):
+            along = torch.arange(first, first + p * s, s)
+            positions = (positions[:, None] * n + along.clamp_max(n - 1)).flatten()
+            inside = (inside[:, None] & (along < n)).flatten()
+        return positions, inside
 
+    def offset(self, step: Tensor | None) -> Offset:
+        """That of a training step, whose number is ``()``, int64, on the device; the first one for None."""
+        number = self.offsets.new_zeros(()) if step is None else step % self.cycle
+        positions, inside = (
+            None if table is None else table.index_select(0, number)[None]
+            for table in (self.positions if self.cycle > 1 else None, self.inside)
+        )
+        return Offset(positions, inside, self.offsets.index_select(0, number).unbind(1))
 
-class Grid:
-    """The grid of one step.
+    def select(self, image: Tensor, offset: Offset) -> Tensor:
+        """An image of the finest size, ``(B, C, *spatial)``, at the pixels of the grid, ``(B, C, N)``."""
+        image = image.flatten(2)
+        return image if offset.positions is None else image.gather(2, offset.positions.expand(*image.shape[:2], -1))
 
-    Args:
-        grids: those of all offsets.
-        number: of the offset, ``()``.
-    """
+    def slabs(self, outputs: Sequence[Tensor], offset: Offset, rows: int) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """What :meth:`scales` needs of the outputs, for slabs of so many rows along the first axis."""
+        first, *others = (m.index_select(0, position) for m, position in zip(self.matrices, offset.axes, strict=True))
+        pairs = list(zip(outputs, self.is_fine, strict=True))
+        fine = [self.select(z, offset).to(self.dtype) for z, is_fine in pairs if is_fine]
+        coarse = [z.to(self.dtype) for z, is_fine in pairs if not is_fine]
+        selected = zip(*(divide(z, rows * prod(self.size[1:]), 2) for z in fine), strict=True)
+        return [
+            ([*of_slab, *coarse], [m, *others]) for of_slab, m in zip(selected, divide(first, rows, 1), strict=True)
+        ]
 
-    def __init__(self, grids: Grids, number: Tensor):
-        self.grids = grids
-        self.offset = grids.offsets.index_select(0, number).unbind(1)  # along each axis, (1,)
+    def scales(self, outputs: Sequence[Tensor], matrices: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs at the n pixels of a slab, each ``(B, C, n)``.
 
-    def select(self, image: Tensor) -> Tensor:
-        """An image of the finest size, ``(B, C, *spatial)``, at the pixels of the grid, ``(B, C, P, 1, P, 1, …)``.
-
-        Pixels outside the image are 0.
+        Args:
+            outputs: those of the finest size at these pixels, ``(B, C, n)``, then all others.
+            matrices: for each axis ``(1, pixels, length of all coarse outputs)``, for the last one transposed.
         """
-        grids = self.grids
-        if any(grids.padding):
-            image = F.pad(image, [n for last in reversed(grids.padding) for n in (0, last)])
-        pairs = zip(grids.size, grids.strides, strict=True)
-        image = image.reshape(*image.shape[:2], *(n for pair in pairs for n in pair))
-        for axis, offset in enumerate(self.offset):
-            if grids.strides[axis] > 1:
-                image = image.index_select(2 * axis + 3, offset)
-        return image
-
-    def inside(self, image: Tensor) -> Tensor | None:
-        """Which pixels of an image are inside, 0 or 1, as from :meth:`select`; None if all are."""
-        if not any(self.grids.padding):
-            return None
-        return self.select(torch.ones_like(image[:1, :1], dtype=self.grids.dtype))
-
-    def slabs(self, outputs: Sequence[Tensor], rows: int) -> "list[Slab]":
-        """The outputs on the grid in slabs of so many rows along the first axis."""
-        chosen = zip(self.grids.matrices, self.offset, strict=True)
-        first, *others = (matrices.index_select(0, offset) for matrices, offset in chosen)
-        pairs = list(zip(outputs, self.grids.is_fine, strict=True))
-        fine = [divide(self.select(z).to(self.grids.dtype), rows, 2) for z, is_fine in pairs if is_fine]
-        coarse = [z.to(self.grids.dtype) for z, is_fine in pairs if not is_fine]
-        parts = zip(zip(*fine, strict=True), divide(first, rows, 1), strict=True)
-        return [Slab(self.grids, selected, coarse, [part, *others]) for selected, part in parts]
-
-
-class Slab:
-    """Some rows of a grid.
-
-    Args:
-        grids: those of all offsets.
-        fine: the outputs of the finest size at its pixels.
-        coarse: the other outputs.
-        matrices: for each axis ``(1, pixels, length of all coarse outputs)``, for the last one transposed.
-    """
-
-    def __init__(self, grids: Grids, fine: Sequence[Tensor], coarse: Sequence[Tensor], matrices: list[Tensor]):
-        self.grids = grids
-        self.fine = fine
-        self.coarse = coarse
-        self.matrices = matrices
-
-    def scales(self) -> list[Tensor]:
-        """The outputs at the n pixels of the slab, each ``(B, C, n)``."""
-        fine = (z.flatten(2) for z in self.fine)
+        selected = iter(outputs[: sum(self.is_fine)])
         # how many matrices are multiplied at a time; in 3D the rows become further ones
-        number = prod(self.fine[0].shape[:2])
+        number = prod(outputs[0].shape[:2])
         axes = []
-        for axis, (matrices, lengths) in enumerate(zip(self.matrices, self.grids.coarse, strict=True), 1):
-            axes.append(matrices.expand(number, -1, -1).split(lengths, 1 if axis == len(self.matrices) else 2))
-            if axis < len(self.matrices) - 1:
-                number *= matrices.shape[1]
-        coarse = (self._resample(z, of_z) for z, *of_z in zip(self.coarse, *axes, strict=True))
-        return [next(fine if is_fine else coarse) for is_fine in self.grids.is_fine]
+        for axis, (own, lengths) in enumerate(zip(matrices, self.coarse, strict=True), 1):
+            axes.append(own.expand(number, -1, -1).split(lengths, 1 if axis == len(matrices) else 2))
+            if axis < len(matrices) - 1:
+                number *= own.shape[1]
+        coarse = (resample(z, of_z) for z, *of_z in zip(outputs[sum(self.is_fine) :], *axes, strict=True))
+        return [next(selected) if is_fine else next(coarse) for is_fine in self.is_fine]
 
-    def _resample(self, z: Tensor, matrices: list[Tensor]) -> Tensor:
-        batch, classes, *size = z.shape
-        *first, last = matrices
-        for axis, matrix in enumerate(first):
-            z = matrix.bmm(z.reshape(len(matrix), size[axis], -1))
-        return z.bmm(last).view(batch, classes, -1)
+
+def resample(z: Tensor, matrices: list[Tensor]) -> Tensor:
+    """``(B, C, *spatial)`` by one matrix an axis, the last one transposed, to ``(B, C, n)``."""
+    batch, classes, *size = z.shape
+    *first, last = matrices
+    for axis, matrix in enumerate(first):
+        z = matrix.bmm(z.reshape(len(matrix), size[axis], -1))
+    return z.bmm(last).view(batch, classes, -1)
 
 
 def divide(tensor: Tensor, size: int, axis: int) -> Sequence[Tensor]:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.utils.checkpoint import checkpoint
 
-from nnunet_lomix.loss.backends import BACKENDS, Case, choose
-from nnunet_lomix.loss.backends.base import Backend, add_up_slabs, full_precision
-from nnunet_lomix.loss.criterion import ClassCriterion, Criterion, RegionCriterion, SumOverRanks
-from nnunet_lomix.loss.grid import Grids
+from nnunet_lomix.loss.backends import BACKENDS, Backend, Case, choose
+from nnunet_lomix.loss.criterion import ClassCriterion, Criterion, RegionCriterion, SumOverRanks, Target, full_precision
+from nnunet_lomix.loss.grid import Grid
 from nnunet_lomix.loss.maps import ORIGINAL, list_maps
 from nnunet_lomix.loss.operators import OPERATORS, Original
 from nnunet_lomix.loss.rules import RULES
@@ -171,12 +171,12 @@ class LoMixLoss(nn.Module):
         self.share = share
         self.anchor = FinestOutput(self.criterion) if anchor is None else anchor
         self.stride = stride
-        if backend is not None:
-            BACKENDS.check(backend)
+        if backend not in (None, *BACKENDS):
+            raise ValueError(f"unknown backend {backend!r}; choose from: {', '.join(BACKENDS)}")
         self.backend = backend
         self.last_losses: Tensor | None = None
         self._backends: dict[tuple[object, ...], Backend] = {}  # by device and dtype
-        self._grids: dict[tuple[object, ...], Grids] = {}  # by sizes, too
+        self._grids: dict[tuple[object, ...], Grid] = {}  # by sizes, too
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is kept on a device, which a copy or a loaded loss may not have."""
@@ -216,16 +216,25 @@ class LoMixLoss(nn.Module):
         sizes = tuple(tuple(z.shape[2:]) for z in outputs)
         key = (sizes, self.stride, target.device, dtype)
         if key not in self._grids:
-            self._grids[key] = Grids(sizes, self.stride, target.device, dtype)
+            self._grids[key] = Grid(sizes, self.stride, target.device, dtype)
             if self.stride > 1 and self._grids[key].cycle == 1 and not torch.compiler.is_compiling():
                 logger.warning("LoMix: stride = %d has no effect, as no axis of the second output is half", self.stride)
-        grids = self._grids[key]
-        grid = grids.at(self.rule.steps if torch.is_grad_enabled() else None)
-        prepared = self.criterion.prepare(grid.select(target), self.num_classes, dtype, grid.inside(outputs[0]))
-        pixels, of_row = prod(grids.size), prod(grids.size[1:])
+        grid = self._grids[key]
+        offset = grid.offset(self.rule.steps if torch.is_grad_enabled() else None)
+        prepared = self.criterion.prepare(grid.select(target, offset), self.num_classes, dtype, offset.inside)
+        pixels, of_row = prod(grid.size), prod(grid.size[1:])
         rows = max(1, backend.pixels_at_once(len(target), pixels, prod(sizes[0])) // of_row)
-        sums = add_up_slabs(backend, grid.slabs(outputs, rows), prepared.divide(rows * of_row))
-        return self.criterion.losses(sums, prepared)
+
+        def sums(fine_and_coarse: list[Tensor], matrices: list[Tensor], target: Target) -> Tensor:
+            return backend(grid.scales(fine_and_coarse, matrices), target)
+
+        targets = prepared.divide(rows * of_row)
+        slabs = [(*slab, own) for slab, own in zip(grid.slabs(outputs, offset, rows), targets, strict=True)]
+        if len(slabs) == 1:
+            return self.criterion.losses(sums(*slabs[0]), prepared)
+        # each slab is computed anew in the backward pass, so that one at a time is in memory
+        parts = [checkpoint(sums, *slab, use_reentrant=False, preserve_rng_state=False) for slab in slabs]
+        return self.criterion.losses(torch.stack(parts).sum(0), prepared)
 
     def maps_not_finite(self) -> list[str]:
         """Names of the maps whose losses were NaN or infinite when they were last computed; waits for the device."""
@@ -286,11 +295,13 @@ class LoMixLoss(nn.Module):
             classes, scales = self.num_classes, self.num_scales
             operators = dict(self.operators.items())
             case = Case(self.maps, operators, self.criterion, classes, scales, target.device, dtype)
-            name, self._backends[key], refusals = choose(case, self.backend)
+            name, self._backends[key], refusal = choose(case, self.backend)
             text = f"LoMix: the backend {name!r} computes the loss of {len(self.maps)} maps"
-            text += "".join(f"; {other!r} can't be used: {reason}" for other, reason in refusals.items())
             if not compiling:
-                logger.log(logging.INFO if self.backend in (None, name) else logging.WARNING, text)
+                logger.log(
+                    logging.INFO if self.backend in (None, name) else logging.WARNING,
+                    f"{text}; {refusal}" if refusal else text,
+                )
         return self._backends[key]
 
     def _check(self, outputs: Sequence[Tensor], target: Tensor) -> None:

@@ -15,7 +15,6 @@ scale the same gradient, 1/|c|. Both operators leave the mean with the first ste
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +32,21 @@ class Operator(nn.Module):
 
     Args:
         num_classes: C.
-        subsets: for each mutant the indices of its scales.
+        subsets: for each of the M mutants the indices of its scales.
+
+    Attributes:
+        mixed: number of the mixed scales, K: no subset has a later one.
     """
 
     def __init__(self, num_classes: int, subsets: Sequence[Subset]):
         super().__init__()
         self.subsets = list(subsets)
+        self.mixed = self.count_mixed(subsets)
+
+    @staticmethod
+    def count_mixed(subsets: Sequence[Subset]) -> int:
+        """K for the mutants of these subsets."""
+        return 1 + max((j for subset in subsets for j in subset), default=0)
 
     def forward(self, scales: Sequence[Tensor], subset: Subset) -> Tensor:
         """The mutant of a subset, from all scales; each tensor is ``(B, C, N)``, logits with the pixels flattened."""
@@ -75,48 +83,68 @@ class Multiply(Operator):
         return math.prod(scales[1:], start=scales[0])
 
 
-@OPERATORS.register("concat")
-class Concat(Operator):
-    """1×1 convolution (C·|c| → C, with bias) of the scales stacked on channels; starts as their mean.
+class LinearOperator(Operator):
+    """An operator that needs R rows of numbers that are linear in the scales, for each of its mutants.
 
     Attributes:
-        weight: ``(C, Σ |c| C)``, the weights ``(C, |c| C)`` of all subsets beside each other.
-        bias: ``(C, M)``, a column for each subset.
+        weight: ``(M, R, K C + 1)``, in each row weights of the classes of all mixed scales and, last, the bias.
+        used: 0 or 1 for each of them; what isn't used gets no gradient.
+    """
+
+    used: Tensor
+
+    def __init__(self, num_classes: int, subsets: Sequence[Subset], rows: int):
+        super().__init__(num_classes, subsets)
+        self.num_classes = num_classes
+        shape = len(subsets), rows, self.mixed * num_classes + 1
+        self.weight = nn.Parameter(torch.zeros(shape))
+        self.register_buffer("used", torch.zeros(shape), persistent=False)
+
+    def columns(self, scale: int) -> slice:
+        """Those of the classes of a scale."""
+        return slice(scale * self.num_classes, (scale + 1) * self.num_classes)
+
+
+@OPERATORS.register("concat")
+class Concat(LinearOperator):
+    """1×1 convolution (C·|c| → C, with bias) of the scales stacked on channels; starts as their mean.
+
+    Its rows are the classes of the mutant.
     """
 
     def __init__(self, num_classes: int, subsets: Sequence[Subset]):
-        super().__init__(num_classes, subsets)
-        self.sizes = [num_classes * len(c) for c in subsets]
-        means = [torch.eye(num_classes).repeat(1, len(c)) / len(c) for c in subsets]
-        self.weight = nn.Parameter(torch.cat(means, 1) if means else torch.zeros(num_classes, 0))
-        self.bias = nn.Parameter(torch.zeros(num_classes, len(subsets)))
+        super().__init__(num_classes, subsets, num_classes)
+        self.used[..., -1] = 1
+        with torch.no_grad():
+            for number, subset in enumerate(subsets):
+                for j in subset:
+                    self.used[number, :, self.columns(j)] = 1
+                    self.weight[number, :, self.columns(j)] = torch.eye(num_classes) / len(subset)
 
     def mix(self, scales: list[Tensor], number: int) -> Tensor:
-        weight: Tensor = self.weight.split(self.sizes, 1)[number]
-        return convolve(weight, torch.cat(scales, 1)) + self.bias[:, number, None]
+        own = self.weight[number]
+        weight = torch.cat([own[:, self.columns(j)] for j in self.subsets[number]], 1)
+        return convolve(weight, torch.cat(scales, 1)) + own[:, -1:]
 
 
 @OPERATORS.register("fusion")
-class Fusion(Operator):
+class Fusion(LinearOperator):
     """Σ a_j ẑ_j with a = softmax over j of s_j(ẑ_j), per pixel; s_j a 1×1 convolution C → 1 with bias.
 
-    The scores start at zero, so the mutant starts as the mean of the scales.
-
-    Attributes:
-        weight: ``(Σ |c|, C)``, a row for each scale of each subset.
-        bias: ``(Σ |c|, 1)``.
+    Its rows are the scores of the mixed scales. They start at zero, so the mutant starts as the mean of the scales.
     """
 
     def __init__(self, num_classes: int, subsets: Sequence[Subset]):
-        super().__init__(num_classes, subsets)
-        self.starts = [0, *accumulate(map(len, subsets))]
-        self.weight = nn.Parameter(torch.zeros(self.starts[-1], num_classes))
-        self.bias = nn.Parameter(torch.zeros(self.starts[-1], 1))
+        super().__init__(num_classes, subsets, self.count_mixed(subsets))
+        for number, subset in enumerate(subsets):
+            for j in subset:
+                self.used[number, j, self.columns(j)] = 1
+                self.used[number, j, -1] = 1
 
     def mix(self, scales: list[Tensor], number: int) -> Tensor:
-        rows = slice(self.starts[number], self.starts[number + 1])
-        weights = self.weight[rows].split(1)
-        scores = torch.cat([convolve(w, z) for w, z in zip(weights, scales, strict=True)], 1) + self.bias[rows]
+        own = self.weight[number]
+        pairs = zip(self.subsets[number], scales, strict=True)
+        scores = torch.cat([convolve(own[j : j + 1, self.columns(j)], z) + own[j, -1] for j, z in pairs], 1)
         weighted: list[Tensor] = [a * z for a, z in zip(scores.softmax(1).split(1, 1), scales, strict=True)]
         return sum(weighted[1:], weighted[0])
 

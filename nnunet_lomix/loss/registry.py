@@ -1,4 +1,4 @@
-"""Names for the exchangeable parts: operators, weighting rules and backends."""
+"""Names for the exchangeable parts: operators and weighting rules."""
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -39,10 +39,6 @@ class Registry(dict[str, Part], Generic[Part]):
             return part
 
         return decorator
-
-    def check(self, name: str) -> None:
-        """Raise what looking up an unknown name raises."""
-        self.__getitem__(name)
 
     def __missing__(self, name: str) -> Part:
         raise ValueError(f"unknown {self.kind} {name!r}; choose from: {', '.join(sorted(self))}")

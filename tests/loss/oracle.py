@@ -87,21 +87,21 @@ def fusion(scales: list[np.ndarray], weights: np.ndarray, biases: np.ndarray) ->
 
 
 def map_logits(
-    operator: str, scales: list[np.ndarray], parameters: dict[str, np.ndarray], before: list[tuple[int, ...]]
+    operator: str, scales: list[np.ndarray], parameters: dict[str, np.ndarray], number: int, subset: tuple[int, ...]
 ) -> np.ndarray:
     """A map from the resampled scales of its subset.
 
-    `parameters` are those of concat and fusion for all of their subsets, `before` the subsets before this one.
+    `parameters` are those of concat and fusion for all of their subsets, `number` the place of this one among them.
     """
     if operator == "original":
         return scales[0]
-    first, last = (sum(len(c) for c in before) + n for n in (0, len(scales)))
-    if operator == "concat":
-        classes = scales[0].shape[1]
-        weight = parameters["weight"][:, first * classes : last * classes]
-        return concat(scales, weight, parameters["bias"][:, len(before)])
-    if operator == "fusion":
-        return fusion(scales, parameters["weight"][first:last], parameters["bias"][first:last, 0])
+    if operator in ("concat", "fusion"):
+        rows, classes = parameters["weight"][number], scales[0].shape[1]
+        columns = [rows[:, j * classes : (j + 1) * classes] for j in subset]
+        if operator == "concat":
+            return concat(scales, np.concatenate(columns, 1), rows[:, -1])
+        own = list(zip(subset, columns, strict=True))
+        return fusion(scales, np.stack([weights[j] for j, weights in own]), np.stack([rows[j, -1] for j, _ in own]))
     if operator == "subtract":
         return scales[0] - add(scales[1:])
     if operator == "average":

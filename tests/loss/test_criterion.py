@@ -32,20 +32,21 @@ def nnunet_loss(batch_dice, regions=False, ignore_label=None):
 def logits_of(map_, outputs, loss):
     """A map (B, C, *spatial), by PyTorch's own layers."""
     operator = loss.operators[map_.operator]
-    before = operator.subsets[: operator.subsets.index(map_.scales)]
-    rows = range(sum(map(len, before)), sum(map(len, before)) + len(map_.scales))
+    number = operator.subsets.index(map_.scales)
     size, spatial = outputs[0].shape[2:], outputs[0].ndim - 2
     mode = "bilinear" if spatial == 2 else "trilinear"
     scales = [F.interpolate(outputs[j], size, mode=mode) for j in map_.scales]
     convolve = F.conv2d if spatial == 2 else F.conv3d
     ones = (1,) * spatial
     if map_.operator == "concat":
-        weight = torch.cat([operator.weight[:, 3 * row : 3 * row + 3] for row in rows], 1)
-        return convolve(torch.cat(scales, 1), weight[(..., *[None] * spatial)], operator.bias[:, len(before)])
+        weight = torch.cat([operator.weight[number, :, 3 * j : 3 * j + 3] for j in map_.scales], 1)
+        return convolve(torch.cat(scales, 1), weight[(..., *[None] * spatial)], operator.weight[number, :, -1])
     if map_.operator == "fusion":
         scores = [
-            convolve(z, operator.weight[row].reshape(1, -1, *ones), operator.bias[row])
-            for z, row in zip(scales, rows, strict=True)
+            convolve(
+                z, operator.weight[number, j, 3 * j : 3 * j + 3].reshape(1, -1, *ones), operator.weight[number, j, -1:]
+            )
+            for z, j in zip(scales, map_.scales, strict=True)
         ]
         return (torch.stack(scores).softmax(0) * torch.stack(scales)).sum(0)
     stack = torch.stack(scales)

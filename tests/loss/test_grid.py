@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from nnunet_lomix import LoMixLoss
-from nnunet_lomix.loss.grid import Grids
+from nnunet_lomix.loss.grid import Grid
 
 CPU = torch.device("cpu")
 
@@ -22,47 +22,35 @@ def sizes_of_outputs(draw):
     return sizes
 
 
-def grids_of(sizes, stride, dtype=torch.float64):
-    return Grids(sizes, stride, CPU, dtype)
-
-
-def pixels_of(grids, step):
-    """Where the grid of a step is, as slices of the image."""
-    image = torch.zeros(1, 1, *(p * s - n for p, s, n in zip(grids.size, grids.strides, grids.padding, strict=True)))
-    numbers = torch.arange(1, image.numel() + 1).view_as(image)
-    return grids.at(torch.tensor(step)).select(numbers)
+def grid_of(sizes, stride, dtype=torch.float64):
+    return Grid(sizes, stride, CPU, dtype)
 
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=sizes_of_outputs(), stride=st.integers(1, 3), step=st.integers(0, 30), rows=st.integers(1, 12))
 def test_scales_on_the_grid_are_interpolated_and_then_sliced(sizes, stride, step, rows):
-    grids = grids_of(sizes, stride)
-    grid = grids.at(torch.tensor(step))
+    grid = grid_of(sizes, stride)
+    offset = grid.offset(torch.tensor(step))
     outputs = [torch.randn(2, 3, *size, dtype=torch.float64) for size in sizes]
     mode = "bilinear" if len(sizes[0]) == 2 else "trilinear"
-    inside = grid.inside(outputs[0])
-    got = [torch.cat(slabs, 2) for slabs in zip(*(slab.scales() for slab in grid.slabs(outputs, rows)), strict=True)]
+    slabs = [grid.scales(*slab) for slab in grid.slabs(outputs, offset, rows)]
+    got = [torch.cat(parts, 2) for parts in zip(*slabs, strict=True)]
     for z, scale in zip(outputs, got, strict=True):
         full = F.interpolate(z, sizes[0], mode=mode, align_corners=False)
-        expected = grid.select(full).flatten(2)
-        if inside is not None:
-            scale, expected = scale * inside.flatten(2), expected * inside.flatten(2)
+        expected = grid.select(full, offset)
         torch.testing.assert_close(scale, expected, rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=sizes_of_outputs(), stride=st.integers(1, 3), first=st.integers(0, 50))
 def test_a_cycle_of_steps_uses_every_pixel_once(sizes, stride, first):
-    grids = grids_of(sizes, stride)
+    grid = grid_of(sizes, stride)
     strides = [min(stride, n) if 2 * m <= n + 1 and m < n else 1 for n, m in zip(*sizes[:2], strict=True)]
-    assert grids.strides == strides and grids.cycle == torch.tensor(strides).prod()
-    used = torch.cat([pixels_of(grids, step).flatten() for step in range(first, first + grids.cycle)])
-    assert sorted(used[used > 0].tolist()) == list(range(1, torch.Size(sizes[0]).numel() + 1))
-    insides = [grids.at(torch.tensor(step)).inside(torch.zeros(1, 1, *sizes[0])) for step in range(grids.cycle)]
-    if any(grids.padding):
-        assert sum(inside.sum() for inside in insides) == torch.Size(sizes[0]).numel()
-    else:
-        assert insides == [None] * grids.cycle
+    assert grid.strides == strides and grid.cycle == torch.tensor(strides).prod()
+    numbers = torch.arange(1, torch.Size(sizes[0]).numel() + 1).view(1, 1, *sizes[0])
+    offsets = [grid.offset(torch.tensor(step)) for step in range(first, first + grid.cycle)]
+    used = [grid.select(numbers, o) if o.inside is None else grid.select(numbers, o)[o.inside > 0] for o in offsets]
+    assert sorted(torch.cat([pixels.flatten() for pixels in used]).tolist()) == numbers.flatten().tolist()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +65,7 @@ def test_a_cycle_of_steps_uses_every_pixel_once(sizes, stride, first):
     ],
 )
 def test_which_axes_are_thinned_out(sizes, strides):
-    assert grids_of(sizes, 2).strides == strides
+    assert grid_of(sizes, 2).strides == strides
 
 
 def test_the_offset_follows_from_the_number_of_the_step_alone_and_is_0_without_gradients():

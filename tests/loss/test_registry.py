@@ -1,11 +1,11 @@
-"""A new operator, rule or backend is one registration, and LoMixLoss takes it by its name."""
+"""A new operator or rule is one registration, and LoMixLoss takes it by its name."""
 
 import pytest
 import torch
 from torch import nn
 
 from nnunet_lomix import LoMixLoss
-from nnunet_lomix.loss import BACKENDS, OPERATORS, RULES, Operator, WeightingRule
+from nnunet_lomix.loss import OPERATORS, RULES, Operator, WeightingRule
 from nnunet_lomix.loss.registry import Registry
 
 OUTPUTS = [torch.linspace(-1, 1, 2 * 2 * n * n).view(2, 2, n, n) for n in (8, 4)]
@@ -40,7 +40,7 @@ def test_registry_gives_back_what_was_registered():
         register(nn.Identity)
 
 
-@pytest.mark.parametrize("registry", [OPERATORS, RULES, BACKENDS])
+@pytest.mark.parametrize("registry", [OPERATORS, RULES])
 def test_names_of_the_engine_cannot_be_overwritten(registry):
     for name in registry:
         with pytest.raises(ValueError, match=name):
@@ -76,21 +76,3 @@ def test_new_rule(register):
     assert loss.weights().tolist() == [0.5, 0.5] + [0] * 4
     losses = loss.losses(OUTPUTS, TARGET)
     torch.testing.assert_close(loss(OUTPUTS, TARGET), 0.75 * losses[0] + 0.25 * losses[1])
-
-
-def test_new_backend(register):
-    calls = []
-
-    class Counted(BACKENDS["plain"]):
-        @staticmethod
-        def suits(case):
-            return False  # only where it is named
-
-        def __call__(self, scales, target):
-            calls.append(len(self.case.maps))
-            return super().__call__(scales, target)
-
-    register(BACKENDS, "counted", Counted)
-    loss = LoMixLoss(2, 2, backend="counted")
-    assert loss(OUTPUTS, TARGET) == LoMixLoss(2, 2, backend="plain")(OUTPUTS, TARGET)
-    assert calls == [len(loss.maps)]

@@ -11,7 +11,7 @@ driver or compiler that gets them wrong costs time, not a training.
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from itertools import accumulate
@@ -22,11 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nnunet_lomix.loss.backends.base import BACKENDS, Case, full_precision
-from nnunet_lomix.loss.backends.plain import Plain
-from nnunet_lomix.loss.criterion import ClassCriterion, RegionCriterion, Target
+from nnunet_lomix.loss.backends.plain import Case, Plain
+from nnunet_lomix.loss.criterion import ClassCriterion, RegionCriterion, Target, full_precision
 from nnunet_lomix.loss.maps import ORIGINAL, Map
-from nnunet_lomix.loss.operators import Add, Concat, Fusion, Multiply, Original
+from nnunet_lomix.loss.operators import Add, Concat, Fusion, LinearOperator, Multiply, Operator, Original
 
 # of the kernels; an original is a sum of one scale
 CODES: dict[type[nn.Module], int] = {Original: 0, Add: 0, Multiply: 1, Fusion: 2, Concat: 3}
@@ -42,11 +41,8 @@ TOLERANCE = 1e-2  # of the comparison with plain, relative to the largest value
 logger = logging.getLogger(__name__)
 
 
-@BACKENDS.register("fused")
 class Fused:
     """Memory: the scales, their gradients, and what is linear, on the grid."""
-
-    priority = 1
 
     def __init__(self, case: Case):
         self.case = case
@@ -70,10 +66,6 @@ class Fused:
         if others:
             return f"there is no kernel for {', '.join(sorted(others))}"
         return self_check(case)
-
-    @staticmethod
-    def suits(case: Case) -> bool:
-        return case.device.type == "cuda"
 
     def pixels_at_once(self, batch: int, pixels: int, finest: int) -> int:
         classes = self.case.num_classes
@@ -99,28 +91,24 @@ class Layout:
         rows: L.
         columns: K C + 1.
         linear: concat and fusion, if they are there.
-        places: for each number of their parameters, one after the other, its place in the matrix ``(L, K C + 1)`` of
-            weights and, in the last column, biases.
+        chosen: ``(L,)``, which of their rows are used.
+        used: ``(L, K C + 1)``, of these rows.
         constants: of a launch.
     """
 
     def __init__(self, case: Case):
         self.classes, self.maps = case.num_classes, len(case.maps)
-        mixed = 1 + max((j for m in case.maps if m.operator != ORIGINAL for j in m.scales), default=0)
+        mixed = Operator.count_mixed([m.scales for m in case.maps if m.operator != ORIGINAL])
         self.columns = mixed * self.classes + 1
-        self.linear: list[Concat | Fusion] = []
-        blocks = [torch.zeros(0, self.columns, dtype=torch.int64)]
-        first_rows: dict[Map, int] = {}
-        for name, operator in case.operators.items():
-            if isinstance(operator, Concat | Fusion) and operator.subsets:
-                numbers = 1 + sum(p.numel() for o in self.linear for p in o.parameters())
-                for subset, block in zip(operator.subsets, self._blocks(operator, numbers), strict=True):
-                    first_rows[Map(name, subset)] = sum(map(len, blocks))
-                    blocks.append(block)
-                self.linear.append(operator)
-        sources = torch.cat(blocks)  # for each place in the matrix the number of its parameter, from 1; 0 for none
-        self.rows = len(sources)
-        self.places = sources.flatten().argsort()[int((sources == 0).sum()) :].to(case.device)
+        self.linear = [o for o in case.operators.values() if isinstance(o, LinearOperator) and o.subsets]
+        all_rows = torch.cat([torch.zeros(0, self.columns), *(o.used.flatten(0, 1).cpu() for o in self.linear)])
+        chosen = all_rows.any(1)
+        self.rows = int(chosen.sum())
+        self.chosen, self.used = chosen.nonzero()[:, 0].to(case.device), all_rows[chosen].to(case.device)
+        mutants = [Map(n, c) for n, o in case.operators.items() if o in self.linear for c in o.subsets]
+        rows_before = torch.cat([torch.zeros(1), chosen.cumsum(0)]).long()
+        starts = accumulate((rows for o in self.linear for rows in [o.used.shape[1]] * len(o.subsets)), initial=0)
+        first_rows = dict(zip(mutants, rows_before[list(starts)].tolist(), strict=False))
         codes = [
             UNMIXED if m.operator == ORIGINAL and m.scales[0] >= mixed else CODES[type(case.operators[m.operator])]
             for m in case.maps
@@ -136,34 +124,11 @@ class Layout:
         regions = isinstance(case.criterion, RegionCriterion)
         self.constants = {**block_of(self.classes), "K": mixed, "REGIONS": regions}
 
-    def _blocks(self, operator: Concat | Fusion, first: int) -> Iterator[Tensor]:
-        """For each subset its rows of ``sources``; ``first`` is the number of the operator's first parameter."""
-        classes, columns = self.classes, self.columns
-        weights, biases = (
-            torch.arange(p.numel()).view(p.shape) + start
-            for p, start in ((operator.weight, first), (operator.bias, first + operator.weight.numel()))
-        )
-        begin = 0
-        for i, subset in enumerate(operator.subsets):
-            places = [slice(j * classes, (j + 1) * classes) for j in subset]
-            if isinstance(operator, Concat):
-                block = torch.zeros(classes, columns, dtype=torch.int64)
-                for n, place in enumerate(places, begin):
-                    block[:, place] = weights[:, n * classes : (n + 1) * classes]
-                block[:, -1] = biases[:, i]
-            else:
-                block = torch.zeros(len(subset), columns, dtype=torch.int64)
-                for row, place in enumerate(places):
-                    block[row, place], block[row, -1] = weights[begin + row], biases[begin + row, 0]
-            begin += len(subset)
-            yield block
-
     def matrix(self) -> Tensor | None:
-        """``(L, K C + 1)``, with zeros for the scales that a map doesn't have; None if there is nothing linear."""
+        """``(L, K C + 1)``, weights and, last, biases; None if there is nothing linear."""
         if not self.linear:
             return None
-        flat = torch.cat([p.flatten() for o in self.linear for p in (o.weight, o.bias)])
-        return flat.new_zeros(self.rows * self.columns).index_copy(0, self.places, flat).view(self.rows, -1)
+        return torch.cat([o.weight.flatten(0, 1) for o in self.linear]).index_select(0, self.chosen) * self.used
 
     def mixed(self, z: Tensor) -> Tensor:
         """``(B, K C, N)``, the mixed scales of ``z (B, S C, N)``."""

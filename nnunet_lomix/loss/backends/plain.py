@@ -1,33 +1,48 @@
 """The reference: any operator, map by map, with PyTorch's own gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nnunet_lomix.loss.backends.base import BACKENDS, Case
-from nnunet_lomix.loss.criterion import Target
+from nnunet_lomix.loss.criterion import Criterion, Target
+from nnunet_lomix.loss.maps import Map
 
 MOST_VALUES = 2**26  # of all maps together: their graph takes about a gigabyte
 VALUES_OF_CPU = 2**18  # of a map in a slab where that is too much: hardly slower than larger slabs
 
 
-@BACKENDS.register("plain")
+class Case(NamedTuple):
+    """What a backend computes: the maps of a loss, on a device.
+
+    Attributes:
+        maps: all maps of the loss.
+        operators: by their names.
+        criterion: what a map costs.
+        num_classes: C.
+        num_scales: S.
+        device, dtype: of the computation.
+    """
+
+    maps: Sequence[Map]
+    operators: Mapping[str, nn.Module]
+    criterion: Criterion
+    num_classes: int
+    num_scales: int
+    device: torch.device
+    dtype: torch.dtype
+
+
 class Plain:
     """Memory: 3 to 4 tensors of the size of a slab for each map."""
-
-    priority = 0
 
     def __init__(self, case: Case):
         self.case = case
 
     @staticmethod
-    def unsupported(case: Case) -> str | None:
-        return None
-
-    @staticmethod
-    def suits(case: Case) -> bool:
-        return True
+    def unsupported(case: Case) -> None:
+        """Nothing is."""
 
     def pixels_at_once(self, batch: int, pixels: int, finest: int) -> int:
         values = batch * self.case.num_classes

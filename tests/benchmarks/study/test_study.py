@@ -107,7 +107,9 @@ def test_a_mixture_is_that_of_all_outputs_at_full_resolution() -> None:
         nn.init.normal_(parameter)
     mixtures = arms.mixtures(loss)
     assert [*mixtures] == ["concat", "fusion"] and [*arms.mixtures(LoMixLoss(3, 2, ("add",)))] == []
-    assert [*arms.mixtures(DeepSupervisionWrapper(nn.L1Loss(), [1.0]))] == ["z_0 + z_1"] and not arms.mixtures(nn.L1Loss())
+    assert [*arms.mixtures(DeepSupervisionWrapper(nn.L1Loss(), [1.0]))] == ["z_0 + z_1"] and not arms.mixtures(
+        nn.L1Loss()
+    )
     image = torch.randn(2, 3, 8, 8)
     small = nn.functional.interpolate(image[..., ::2, ::2], size=(8, 8), mode="bilinear")
     expected = oracle_fusion(image, small, loss.operators["fusion"])
