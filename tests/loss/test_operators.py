@@ -52,13 +52,6 @@ def test_learned_operators_have_gradients_at_the_start(name):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_operator_draws_no_random_numbers(name):
-    state = torch.get_rng_state()
-    OPERATORS[name](3, [(0, 1)])([z.float() for z in scales_of(2)], (0, 1))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("name", OPERATORS)
 def test_operator_acts_on_each_pixel_by_itself(name):
     scales = scales_of(3)
     operator = OPERATORS[name](3, [(0, 1, 2)]).double()
