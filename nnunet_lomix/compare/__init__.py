@@ -11,6 +11,7 @@
 >>> compare(source).comparison  # doctest: +SKIP
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from nnunet_lomix.compare.from_folders import read_folders
 from nnunet_lomix.compare.from_results import read_results
-from nnunet_lomix.compare.metrics import IMPLEMENTATION
+from nnunet_lomix.compare.metrics import METRICS, choose_metrics
 from nnunet_lomix.compare.report import write_report
 from nnunet_lomix.compare.scoring import score
 from nnunet_lomix.compare.sources import Source
@@ -61,7 +62,13 @@ class Comparison:
     information: dict[str, Any]
 
 
-def compare(source: Source, tolerance: float = 1.0, jobs: int = 1, cache_file: str | Path | None = None) -> Comparison:
+def compare(
+    source: Source,
+    tolerance: float = 1.0,
+    jobs: int = 1,
+    cache_file: str | Path | None = None,
+    metrics: Sequence[str] = (),
+) -> Comparison:
     """Score all predictions and compare every trainer with the first one.
 
     Args:
@@ -70,16 +77,25 @@ def compare(source: Source, tolerance: float = 1.0, jobs: int = 1, cache_file: s
             along an axis with larger voxels a boundary must be met exactly.
         jobs: number of processes.
         cache_file: where scores are kept, so that the same files are not scored again; None: nowhere.
+        metrics: names of :data:`~nnunet_lomix.compare.metrics.METRICS`, the most important first; by default the usual.
 
     Raises:
         LoMixError: a file can't be scored.
+        UsageError: there is no such metric.
     """
-    scores, notes = score(source, tolerance, jobs, cache_file)
-    information = _describe(source, tolerance) | {"notes": [*source.notes, *notes]}
+    scores, notes = score(source, metrics, tolerance, jobs, cache_file)
+    information = _describe(source, tolerance, choose_metrics(metrics)) | {"notes": [*source.notes, *notes]}
     return Comparison(scores, compare_trainers(scores, source.trainers), source, information)
 
 
-def compare_into(folder: str | Path, source: Source, console: Console, tolerance: float = 1.0, jobs: int = 1) -> None:
+def compare_into(
+    folder: str | Path,
+    source: Source,
+    console: Console,
+    tolerance: float = 1.0,
+    jobs: int = 1,
+    metrics: Sequence[str] = (),
+) -> None:
     """As :func:`compare`; writes reports and cache into a folder, and prints the tables.
 
     Raises:
@@ -87,7 +103,7 @@ def compare_into(folder: str | Path, source: Source, console: Console, tolerance
     """
     folder = Path(folder)
     with _claim(folder):
-        result = compare(source, tolerance, jobs, folder / "scores_cache.json")
+        result = compare(source, tolerance, jobs, folder / "scores_cache.json", metrics)
         write_report(folder, result.scores, result.comparison, result.information, source.curves, source.files, console)
 
 
@@ -102,7 +118,7 @@ def _claim(folder: Path) -> Lock:
     return lock
 
 
-def _describe(source: Source, tolerance: float) -> dict[str, Any]:
+def _describe(source: Source, tolerance: float, metrics: Sequence[str]) -> dict[str, Any]:
     packages = ("nnunet_lomix", "nnunetv2", "monai", "torch", "numpy", "scipy")
     return {
         "dataset": source.dataset,
@@ -115,7 +131,7 @@ def _describe(source: Source, tolerance: float) -> dict[str, Any]:
         "label_source": source.label_source,
         "distance_unit": source.distance_unit,
         f"tolerance_{source.distance_unit}": tolerance,
-        "metrics": IMPLEMENTATION,
+        "metrics": " ".join(METRICS[name].sentence.format(tolerance="the tolerance") for name in metrics),
         "statistics": STATISTICS,
         "epoch_seconds": source.curves.groupby("trainer", sort=False)["seconds"].median().to_dict(),
         "versions": {package: version(package) for package in packages},

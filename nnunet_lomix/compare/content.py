@@ -53,7 +53,7 @@ def describe(scores: pd.DataFrame, comparison: pd.DataFrame, information: Mappin
     """All that a report says; arguments as of :func:`~nnunet_lomix.compare.report.write_report`."""
     trainers = [comparison["reference"].iloc[0], *comparison["trainer"].unique()]
     distance = information.get("distance_unit", "mm")
-    units = {metric: METRICS[metric].unit or distance for metric in comparison["metric"].unique()}
+    units = {metric: METRICS[metric].unit(distance) for metric in comparison["metric"].unique()}
     means = comparison[comparison["class"] == MEAN]
     cases = scores["case"].nunique()
     trained = information.get("configuration")

@@ -72,6 +72,6 @@ def to_json(comparison: pd.DataFrame, information: Mapping[str, Any]) -> str:
     """Information and statistics; what is not a number is null."""
     rows = json.loads(comparison.to_json(orient="records", double_precision=15))
     distance = information.get("distance_unit", "mm")
-    units = {name: "0 to 1" if metric.unit else distance for name, metric in METRICS.items()}
+    units = {name: "0 to 1" if METRICS[name].is_share else distance for name in comparison["metric"].unique()}
     content = {"information": dict(information), "units": units, "comparison": rows}
     return json.dumps(content, indent=2, ensure_ascii=False, default=str)

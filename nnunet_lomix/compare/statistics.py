@@ -268,7 +268,9 @@ def trainings_agree(row: Mapping[str, Any]) -> bool:
 
 def interval_over_trainings(row: Mapping[str, Any]) -> tuple[float, float]:
     """:func:`welch_interval` of a row in the units that are shown."""
-    return welch_interval(row["by_seed"], row["reference_by_seed"], METRICS[row["metric"]].largest)
+    return welch_interval(
+        row["by_seed"], row["reference_by_seed"], METRICS[row["metric"]].factor * METRICS[row["metric"]].largest
+    )
 
 
 def is_about_networks(row: Mapping[str, Any]) -> bool:

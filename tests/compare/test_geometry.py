@@ -215,7 +215,7 @@ ROTATED = {"direction": rotation(0.009)}
 def test_what_counts_is_how_far_apart_voxels_lie(tmp_path, reader, change, distance):
     reference = placed(tmp_path / "r.nii.gz", FAR_ORIGIN)
     prediction = placed(tmp_path / "p.nii.gz", **{"origin": FAR_ORIGIN, **change})
-    settings = ScoringSettings({"x": (1,)}, None, 1.0, reader)
+    settings = ScoringSettings({"x": (1,)}, None, reader)
     if distance in (None, "0.15"):  # less than a quarter of the smallest spacing, 0.175 mm
         assert score_case(reference, {"p": prediction}, settings)
         return
@@ -228,7 +228,7 @@ def test_a_shift_in_2d_is_found(tmp_path):
     options = {"shape": (300, 300), "origin": FAR_ORIGIN}
     files = [placed(tmp_path / f"{name}.mha", **options | change) for name, change in (("r", {}), ("p", SHIFTED))]
     with pytest.raises(LoMixError, match=r"up to 1\.4 mm"):
-        score_case(files[0], {"p": files[1]}, ScoringSettings({"x": (1,)}, None, 1.0, SimpleITKIO))
+        score_case(files[0], {"p": files[1]}, ScoringSettings({"x": (1,)}, None, SimpleITKIO))
 
 
 def test_microscopic_images_have_microscopic_tolerances(tmp_path):
@@ -236,13 +236,13 @@ def test_microscopic_images_have_microscopic_tolerances(tmp_path):
     reference = placed(tmp_path / "r.mha", spacing=spacing)
     moved = placed(tmp_path / "p.mha", (0, 0, 1e-4), spacing=spacing)
     with pytest.raises(LoMixError, match=r"up to 0\.0001 mm"):
-        score_case(reference, {"p": moved}, ScoringSettings({"x": (1,)}, None, 1.0, SimpleITKIO))
+        score_case(reference, {"p": moved}, ScoringSettings({"x": (1,)}, None, SimpleITKIO))
 
 
 def test_shapes_are_compared_exactly(tmp_path):
     files = [placed(tmp_path / f"{n}.mha", shape=(n, 8)) for n in (1500, 1501)]
     with pytest.raises(LoMixError, match=r"1501\.mha has the shape 1501 × 8, but its reference 1500 × 8"):
-        score_case(files[0], {"p": files[1]}, ScoringSettings({"x": (1,)}, None, 1.0, SimpleITKIO))
+        score_case(files[0], {"p": files[1]}, ScoringSettings({"x": (1,)}, None, SimpleITKIO))
 
 
 def test_a_file_with_one_channel_lies_where_one_without_does(tmp_path):
@@ -250,9 +250,9 @@ def test_a_file_with_one_channel_lies_where_one_without_does(tmp_path):
     three = placed(tmp_path / "3.mha", FAR_ORIGIN, rotation(0.3), shape=(4, 30, 30))
     image = sitk.JoinSeries([sitk.ReadImage(str(three))])
     sitk.WriteImage(image, tmp_path / "4.mha")
-    settings = ScoringSettings({"x": (1,)}, None, 1.0, SimpleITKIO)
-    ((scores, *_),) = score_case(three, {"p": tmp_path / "4.mha"}, settings).values()
-    assert scores == [[1, 1, 0, 1]]
+    settings = ScoringSettings({"x": (1,)}, None, SimpleITKIO)
+    scores = score_case(three, {"p": tmp_path / "4.mha"}, settings)["p"].scores
+    assert scores == {"x": {"Dice": 1, "NSD": 1, "HD95": 0, "IoU": 1}}
 
 
 def test_a_single_slice_lies_where_it_lies(tmp_path):
@@ -260,7 +260,7 @@ def test_a_single_slice_lies_where_it_lies(tmp_path):
     reference, same, moved = (
         placed(tmp_path / f"{name}.mha", origin=(5, 6, z), **options) for name, z in (("r", 7), ("same", 7), ("m", 9))
     )
-    settings = ScoringSettings({"x": (1,)}, None, 1.0, SimpleITKIO)
+    settings = ScoringSettings({"x": (1,)}, None, SimpleITKIO)
     assert score_case(reference, {"p": same}, settings)
     with pytest.raises(LoMixError, match=r"m\.mha .* up to 2 mm"):
         score_case(reference, {"p": moved}, settings)
