@@ -14,16 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from rich.progress import track
 from scipy.ndimage import find_objects
 
-from nnunet_lomix.compare.grids import require_same_grid
 from nnunet_lomix.compare.metrics import METRICS, USUAL, choose_metrics
-from nnunet_lomix.compare.segmentations import read_segmentation
 from nnunet_lomix.compare.sources import Source, shorten
 from nnunet_lomix.errors import LoMixError, UsageError
 from nnunet_lomix.files import replacing
+from nnunet_lomix.nnunet.segmentations import Reader, read_segmentation, require_same_grid
 
 # goes up with every change of results that a metric's sentence doesn't show: both are part of the cache's keys
 VERSION = 4
@@ -61,57 +59,45 @@ class ScoringSettings:
 
     labels: Mapping[str, tuple[int, ...]]
     ignore: int | None
-    reader: type[BaseReaderWriter]
+    reader: Reader
     metrics: Sequence[str] = USUAL
     tolerance: float = 1.0
     placed: bool = True
 
 
-class Scores(NamedTuple):
-    """What :func:`score` gives.
+def choose_settings(source: Source, metrics: Sequence[str] = (), tolerance: float = 1.0) -> ScoringSettings:
+    """How the files of a source are scored.
 
-    Attributes:
-        table: a row for each case, class, trainer, seed and metric: columns ``case``, ``class``, ``trainer``, ``seed``,
-            ``metric`` and ``value`` (Dice, NSD and IoU 0 to 1, HD95 in the unit of distances; never NaN).
-        notes: sentences that a reader of the scores should know.
+    Raises:
+        UsageError: there is no such metric, or the tolerance isn't finite.
     """
-
-    table: pd.DataFrame
-    notes: list[str]
+    if not math.isfinite(tolerance):
+        raise UsageError(f"--tolerance {tolerance} is no length: give a number of mm, or of pixels for PNG.")
+    placed = source.configuration is None
+    return ScoringSettings(source.labels, source.ignore, source.reader, choose_metrics(metrics), tolerance, placed)
 
 
 def score(
-    source: Source,
-    metrics: Sequence[str] = (),
-    tolerance: float = 1.0,
-    jobs: int = 1,
-    cache_file: str | Path | None = None,
-) -> Scores:
+    source: Source, settings: ScoringSettings, jobs: int = 1, cache_file: str | Path | None = None
+) -> tuple[pd.DataFrame, list[str]]:
     """Score all predictions.
 
     Memory does not grow with the number of cases: each process holds one reference and one prediction.
 
     Args:
         source: the files.
-        metrics: names; by default the usual ones.
-        tolerance: of the NSD, in mm.
+        settings: how.
         jobs: number of processes.
         cache_file: results by content of the files; also written if this is interrupted. None: no cache.
 
+    Returns:
+        A row for each case, class, trainer, seed and metric: columns ``case``, ``class``, ``trainer``, ``seed``,
+        ``metric`` and ``value`` (shares 0 to 1, distances in the unit of distances; never NaN). And sentences that a
+        reader of the scores should know.
+
     Raises:
         LoMixError: a file is no segmentation, or the voxels of a prediction aren't those of its reference.
-        UsageError: there is no such metric, or the tolerance isn't finite.
     """
-    if not math.isfinite(tolerance):
-        raise UsageError(f"--tolerance {tolerance} is no length: give a number of mm, or of pixels for PNG.")
-    settings = ScoringSettings(
-        source.labels,
-        source.ignore,
-        source.reader,
-        choose_metrics(metrics),
-        tolerance,
-        placed=source.configuration is None,
-    )
     results = _read_cache(cache_file)
     keys = _make_keys(source, settings, jobs)
     todo: dict[str, dict[str, Path]] = {}
@@ -134,7 +120,7 @@ def score(
         for metric in settings.metrics
     ]
     table = pd.DataFrame(rows, columns=["case", "class", "trainer", "seed", "metric", "value"])
-    return Scores(table, [*_note_strangers(found), *_note_missing_spacings(source)])
+    return table, [*_note_strangers(found), *_note_missing_spacings(source)]
 
 
 def _note_strangers(found: Mapping[tuple[str, str, int], CaseScores]) -> list[str]:
