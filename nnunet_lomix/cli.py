@@ -217,6 +217,12 @@ class Lists(Command):
     help="Compare the folds and cases that all have; by default all must have the same.",
 )
 @click.option(
+    "--metrics",
+    multiple=True,
+    metavar="A B…",
+    help="Of Dice, NSD, HD95, IoU and clDice (for vessels), the most important first; by default all but clDice.",
+)
+@click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
     default=1.0,
@@ -249,6 +255,7 @@ def compare(
     images: str | None,
     names: tuple[str, ...],
     intersection: bool,
+    metrics: tuple[str, ...],
     tolerance: float,
     jobs: int,
     out: str,
@@ -279,7 +286,7 @@ def compare(
 
     from nnunet_lomix.compare import compare_into
 
-    compare_into(out, source, Console(), tolerance, jobs)
+    compare_into(out, source, Console(), tolerance, jobs, metrics)
 
 
 def describes_an_experiment(command: Callable[..., None]) -> Callable[..., None]:

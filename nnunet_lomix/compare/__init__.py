@@ -1,31 +1,22 @@
-"""Compare trainers on the same cases: Dice, NSD, HD95 and IoU with intervals, tests and effect per case.
+"""Compare trainers on the same cases: Dice, NSD, HD95, IoU or clDice, with intervals, tests and effect per case.
 
-- ``sources``, ``from_results``, ``from_folders``: which files are compared;
-- ``segmentations``, ``grids``: reading them, and where their voxels are;
-- ``metrics``, ``scoring``: the scores of each case;
-- ``statistics``: what they say about the trainers;
-- ``tables``, ``words``, ``content``: a report's content; ``terminal``, ``markdown``, ``page`` with ``plots`` and
-  ``overlays``: how it is shown; ``report``: its files.
+The files of a :class:`Source` become ``scoring``'s table of scores, by the ``metrics`` that are asked for;
+``statistics`` says what they show of the trainers, ``findings`` puts that into words and tables, and ``report`` writes
+them down, with the pictures of ``plots`` and ``overlays``.
 
 >>> source = read_results("4", "3d_fullres", ["nnUNetTrainer", "nnUNetTrainerLoMix"])  # doctest: +SKIP
 >>> compare(source).comparison  # doctest: +SKIP
 """
 
-from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 from rich.console import Console
 
-from nnunet_lomix.compare.from_folders import read_folders
-from nnunet_lomix.compare.from_results import read_results
-from nnunet_lomix.compare.metrics import IMPLEMENTATION
+from nnunet_lomix.compare.findings import Comparison
 from nnunet_lomix.compare.report import write_report
-from nnunet_lomix.compare.scoring import score
-from nnunet_lomix.compare.sources import Source
+from nnunet_lomix.compare.scoring import choose_settings, score
+from nnunet_lomix.compare.sources import Source, read_folders, read_results
 from nnunet_lomix.compare.statistics import compare_trainers
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.files import scratch
@@ -33,35 +24,14 @@ from nnunet_lomix.locks import Lock
 
 __all__ = ["Comparison", "Source", "compare", "compare_into", "read_folders", "read_results"]
 
-STATISTICS = (
-    "Seeds are averaged within each case. 95 % intervals of means over cases: BCa bootstrap, expanded, 9999 resamples. "
-    "p: Wilcoxon's signed-rank test, two-sided; p_holm: Holm's correction over classes and candidates within a metric. "
-    "Both are about other cases, and leave out how much another training would differ."
-)
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` gives.
-
-    Attributes:
-        scores: the table from :func:`~nnunet_lomix.compare.scoring.score`.
-        comparison: as from :func:`~nnunet_lomix.compare.statistics.compare_trainers`.
-        source: the files, and the learning curves.
-        information: how this was made, in values that JSON knows: ``dataset``, ``configuration``, ``folds``,
-            ``trainers``, ``folders`` (of each trainer, one for each seed), ``cases`` (their number), ``classes`` and
-            ``label_source``, ``distance_unit`` (mm or pixels), ``tolerance_mm`` or ``tolerance_pixels``, ``metrics``
-            (the implementation), ``statistics``, ``notes``, ``epoch_seconds`` (median of each trainer that has
-            curves; nnU-Net logs no memory), ``versions`` and ``date``.
-    """
-
-    scores: pd.DataFrame
-    comparison: pd.DataFrame
-    source: Source
-    information: dict[str, Any]
-
-
-def compare(source: Source, tolerance: float = 1.0, jobs: int = 1, cache_file: str | Path | None = None) -> Comparison:
+def compare(
+    source: Source,
+    tolerance: float = 1.0,
+    jobs: int = 1,
+    cache_file: str | Path | None = None,
+    metrics: Sequence[str] = (),
+) -> Comparison:
     """Score all predictions and compare every trainer with the first one.
 
     Args:
@@ -70,16 +40,25 @@ def compare(source: Source, tolerance: float = 1.0, jobs: int = 1, cache_file: s
             along an axis with larger voxels a boundary must be met exactly.
         jobs: number of processes.
         cache_file: where scores are kept, so that the same files are not scored again; None: nowhere.
+        metrics: names of :data:`~nnunet_lomix.compare.metrics.METRICS`, the most important first; by default the usual.
 
     Raises:
         LoMixError: a file can't be scored.
+        UsageError: there is no such metric.
     """
-    scores, notes = score(source, tolerance, jobs, cache_file)
-    information = _describe(source, tolerance) | {"notes": [*source.notes, *notes]}
-    return Comparison(scores, compare_trainers(scores, source.trainers), source, information)
+    settings = choose_settings(source, metrics, tolerance)
+    scores, notes = score(source, settings, jobs, cache_file)
+    return Comparison(source, settings, scores, compare_trainers(scores, source.trainers), (*source.notes, *notes))
 
 
-def compare_into(folder: str | Path, source: Source, console: Console, tolerance: float = 1.0, jobs: int = 1) -> None:
+def compare_into(
+    folder: str | Path,
+    source: Source,
+    console: Console,
+    tolerance: float = 1.0,
+    jobs: int = 1,
+    metrics: Sequence[str] = (),
+) -> None:
     """As :func:`compare`; writes reports and cache into a folder, and prints the tables.
 
     Raises:
@@ -87,8 +66,7 @@ def compare_into(folder: str | Path, source: Source, console: Console, tolerance
     """
     folder = Path(folder)
     with _claim(folder):
-        result = compare(source, tolerance, jobs, folder / "scores_cache.json")
-        write_report(folder, result.scores, result.comparison, result.information, source.curves, source.files, console)
+        write_report(folder, compare(source, tolerance, jobs, folder / "scores_cache.json", metrics), console)
 
 
 def _claim(folder: Path) -> Lock:
@@ -100,24 +78,3 @@ def _claim(folder: Path) -> Lock:
     except OSError as error:
         raise LoMixError(f"{folder} can't be written ({error.strerror}): choose another --out.") from None
     return lock
-
-
-def _describe(source: Source, tolerance: float) -> dict[str, Any]:
-    packages = ("nnunet_lomix", "nnunetv2", "monai", "torch", "numpy", "scipy")
-    return {
-        "dataset": source.dataset,
-        "configuration": source.configuration,
-        "folds": list(source.folds),
-        "trainers": source.trainers,
-        "folders": {name: [str(f) for (n, _), f in source.folders.items() if n == name] for name in source.trainers},
-        "cases": len(source.references),
-        "classes": {name: list(values) for name, values in source.labels.items()},
-        "label_source": source.label_source,
-        "distance_unit": source.distance_unit,
-        f"tolerance_{source.distance_unit}": tolerance,
-        "metrics": IMPLEMENTATION,
-        "statistics": STATISTICS,
-        "epoch_seconds": source.curves.groupby("trainer", sort=False)["seconds"].median().to_dict(),
-        "versions": {package: version(package) for package in packages},
-        "date": date.today().isoformat(),
-    }

@@ -1,87 +1,181 @@
-"""Dice, normalised surface Dice, HD95 and IoU of a pair of masks.
+"""The metrics of a pair of masks: each is one entry of :data:`METRICS`, and a new one needs nothing else.
 
-The boundary metrics are MONAI's. Tools define them differently, so here is what is computed:
-
-- NSD: the share of both boundaries that is within the tolerance of the other one. Boundaries run between voxels, and
-  each of their elements counts with its area in mm² (marching cubes; in 2D its length), so that thick slices get their
-  right weight (``monai.metrics.compute_surface_dice`` with ``use_subvoxels``; the definition of DeepMind's
-  ``surface-distance``).
-- HD95: the larger one of the two 95th percentiles of the distances from boundary voxels to the nearest boundary voxel
-  of the other mask, in mm (``monai.metrics.compute_hausdorff_distance``). A boundary voxel has a face to the outside.
-
-Dice and IoU (Jaccard's index: what the masks share, divided by their union) are nnU-Net's. For empty masks a metric has
-its best or worst value (Metrics Reloaded): if both are empty, Dice, NSD and IoU 1 and HD95 0; if one is, Dice, NSD and
-IoU 0 and HD95 the diagonal of the image.
+Tools define the boundary metrics differently, so each entry says what is computed, and by which library. For empty
+masks a metric has its best or worst value (Metrics Reloaded).
 """
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-IMPLEMENTATION = (
-    "Dice and IoU as nnU-Net's; NSD (surface weighted by area) and HD95 (between boundary voxels) by MONAI "
-    f"{version('monai')}"
-)
+from nnunet_lomix.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown to people.
+    """A metric, and how it is shown to people; by default it is a share, of which more is better.
 
     Attributes:
-        unit: that is shown; None: that of distances, mm or pixels, as the files have a scale or not.
-        factor: from the value to this unit.
-        largest: the largest value, in this unit; the smallest is 0.
+        name: as in tables and files.
+        compute: its value for the reference's mask, the prediction's mask (boolean, of one shape, 2D or 3D, neither
+            empty; outside of the arrays there is nothing), the spacing (mm for each axis), and the tolerance (mm).
+        sentence: what is computed; ``{tolerance}`` stands for the tolerance with its unit.
+        is_share: whether values go from 0 to 1, shown as points from 0 to 100; other metrics are distances, without a
+            largest value, in mm or in pixels.
         lower_is_better: whether a lower value is the better one.
+        both_empty: the value if both masks are empty.
+        one_empty: the value if exactly one is; None: the diagonal of the image, in mm.
+        usual: whether it is computed unless others are asked for.
     """
 
-    unit: str | None
-    factor: float
-    largest: float
-    lower_is_better: bool
+    name: str
+    compute: Callable[[np.ndarray, np.ndarray, Sequence[float], float], float]
+    sentence: str
+    is_share: bool = True
+    lower_is_better: bool = False
+    both_empty: float = 1
+    one_empty: float | None = 0
+    usual: bool = True
+
+    @property
+    def factor(self) -> float:
+        """From the value to the unit that is shown."""
+        return 100 if self.is_share else 1
+
+    @property
+    def largest(self) -> float:
+        """The largest value; the smallest is 0."""
+        return 1 if self.is_share else math.inf
+
+    def unit(self, distance: str) -> str:
+        """The unit that is shown; ``distance`` is that of distances, ``mm`` or ``pixels``."""
+        return "points" if self.is_share else distance
+
+    def measure(
+        self,
+        expected: np.ndarray,
+        predicted: np.ndarray,
+        spacing: Sequence[float],
+        tolerance: float,
+        diagonal: float,
+    ) -> float:
+        """The value for any two masks.
+
+        Args:
+            expected, predicted: boolean, of one shape, 2D or 3D.
+            spacing: mm for each axis.
+            tolerance: mm.
+            diagonal: of the image, in mm.
+        """
+        found = expected.any(), predicted.any()
+        if all(found):
+            return self.compute(expected, predicted, spacing, tolerance)
+        if any(found):
+            return diagonal if self.one_empty is None else self.one_empty
+        return self.both_empty
 
 
-# in the order of what `measure` returns
-METRICS = {
-    "Dice": Metric("points", 100, 100, lower_is_better=False),
-    "NSD": Metric("points", 100, 100, lower_is_better=False),
-    "HD95": Metric(None, 1, math.inf, lower_is_better=True),
-    # in each case a function of Dice, but their means over cases differ; papers on polyps give it
-    "IoU": Metric("points", 100, 100, lower_is_better=False),
-}
+def _dice(expected: np.ndarray, predicted: np.ndarray, spacing: Sequence[float], tolerance: float) -> float:
+    return float(2 * (expected & predicted).sum() / (expected.sum() + predicted.sum()))
 
 
-def measure(
-    expected: np.ndarray, predicted: np.ndarray, spacing: Sequence[float], tolerance: float, diagonal: float
-) -> list[float]:
-    """Dice, NSD, HD95 and IoU of a pair of masks; outside of the arrays there is nothing.
+def _iou(expected: np.ndarray, predicted: np.ndarray, spacing: Sequence[float], tolerance: float) -> float:
+    return float((expected & predicted).sum() / (expected | predicted).sum())
 
-    Args:
-        expected, predicted: boolean, of one shape, 2D or 3D.
-        spacing: mm for each axis.
-        tolerance: of the NSD, in mm.
-        diagonal: HD95 if exactly one mask is empty, in mm.
-    """
-    sizes = expected.sum(), predicted.sum()
-    if not any(sizes):
-        return [1.0, 1.0, 0.0, 1.0]
-    if not all(sizes):
-        return [0.0, 0.0, diagonal, 0.0]
-    shared = (expected & predicted).sum()
-    # seconds that a call with known scores, or one that refuses, need not wait
-    import torch
-    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+
+def _nsd(expected: np.ndarray, predicted: np.ndarray, spacing: Sequence[float], tolerance: float) -> float:
+    # importing it takes seconds, for which a call with known scores, or one that refuses, need not wait
     from monai.metrics.surface_dice import compute_surface_dice
 
-    a, b = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (predicted, expected))
-    options: dict[str, Any] = {"include_background": True, "spacing": list(spacing)}
+    return _call_monai(
+        compute_surface_dice, expected, predicted, spacing, class_thresholds=[tolerance], use_subvoxels=True
+    )
+
+
+def _hd95(expected: np.ndarray, predicted: np.ndarray, spacing: Sequence[float], tolerance: float) -> float:
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+
+    return _call_monai(compute_hausdorff_distance, expected, predicted, spacing, percentile=95)
+
+
+def _call_monai(
+    function: Callable[..., Any], expected: np.ndarray, predicted: np.ndarray, spacing: Sequence[float], **options: Any
+) -> float:
+    import torch
+
+    masks = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (predicted, expected))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of MONAI to itself
-        nsd = compute_surface_dice(a, b, [tolerance], use_subvoxels=True, **options)
-        hd95 = compute_hausdorff_distance(a, b, percentile=95, **options)
-    return [float(2 * shared / sum(sizes)), float(nsd), float(hd95), float(shared / (sum(sizes) - shared))]
+        return float(function(*masks, include_background=True, spacing=list(spacing), **options))
+
+
+def _cl_dice(expected: np.ndarray, predicted: np.ndarray, spacing: Sequence[float], tolerance: float) -> float:
+    precision = float(expected[_skeletonize(predicted)].mean())
+    sensitivity = float(predicted[_skeletonize(expected)].mean())
+    return 2 * precision * sensitivity / (precision + sensitivity) if precision + sensitivity else 0.0
+
+
+def _skeletonize(mask: np.ndarray) -> np.ndarray:
+    """Centre lines; every connected piece of the mask has one.
+
+    In 3D scikit-image erases some pieces of even width altogether, as one of 2 × 2 × 20 voxels: they stay whole.
+    """
+    from scipy.ndimage import label
+    from skimage.morphology import skeletonize
+
+    skeleton = np.asarray(skeletonize(mask), bool)
+    pieces, _ = label(mask, np.ones((3,) * mask.ndim))
+    return skeleton | np.isin(pieces, np.setdiff1d(pieces[mask], pieces[skeleton]))
+
+
+_MONAI = f"MONAI {version('monai')}"
+
+_ENTRIES = (
+    Metric("Dice", _dice, "Dice is nnU-Net's: twice what two masks share, divided by the sum of both."),
+    Metric(
+        "NSD",
+        _nsd,
+        # marching cubes, and lengths in 2D: thick slices get their right weight, as in DeepMind's surface-distance
+        "NSD is the share of both surfaces, weighted by area, that is within {tolerance} of the other one; surfaces "
+        f"run between voxels ({_MONAI}).",
+    ),
+    Metric(
+        "HD95",
+        _hd95,
+        "HD95 is the larger one of the two 95th percentiles of the distances from boundary voxels, which have a face "
+        f"to the outside, to the nearest one of the other mask ({_MONAI}).",
+        is_share=False,
+        lower_is_better=True,
+        both_empty=0,
+        one_empty=None,
+    ),
+    # in each case a function of Dice, but their means over cases differ; papers on polyps give it
+    Metric("IoU", _iou, "IoU, Jaccard's index, is nnU-Net's: what two masks share, divided by their union."),
+    Metric(
+        "clDice",
+        _cl_dice,
+        "clDice is for vessels: the harmonic mean of the share of the prediction's centre lines that lies in the "
+        "reference and of the share of the reference's that lies in the prediction (Shit et al., CVPR 2021; centre "
+        f"lines by scikit-image {version('scikit-image')}, for which voxels are cubes).",
+        usual=False,
+    ),
+)
+METRICS = {metric.name: metric for metric in _ENTRIES}
+USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)
+
+
+def choose_metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """The metrics of these names; those that are usual if there are none.
+
+    Raises:
+        UsageError: there is no such metric.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise UsageError(f"There is no metric {name!r}: choose from {', '.join(METRICS)}.")
+    return tuple(dict.fromkeys(names)) or USUAL

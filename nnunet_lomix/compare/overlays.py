@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from itertools import cycle
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -10,10 +11,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from nnunet_lomix.compare.grids import Grid, require_same_grid
-from nnunet_lomix.compare.segmentations import read_image, read_segmentation
 from nnunet_lomix.compare.sources import CaseFiles
 from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.nnunet.segmentations import Grid, read_image, read_segmentation, require_same_grid
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; on grey images
 CLASS_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2")
@@ -21,7 +21,15 @@ CLASS_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00
 DOWN, RIGHT = np.array([0, 1, -1]), np.array([1, 1, 0])
 
 
-def draw_overlays(files: CaseFiles, values: Sequence[int] | None = None) -> tuple[dict[str, bytes], str]:
+class Overlays(NamedTuple):
+    """A PNG for each trainer, which slice it shows in words ("" for 2D), and the labels that are in it."""
+
+    pictures: dict[str, bytes]
+    where: str
+    values: set[int]
+
+
+def draw_overlays(files: CaseFiles, values: Sequence[int]) -> Overlays:
     """Each prediction as areas over the image, the reference as outlines, in the colours of the classes; in 3D a slice.
 
     All files are read as they are for the scores. The slice is across the axis with the coarsest voxels: of those with
@@ -30,10 +38,7 @@ def draw_overlays(files: CaseFiles, values: Sequence[int] | None = None) -> tupl
     Args:
         files: of the case; an image that isn't there, can't be read or has another shape than the reference leaves the
             ground black.
-        values: the labels to draw, in the order of ``CLASS_COLOURS``; None draws all but 0.
-
-    Returns:
-        A PNG for each trainer, and which slice it shows in words ("" for 2D).
+        values: the labels to draw, in the order of ``CLASS_COLOURS``.
 
     Raises:
         LoMixError: a segmentation can't be read, or has another shape or spacing than the reference.
@@ -44,8 +49,6 @@ def draw_overlays(files: CaseFiles, values: Sequence[int] | None = None) -> tupl
         predicted[trainer], own_grid = read_segmentation(file, files.reader, files.spacing)
         require_same_grid(file, own_grid, grid, placed=False)
     ground = _read_ground(files, expected.shape)
-    if values is None:
-        values = sorted({int(v) for labels in (expected, *predicted.values()) for v in np.unique(labels)} - {0})
     where = ""
     spacing = np.array(grid.spacing)
     if expected.ndim == 3:
@@ -57,11 +60,12 @@ def draw_overlays(files: CaseFiles, values: Sequence[int] | None = None) -> tupl
         spacing = np.delete(spacing, axis)
     window = _crop((expected > 0) | np.any([labels > 0 for labels in predicted.values()], axis=0))
     aspect = spacing[0] / spacing[1]
+    found = {int(value) for labels in (expected, *predicted.values()) for value in np.unique(labels[window])}
     pictures = {
         trainer: _draw_overlay(ground[window], expected[window], labels[window], aspect, values)
         for trainer, labels in predicted.items()
     }
-    return pictures, where
+    return Overlays(pictures, where, found.intersection(values))
 
 
 def _read_ground(files: CaseFiles, shape: tuple[int, ...]) -> np.ndarray:

@@ -19,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nnunet_lomix.compare.findings import MetricTable
+
 MARKERS = "osD^vP"
 SYMBOLS = "●■◆▲▼✚"  # the same in text
 WIDTH = 4.6  # inches; as wide as a phone when its text is at reading size
@@ -26,6 +28,7 @@ WIDTH = 4.6  # inches; as wide as a phone when its text is at reading size
 _INK = "#010203"
 _TRAINERS = tuple(f"#0{i}0504" for i in range(len(MARKERS)))
 _VARIABLES = {_INK: "var(--ink)", **{colour: f"var(--trainer-{i})" for i, colour in enumerate(_TRAINERS)}}
+_BAR: dict[str, Any] = {"color": _INK, "lw": 2.2, "solid_capstyle": "butt", "zorder": 3}
 _STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     "text.parse_math": False,  # names are no formulas
@@ -36,78 +39,62 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw_differences(
-    differences: pd.DataFrame, rows: pd.DataFrame, number: int, unit: str, lower_is_better: bool, title: str
-) -> str:
-    """A strip of paired differences for each class, with their mean and its interval.
+def draw_differences(table: MetricTable, trainers: Sequence[str], trainer: str) -> str:
+    """A strip of paired differences for each class, with their mean and its interval, as an ``<svg>`` element.
 
     Args:
-        differences: candidate − reference in ``unit``, a row for each case, a column for each class.
-        rows: for each of these classes (index) ``difference``, ``difference_low`` and ``difference_high`` in ``unit``.
-        number: which trainer the candidate is; gives colour and marker.
-        unit: for the axis.
-        lower_is_better: whether negative differences are better.
-        title: for those who can't see the picture.
-
-    Returns:
-        An ``<svg>`` element.
+        table: of the metric.
+        trainers: all of them, the reference first: a trainer's place gives colour and marker.
+        trainer: the candidate.
     """
+    differences = table.subtract(trainer, trainers[0])[table.drawn]
+    rows = [table.rows[name, trainer] for name in table.drawn]
+    listed = ", ".join(f"{row.name} {row.difference:+.2f} {table.unit}".replace("-", "−") for row in rows)
     with _style():
-        figure, ax = _make_panel(differences.columns, 0.42)
-        limit = _limit(np.abs(differences.to_numpy()), rows[["difference_low", "difference_high"]].abs().max(axis=None))
-        for y, name in enumerate(differences.columns):
-            _draw_points(ax, differences[name].to_numpy(), y, number, limit)
-            low, high = rows.loc[name, ["difference_low", "difference_high"]]
-            ax.plot([low, high], [y, y], color=_INK, lw=2.2, solid_capstyle="butt", zorder=3)
-            ax.plot(rows.loc[name, "difference"], y, "d", color=_INK, ms=8, zorder=4)
+        figure, ax = _make_panel(table.drawn, 0.42)
+        ends = np.abs([(row.difference_low, row.difference_high) for row in rows])
+        limit = choose_limit(np.abs(differences.to_numpy()), np.nan_to_num(ends).max())
+        for y, row in enumerate(rows):
+            _draw_points(ax, differences[row.name].to_numpy(), y, trainers.index(trainer), limit)
+            ax.plot([row.difference_low, row.difference_high], [y, y], **_BAR)
+            ax.plot(row.difference, y, "d", color=_INK, ms=8, zorder=4)
         ax.axvline(0, color=_INK, lw=1)
         ax.set_xlim(-1.04 * limit, 1.04 * limit)
-        ax.set_xlabel(f"difference in {unit}")
-        left, right = ("← better", "worse →") if lower_is_better else ("← worse", "better →")
+        ax.set_xlabel(f"difference in {table.unit}")
+        left, right = ("← better", "worse →") if table.metric.lower_is_better else ("← worse", "better →")
         ax.set_title(left, loc="left", fontsize=11)
         ax.set_title(right, loc="right", fontsize=11)
-        return _to_svg(figure, title)
+        return _to_svg(figure, f"{table.metric.name} of {trainer} minus {trainers[0]}: {listed}")
 
 
-def draw_distributions(values: pd.DataFrame, unit: str, title: str) -> str:
-    """The scores of all cases for each class and trainer, with their median and quartiles.
-
-    Args:
-        values: scores in ``unit``, a row for each case; columns are (class, trainer), of every class all trainers.
-        unit: for the axis.
-        title: for those who can't see the picture.
-
-    Returns:
-        An ``<svg>`` element.
-    """
-    classes, trainers = (list(values.columns.unique(level)) for level in (0, 1))
+def draw_distributions(table: MetricTable, trainers: Sequence[str]) -> str:
+    """The scores of all cases for each class and trainer, with their median and quartiles, as an ``<svg>`` element."""
+    medians = []
     with _style():
         step = 0.8 / len(trainers)
-        figure, ax = _make_panel(classes, 0.14 + 0.24 * len(trainers))
-        limit = _limit(values.to_numpy(), 0)
-        for row, name in enumerate(classes):
+        figure, ax = _make_panel(table.drawn, 0.14 + 0.24 * len(trainers))
+        limit = choose_limit(table.values[table.drawn].to_numpy(), 0)
+        for row, name in enumerate(table.drawn):
             for i, trainer in enumerate(trainers):
                 y = row + step * (i - (len(trainers) - 1) / 2)
-                scores = values[name, trainer].to_numpy()
+                scores = table.values[name, trainer].to_numpy()
                 _draw_points(ax, scores, y, i, limit, spread=0.3 * step)
-                low, median, high = np.minimum(np.percentile(scores, (25, 50, 75)), limit)
-                ax.plot([low, high], [y, y], color=_INK, lw=2.2, solid_capstyle="butt", zorder=3)
+                quartiles = np.percentile(scores, (25, 50, 75))
+                medians.append(f"{name}, {trainer} {quartiles[1]:.2f}")
+                low, median, high = np.minimum(quartiles, limit)
+                ax.plot([low, high], [y, y], **_BAR)
                 ax.plot(median, y, "|", color=_INK, ms=11, mew=2.2, zorder=4)
         ax.margins(x=0.04)
-        ax.set_xlabel(unit)
-        return _to_svg(figure, title)
+        ax.set_xlabel(f"{table.unit}, {'← lower is better' if table.metric.lower_is_better else 'higher is better →'}")
+        return _to_svg(figure, f"{table.metric.name} of all cases, {table.unit}; medians: {'; '.join(medians)}")
 
 
-def draw_curves(curves: pd.DataFrame, trainers: Sequence[str], title: str) -> str:
-    """Pseudo Dice over the epochs: each training thin, the mean over a trainer's trainings bold.
+def draw_curves(curves: pd.DataFrame, trainers: Sequence[str]) -> str:
+    """Pseudo Dice over the epochs, as an ``<svg>`` element: each training thin, the mean over a trainer's bold.
 
     Args:
         curves: ``trainer``, ``seed``, ``fold``, ``epoch``, ``pseudo_dice`` (0 to 1).
         trainers: all trainers, the reference first; those without curves are left out.
-        title: for those who can't see the picture.
-
-    Returns:
-        An ``<svg>`` element.
     """
     with _style():
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
@@ -128,7 +115,7 @@ def draw_curves(curves: pd.DataFrame, trainers: Sequence[str], title: str) -> st
         ax.set_ylabel("pseudo Dice, points")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.grid(color=_INK, alpha=0.15, lw=0.8)
-        return _to_svg(figure, title)
+        return _to_svg(figure, f"Pseudo Dice over the epochs of {', '.join(trainers)}.")
 
 
 @contextmanager
@@ -151,9 +138,9 @@ def _make_panel(classes: Sequence[str], row_height: float) -> tuple[Figure, Axes
     return figure, ax
 
 
-def _limit(sizes: np.ndarray, at_least: float) -> float:
+def choose_limit(sizes: np.ndarray, at_least: float) -> float:
     """Where an axis ends: at the largest value, unless a few are far beyond all others, as an empty mask's HD95 is."""
-    needed = 1.1 * np.nan_to_num(at_least)
+    needed = 1.1 * at_least
     largest = max(float(sizes.max()), needed)
     usual = max(2.5 * float(np.quantile(sizes, 0.9)), needed)
     return min(usual, largest) or largest or 1.0

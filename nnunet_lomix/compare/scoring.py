@@ -14,19 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from rich.progress import track
 from scipy.ndimage import find_objects
 
-from nnunet_lomix.compare.grids import require_same_grid
-from nnunet_lomix.compare.metrics import IMPLEMENTATION, METRICS, measure
-from nnunet_lomix.compare.segmentations import read_segmentation
+from nnunet_lomix.compare.metrics import METRICS, USUAL, choose_metrics
 from nnunet_lomix.compare.sources import Source, shorten
 from nnunet_lomix.errors import LoMixError, UsageError
 from nnunet_lomix.files import replacing
+from nnunet_lomix.nnunet.segmentations import Reader, read_segmentation, require_same_grid
 
-# goes up with every change of results that IMPLEMENTATION doesn't show: both are part of the cache's keys
-VERSION = 3
+# goes up with every change of results that a metric's sentence doesn't show: both are part of the cache's keys
+VERSION = 4
 SAVED_EVERY = 100  # cases: what a job that is killed leaves behind
 NO_CLASS = -1  # instead of ignored labels: 0 may belong to a region
 
@@ -35,12 +33,12 @@ class CaseScores(NamedTuple):
     """What is known of a prediction.
 
     Attributes:
-        scores: ``[Dice, NSD, HD95, IoU]`` of each class.
+        scores: for each class the value of each metric: those of shares 0 to 1, distances in mm; never NaN.
         strangers: values of the prediction that are no label.
         reference_strangers: those of the reference.
     """
 
-    scores: list[list[float]]
+    scores: dict[str, dict[str, float]]
     strangers: list[int]
     reference_strangers: list[int]
 
@@ -52,52 +50,54 @@ class ScoringSettings:
     Attributes:
         labels: the values of each class or region, by name.
         ignore: the value of voxels of the reference that don't count, if there are any.
-        tolerance: of the NSD, in mm.
         reader: class of nnU-Net that reads the files.
+        metrics: names of those to compute, of :data:`~nnunet_lomix.compare.metrics.METRICS`.
+        tolerance: of the NSD, in mm.
         placed: whether origin and direction must be those of the reference, too. nnU-Net doesn't look at them, so in
             its own results they may differ.
     """
 
     labels: Mapping[str, tuple[int, ...]]
     ignore: int | None
-    tolerance: float
-    reader: type[BaseReaderWriter]
+    reader: Reader
+    metrics: Sequence[str] = USUAL
+    tolerance: float = 1.0
     placed: bool = True
 
 
-class Scores(NamedTuple):
-    """What :func:`score` gives.
+def choose_settings(source: Source, metrics: Sequence[str] = (), tolerance: float = 1.0) -> ScoringSettings:
+    """How the files of a source are scored.
 
-    Attributes:
-        table: a row for each case, class, trainer, seed and metric: columns ``case``, ``class``, ``trainer``, ``seed``,
-            ``metric`` and ``value`` (Dice, NSD and IoU 0 to 1, HD95 in the unit of distances; never NaN).
-        notes: sentences that a reader of the scores should know.
+    Raises:
+        UsageError: there is no such metric, or the tolerance isn't finite.
     """
+    if not math.isfinite(tolerance):
+        raise UsageError(f"--tolerance {tolerance} is no length: give a number of mm, or of pixels for PNG.")
+    placed = source.configuration is None
+    return ScoringSettings(source.labels, source.ignore, source.reader, choose_metrics(metrics), tolerance, placed)
 
-    table: pd.DataFrame
-    notes: list[str]
 
-
-def score(source: Source, tolerance: float, jobs: int, cache_file: str | Path | None = None) -> Scores:
+def score(
+    source: Source, settings: ScoringSettings, jobs: int = 1, cache_file: str | Path | None = None
+) -> tuple[pd.DataFrame, list[str]]:
     """Score all predictions.
 
     Memory does not grow with the number of cases: each process holds one reference and one prediction.
 
     Args:
         source: the files.
-        tolerance: of the NSD, in mm.
+        settings: how.
         jobs: number of processes.
         cache_file: results by content of the files; also written if this is interrupted. None: no cache.
 
+    Returns:
+        A row for each case, class, trainer, seed and metric: columns ``case``, ``class``, ``trainer``, ``seed``,
+        ``metric`` and ``value`` (shares 0 to 1, distances in the unit of distances; never NaN). And sentences that a
+        reader of the scores should know.
+
     Raises:
         LoMixError: a file is no segmentation, or the voxels of a prediction aren't those of its reference.
-        UsageError: the tolerance isn't finite.
     """
-    if not math.isfinite(tolerance):
-        raise UsageError(f"--tolerance {tolerance} is no length: give a number of mm, or of pixels for PNG.")
-    settings = ScoringSettings(
-        source.labels, source.ignore, tolerance, source.reader, placed=source.configuration is None
-    )
     results = _read_cache(cache_file)
     keys = _make_keys(source, settings, jobs)
     todo: dict[str, dict[str, Path]] = {}
@@ -112,15 +112,15 @@ def score(source: Source, tolerance: float, jobs: int, cache_file: str | Path | 
     finally:
         if todo:
             _write_cache(cache_file, results)
+    found = {place: results[key] for place, key in keys.items()}
     rows = [
-        (case, name, trainer, seed, metric, value)
-        for (case, trainer, seed), key in keys.items()
-        for name, values in zip(source.labels, results[key].scores, strict=True)
-        for metric, value in zip(METRICS, values, strict=True)
+        (case, name, trainer, seed, metric, values[metric])
+        for (case, trainer, seed), scored in found.items()
+        for name, values in scored.scores.items()
+        for metric in settings.metrics
     ]
     table = pd.DataFrame(rows, columns=["case", "class", "trainer", "seed", "metric", "value"])
-    found = {place: results[key] for place, key in keys.items()}
-    return Scores(table, [*_note_strangers(found), *_note_missing_spacings(source)])
+    return table, [*_note_strangers(found), *_note_missing_spacings(source)]
 
 
 def _note_strangers(found: Mapping[tuple[str, str, int], CaseScores]) -> list[str]:
@@ -169,12 +169,12 @@ def _write_cache(file: str | Path | None, results: Mapping[str, CaseScores]) -> 
 def _make_keys(source: Source, settings: ScoringSettings, jobs: int) -> dict[tuple[str, str, int], str]:
     """For each case, trainer and seed a text that says all that its scores depend on."""
     meaning = [
-        IMPLEMENTATION,
         VERSION,
-        list(settings.labels.values()),
+        [METRICS[name].sentence for name in settings.metrics],
+        dict(settings.labels),
         settings.ignore,
-        float(settings.tolerance),
         settings.reader.__name__,
+        float(settings.tolerance),
         settings.placed,
     ]
     start = _digest(repr(meaning).encode())
@@ -215,12 +215,15 @@ def _score_cases(
 
 
 def score_case(
-    reference: Path,
-    predictions: Mapping[str, Path],
+    reference: str | Path,
+    predictions: Mapping[str, str | Path],
     settings: ScoringSettings,
     spacing: Sequence[float] | None = None,
 ) -> dict[str, CaseScores]:
     """Score several predictions of one case.
+
+    >>> settings = ScoringSettings({"liver": (1,)}, None, SimpleITKIO, ["Dice", "clDice"])  # doctest: +SKIP
+    >>> score_case("a.nii.gz", {"z_0": "z_0/a.nii.gz"}, settings)["z_0"].scores["liver"]["clDice"]  # doctest: +SKIP
 
     Args:
         reference: file.
@@ -235,7 +238,7 @@ def score_case(
         LoMixError: as :func:`score`.
     """
     known = {value for values in settings.labels.values() for value in values}
-    expected, grid = read_segmentation(reference, settings.reader, spacing)
+    expected, grid = read_segmentation(Path(reference), settings.reader, spacing)
     ignored = expected == settings.ignore  # nowhere if that is None
     expected[ignored] = NO_CLASS
     # no further than to the highest label: a single voxel of 100 000 000 would make a list of that length
@@ -243,17 +246,20 @@ def score_case(
     reference_strangers = _list_strangers(expected, expected_boxes, known)
     diagonal = float(np.linalg.norm(np.multiply(grid.shape, grid.spacing)))
     found: dict[str, CaseScores] = {}
-    for key, file in predictions.items():
+    for key, file in ((key, Path(file)) for key, file in predictions.items()):
         predicted, own_grid = read_segmentation(file, settings.reader, spacing)
         require_same_grid(file, own_grid, grid, settings.placed)
         predicted[ignored] = NO_CLASS
         boxes = find_objects(predicted, max(known))
-        scores = []
-        for values in settings.labels.values():
+        scores = {}
+        for name, values in settings.labels.items():
             # masks only where a label is: whole images are large, organs aren't
             window = _enclose(values, [expected_boxes, boxes], predicted.ndim)
             mask, own_mask = (np.isin(labels[window], values) for labels in (expected, predicted))
-            scores.append(measure(mask, own_mask, grid.spacing, settings.tolerance, diagonal))
+            scores[name] = {
+                metric: METRICS[metric].measure(mask, own_mask, grid.spacing, settings.tolerance, diagonal)
+                for metric in settings.metrics
+            }
         found[key] = CaseScores(scores, _list_strangers(predicted, boxes, known), reference_strangers)
     return found
 

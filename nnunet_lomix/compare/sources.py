@@ -1,29 +1,51 @@
 """What is compared: references, and every trainer's predictions of the same cases.
 
-A :class:`Source` comes from nnU-Net's results folder (``from_results``) or from plain folders (``from_folders``). The
-functions here are what both need: what can't be compared is refused by name, before anything is scored.
+A :class:`Source` comes from nnU-Net's results folder or from plain folders. What can't be compared is refused by name,
+before anything is scored.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import pandas as pd
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from joblib import Parallel, delayed
 
-from nnunet_lomix.compare.segmentations import LARGEST_LABEL, read_spacing
-from nnunet_lomix.compare.statistics import MEAN
-from nnunet_lomix.errors import LoMixError, UsageError, explaining
-from nnunet_lomix.nnunet.curves import CURVE_COLUMNS
-from nnunet_lomix.nnunet.datasets import list_cases, name_image, require_utf8
-from nnunet_lomix.nnunet.results import DATASET_JSON
+from nnunet_lomix.errors import LoMixError, UsageError
+from nnunet_lomix.nnunet.curves import CURVE_COLUMNS, read_all_curves
+from nnunet_lomix.nnunet.datasets import (
+    SPLITS,
+    find_images,
+    find_labels,
+    find_root,
+    list_cases,
+    name_dataset,
+    name_image,
+    read_splits,
+    require_references,
+    require_root,
+    require_utf8,
+    suggest_dataset,
+)
+from nnunet_lomix.nnunet.results import DATASET_JSON, PLANS, FoldFolder, ModelFolder, read_dataset_json
+from nnunet_lomix.nnunet.segmentations import (
+    Reader,
+    find_reader,
+    guess_ending,
+    has_scale,
+    list_labels,
+    list_values,
+    read_configuration,
+    read_spacing,
+)
 
+MEAN = "mean"  # the name of the mean over classes
 SHOWN = 5  # names in a message
+# what all trainers must have alike in their plans
+PLANNED = ("spacing", "patch_size", "batch_size", "normalization_schemes", "architecture")
+
 Training = tuple[str, int]  # a trainer's name, and which of its seeds
 Value = TypeVar("Value")
 
@@ -42,15 +64,8 @@ class CaseFiles(NamedTuple):
     image: Path | None
     reference: Path
     predictions: dict[str, Path]
-    reader: type[BaseReaderWriter]
+    reader: Reader
     spacing: tuple[float, ...] | None = None
-
-
-class Labels(NamedTuple):
-    """The values of each class or region by name, without background, and the value that doesn't count."""
-
-    classes: dict[str, tuple[int, ...]]
-    ignore: int | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ class Source:
     folders: dict[Training, Path]
     labels: dict[str, tuple[int, ...]]
     ignore: int | None
-    reader: type[BaseReaderWriter]
+    reader: Reader
     dataset: str
     label_source: str
     configuration: str | None = None
@@ -93,8 +108,7 @@ class Source:
     @property
     def distance_unit(self) -> str:
         """``mm``, or ``pixels`` where files have no scale and nnU-Net takes 1: PNG, BMP, TIFF without a spacing."""
-        without_scale = issubclass(self.reader, Tiff3DIO) and not self.spacings
-        return "pixels" if without_scale or issubclass(self.reader, NaturalImage2DIO) else "mm"
+        return "mm" if has_scale(self.reader, bool(self.spacings)) else "pixels"
 
     @property
     def trainers(self) -> list[str]:
@@ -116,13 +130,328 @@ class Source:
         }
 
 
-def require_one_name_each(given: Sequence[object], names: Sequence[str], option: str) -> None:
+# nnU-Net's results folder
+
+
+def read_results(
+    dataset: str,
+    configuration: str,
+    trainers: Sequence[str],
+    plans: str = "nnUNetPlans",
+    folds: Sequence[str] = (),
+    results: Sequence[str | Path] = (),
+    names: Sequence[str] = (),
+    intersection: bool = False,
+) -> Source:
+    """The validation cases of trained folds, with the references that nnU-Net scores against.
+
+    Args:
+        dataset: number or name.
+        configuration: "2d", …
+        trainers: the reference first.
+        plans: their plans.
+        folds: by default all that are validated; with ``intersection`` those of them that all have.
+        results: results folders, one for each seed, each with all trainers; by default ``nnUNet_results``.
+        names: what to call the trainers, by default as they are; those of one name are its seeds.
+        intersection: compare the folds and cases that all have, instead of refusing others.
+
+    Raises:
+        LoMixError: something is missing, or folds, splits, cases, labels or spacing differ.
+        UsageError: names, trainers and results folders don't fit together.
+    """
+    dataset = name_dataset(dataset)
+    models = _find_models(dataset, configuration, trainers, plans, results, names)
+    folders = {training: model.path for training, model in models.items()}
+
+    planned = {model.path: read_configuration(model, configuration) for model in models.values()}
+    described = {model.path: model.read_dataset_json() for model in models.values()}
+    labels, ignore = _require_labels(described)
+    for part in PLANNED:
+        _require_equal({folder: own.get(part) for folder, (own, _) in planned.items()}, f"planned {part}")
+    ending = _require_equal({folder: content["file_ending"] for folder, content in described.items()}, "file ending")
+
+    folds, notes = _choose_folds(list(models.values()), folds, ending, intersection)
+    validated = {training: _list_validation(model, folds, ending) for training, model in models.items()}
+    _require_same_splits({folders[t]: {case: fold for case, (fold, _) in own.items()} for t, own in validated.items()})
+    files = {training: {case: file for case, (_, file) in own.items()} for training, own in validated.items()}
+    predictions, match_notes = _match_cases(files, folders, intersection)
+    cases = list(next(iter(predictions.values())))
+    if not intersection:
+        _require_whole_folds(dataset, folds, cases)
+    curves, curve_notes = _read_curves(models, folds)
+    if "all" in folds:
+        notes.append("Fold all is validated on the cases that it was trained with: this says nothing about others.")
+    references = _pick_references(require_references(dataset), ending, cases)
+    images = find_images(dataset)
+    _, reader = next(iter(planned.values()))
+    return Source(
+        references=references,
+        predictions=predictions,
+        folders=folders,
+        labels=labels,
+        ignore=ignore,
+        reader=reader,
+        dataset=dataset,
+        label_source="dataset.json of the trained models",
+        configuration=configuration,
+        folds=tuple(folds),
+        notes=(*notes, *match_notes, *curve_notes),
+        images=_list_images(images, ending, cases) if images else {},
+        spacings=_find_spacings(references, predictions.values(), reader, find_labels(dataset)),
+        curves=curves,
+    )
+
+
+def _find_models(
+    dataset: str,
+    configuration: str,
+    trainers: Sequence[str],
+    plans: str,
+    results: Sequence[str | Path],
+    names: Sequence[str],
+) -> dict[Training, ModelFolder]:
+    roots = [Path(folder) for folder in results] or [require_root("nnUNet_results")]
+    folders = [
+        ModelFolder.of(root, dataset, trainer, plans, configuration).path for root in roots for trainer in trainers
+    ]
+    for root in roots:
+        if not (root / dataset).is_dir():
+            raise LoMixError(
+                f"There is no {dataset} in the results folder {root}: train it, or check -d and --results"
+                f"{suggest_dataset(dataset)}"
+            )
+    for folder in folders:
+        if not folder.is_dir():
+            there = sorted(file.parent.name for file in folder.parent.glob(f"*/{PLANS}"))
+            close = get_close_matches(folder.name, there, SHOWN, 0.7)
+            hint = f"did you mean {shorten(close, ' or ')}?" if close else f"there is {shorten(there) or 'nothing'}."
+            raise LoMixError(f"There is no {folder.name!r} in {folder.parent}; {hint}")
+    _require_one_name_each(trainers, names, "--trainers")
+    repeated = [name for _ in roots for name in names or trainers]
+    return {training: ModelFolder(folder) for training, folder in _name_trainings(folders, repeated).items()}
+
+
+def _choose_folds(
+    models: Sequence[ModelFolder], wanted: Sequence[str], ending: str, intersection: bool
+) -> tuple[list[str], list[str]]:
+    """The folds to compare, and notes on those left out, which ``intersection`` allows if any training has them."""
+    validated = {
+        model: {fold.fold for fold in model.folds() if list_cases(fold.validation, ending)} for model in models
+    }
+    by_any = set().union(*validated.values())
+    wanted = list(dict.fromkeys(wanted)) or sorted(by_any - {"all"}, key=lambda fold: (len(fold), fold))
+    if not wanted:
+        folds = [fold for model in models for fold in model.folds()]
+        raise LoMixError(
+            f"No fold of {shorten(model.path for model in models)} is validated: {_advise(folds)}. (fold_all is "
+            "validated on its own training cases: ask for it by -f all.)"
+        )
+    lacking = {fold: [model for model in models if fold not in validated[model]] for fold in wanted}
+    for model in models:
+        missing = [fold for fold in wanted if model in lacking[fold]]
+        if [fold for fold in missing if not intersection or fold not in by_any]:
+            raise LoMixError(
+                f"{model.path} has no validation of fold {shorten(missing)}: {_advise(map(model.fold, missing))}, "
+                "choose folds by -f, or compare the common ones by --intersection."
+            )
+    common = [fold for fold in wanted if not lacking[fold]]
+    if not common:
+        unvalidated = [model.fold(fold) for fold, without in lacking.items() for model in without]
+        raise LoMixError(
+            f"No fold is validated in all of {shorten(model.path for model in models)}: {_advise(unvalidated)}."
+        )
+    left_out = [f"{fold} (not in {shorten(m.path.name for m in own)})" for fold, own in lacking.items() if own]
+    note = f"Compared are the folds that all have, {', '.join(common)}; left out: {', '.join(left_out)}."
+    return common, [note] if left_out else []
+
+
+def _advise(folds: Iterable[FoldFolder]) -> str:
+    """What makes validations of folds, which nnU-Net can't validate before they are trained."""
+    untrained = [f"{fold.path.parent.name}/{fold.path.name}" for fold in folds if not fold.is_finished()]
+    if not untrained:
+        return "run nnUNetv2_train with --val"
+    return f"train with nnUNetv2_train, as {shorten(dict.fromkeys(untrained))} isn't trained to the end"
+
+
+def _list_validation(model: ModelFolder, folds: Sequence[str], ending: str) -> dict[str, tuple[str, Path]]:
+    """Fold and file of each case."""
+    files = {fold: list_cases(model.fold(fold).validation, ending) for fold in folds}
+    found: dict[str, tuple[str, Path]] = {}
+    for fold, own in files.items():
+        for case, file in own.items():
+            if case in found:
+                choices = ", or ".join(f"-f {' '.join(group)}" for group in _group_disjoint(files))
+                raise LoMixError(
+                    f"{case} is validated in folds {found[case][0]} and {fold} of {model.path}, as a fold with few "
+                    f"training cases has the validation cases of the one that it is drawn from: choose {choices}."
+                )
+            found[case] = fold, file
+    return found
+
+
+def _group_disjoint(folds: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Folds that can be compared together: each joins the first group that has none of its cases."""
+    groups: list[list[str]] = []
+    for fold, cases in folds.items():
+        fitting = (group for group in groups if all(set(cases).isdisjoint(folds[other]) for other in group))
+        group = next(fitting, None)
+        if group is None:
+            groups.append([fold])
+        else:
+            group.append(fold)
+    return groups
+
+
+def _require_same_splits(folds: Mapping[Path, Mapping[str, str]]) -> None:
+    """Refuse trainings that have a case in different folds; ``folds`` are by folder and case."""
+    (first, expected), *others = folds.items()
+    for folder, own in others:
+        moved = [case for case in sorted(own) if own[case] != expected.get(case, own[case])]
+        if moved:
+            raise LoMixError(
+                f"{folder} and {first} were trained on different splits: {shorten(moved)} are in other folds."
+            )
+
+
+def _require_whole_folds(dataset: str, folds: Sequence[str], cases: Sequence[str]) -> None:
+    """Validations that were all interrupted look alike; nnU-Net's splits know which cases there should be."""
+    root = find_root("nnUNet_preprocessed")
+    if root is None or not (root / dataset / SPLITS).exists():
+        return
+    expected = {str(i): split["val"] for i, split in enumerate(read_splits(root / dataset))}
+    for fold in folds:
+        missing = [case for case in expected.get(fold, []) if case not in cases]
+        if missing:
+            raise LoMixError(
+                f"No validation of fold {fold} has {shorten(missing)}, though {root / dataset / SPLITS} lists it: run "
+                "nnUNetv2_train with --val, or compare the cases that are there by --intersection."
+            )
+
+
+def _read_curves(models: Mapping[Training, ModelFolder], folds: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The curves of all trainings, and notes on those that can't be had: scores need no checkpoint."""
+    parts, notes = [], []
+    for training, model in models.items():
+        try:
+            parts.append(read_all_curves({training: model}, folds))
+        except LoMixError as error:
+            notes.append(f"There are no learning curves of {training[0]}: {error}")
+    parts = [part for part in parts if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=CURVE_COLUMNS), notes
+
+
+# plain folders
+
+
+def read_folders(
+    references: str | Path,
+    folders: Sequence[str | Path],
+    names: Sequence[str] = (),
+    intersection: bool = False,
+    jobs: int = 1,
+    images: str | Path | None = None,
+) -> Source:
+    """Folders of predictions, with a folder of references whose files are named alike.
+
+    Labels are those of dataset.json, beside predictions or references; without it, all values of the references.
+
+    Args:
+        references: folder.
+        folders: of predictions, those of the reference trainer first.
+        names: of the trainers; those of one name are its seeds. By default as of :func:`name_folders`, no seeds.
+        intersection: compare the cases that all have, instead of refusing others.
+        jobs: number of processes that look for values, without dataset.json.
+        images: folder with the images of the cases, named as nnU-Net's, for the pictures.
+
+    Raises:
+        LoMixError: something is missing, or cases or labels differ.
+        UsageError: names and folders don't fit together.
+    """
+    reference_folder, prediction_folders = Path(references), [Path(folder) for folder in folders]
+    _require_folders([reference_folder, *prediction_folders], "check --references and --predictions")
+    _require_folders([Path(images)] if images else [], "check --images")
+    _require_one_name_each(prediction_folders, names, "--predictions")
+    trainings = _name_trainings(prediction_folders, names or name_folders(prediction_folders))
+
+    # the dataset.json of a raw or preprocessed dataset lies above the references
+    looked_in = [*prediction_folders, reference_folder, reference_folder.parent]
+    described = {f: read_dataset_json(f) for f in looked_in if (f / DATASET_JSON).exists()}
+    if described:
+        ending = _require_equal({folder: own["file_ending"] for folder, own in described.items()}, "file ending")
+        labels, ignore = _require_labels(described)
+        label_source = shorten(folder / DATASET_JSON for folder in described)
+    else:
+        ending = guess_ending(reference_folder)
+    predictions, notes = _match_cases(
+        {training: list_cases(folder, ending) for training, folder in trainings.items()}, trainings, intersection
+    )
+    files = _pick_references(reference_folder, ending, next(iter(predictions.values())))
+    dataset_json = next(iter(described.values()), {"file_ending": ending})
+    reader = find_reader(dataset_json, example=next(iter(files.values())))
+    if not described:
+        found = Parallel(min(jobs, len(files)))(delayed(list_values)(file, reader) for file in files.values())
+        labels, ignore = {str(value): (value,) for value in sorted(set().union(*found) - {0})}, None
+        label_source = "all values of the references, as there is no dataset.json"
+    if not labels:
+        raise LoMixError(f"{reference_folder} has nothing but background to compare: the labels are {label_source}.")
+    return Source(
+        references=files,
+        predictions=predictions,
+        folders=trainings,
+        labels=labels,
+        ignore=ignore,
+        reader=reader,
+        dataset=str(reference_folder),
+        label_source=label_source,
+        notes=notes,
+        images=_require_images(Path(images), ending, list(files)) if images else {},
+        spacings=_find_spacings(files, predictions.values(), reader),
+    )
+
+
+def name_folders(folders: Sequence[Path]) -> list[str]:
+    """What tells folders apart: the shortest ends of their paths that differ, without the last parts that all share.
+
+    Folders that are called alike may hold anything, so they never get one name, but for a folder that is given twice.
+
+    >>> name_folders([Path("/data/before"), Path("/data/after")])
+    ['before', 'after']
+    >>> name_folders([Path("/runs/A/fold_0/validation"), Path("/runs/B/fold_0/validation")])
+    ['A', 'B']
+    >>> name_folders([Path("/runs/A/preds"), Path("/runs/B/preds"), Path("/ens")])
+    ['A/preds', 'B/preds', 'ens']
+    """
+    paths = [folder.resolve().parts for folder in folders]
+    different = set(paths)
+    while min(map(len, different)) > 1 and len({path[-1] for path in different}) == 1 < len(different):
+        paths = [path[:-1] for path in paths]
+        different = set(paths)
+    names = []
+    for path in paths:
+        # one part if no other path ends alike; the whole path is always enough
+        length = next(n for n in range(1, len(path) + 1) if sum(p[-n:] == path[-n:] for p in different) == 1)
+        names.append("/".join(path[-length:]))
+    return names
+
+
+def _require_images(folder: Path, ending: str, cases: Sequence[str]) -> dict[str, Path]:
+    files = _list_images(folder, ending, cases)
+    missing = [name_image(case, 0, ending) for case in cases if case not in files]
+    if missing:
+        raise LoMixError(f"{folder} has no {shorten(missing)}: name the folder of all images, or none.")
+    return files
+
+
+# both
+
+
+def _require_one_name_each(given: Sequence[object], names: Sequence[str], option: str) -> None:
     """Refuse names, if there are any, that are more or fewer than what was given by ``option``."""
     if names and len(names) != len(given):
         raise UsageError(f"--names needs a name for each of the {len(given)} {option}, not {len(names)}.")
 
 
-def name_trainings(folders: Sequence[Path], names: Sequence[str]) -> dict[Training, Path]:
+def _name_trainings(folders: Sequence[Path], names: Sequence[str]) -> dict[Training, Path]:
     """Folders by trainer and seed: those of one name are the seeds of one trainer, in their order.
 
     Raises:
@@ -134,50 +463,33 @@ def name_trainings(folders: Sequence[Path], names: Sequence[str]) -> dict[Traini
     by_trainer: dict[str, list[Path]] = {}
     for name, folder in zip(names, folders, strict=True):
         by_trainer.setdefault(name, []).append(folder)
-    if len(by_trainer) < 2:
-        alike = (
-            f"All {len(folders)} are called {names[0]}, which makes them seeds of one trainer: give each its --names"
-        )
-        alone = f"There is only {names[0]}: a comparison needs at least two trainers, the reference first"
-        raise UsageError(f"{alike if len(set(folders)) > 1 else alone}.")
     for name, own in by_trainer.items():
         if len({folder.resolve() for folder in own}) < len(own):
-            raise UsageError(f"{name} is given twice with the same folder: seeds are in different folders.")
+            raise UsageError(
+                f"{name} is given twice with the same folder: trainers and seeds are in different folders."
+            )
+    if len(folders) == 1:
+        raise UsageError(f"There is only {names[0]}: a comparison needs at least two trainers, the reference first.")
+    if len(by_trainer) == 1:
+        raise UsageError(
+            f"All {len(folders)} are called {names[0]}, which makes them seeds of one trainer: give each its --names."
+        )
     return {(name, seed): folder for name, own in by_trainer.items() for seed, folder in enumerate(own)}
 
 
-def list_labels(folder: Path, dataset_json: Mapping[str, Any]) -> Labels:
-    """The labels or regions that nnU-Net scores.
-
-    Args:
-        folder: where the file is, for the message.
-        dataset_json: its content.
+def _require_labels(described: Mapping[Path, Mapping[str, Any]]) -> tuple[dict[str, tuple[int, ...]], int | None]:
+    """The classes and the ignored value that the ``dataset.json`` of all folders has.
 
     Raises:
-        LoMixError: the labels aren't nnU-Net's, or one of them has the name of the mean over classes.
+        LoMixError: they differ, aren't nnU-Net's, or one of them has the name of the mean over classes.
     """
-    file = folder / DATASET_JSON
-    with explaining(f"The labels of {file} aren't as nnU-Net v2 wants them"):
-        manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
-        named = {name: _as_tuple(values) for name, values in manager.label_dict.items() if name != "ignore"}
-        regions = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-        scored = {_as_tuple(values) for values in regions}
-        "".join(named).encode()  # JSON can name half a character, which no report can hold
-    if MEAN in manager.label_dict:
+    labels, ignore = _require_equal({folder: list_labels(folder, own) for folder, own in described.items()}, "labels")
+    if MEAN in labels:
         raise LoMixError(f"No class can be called {MEAN}, as the mean over classes is: rename that label.")
-    lowest, highest = min(manager.all_labels), max(manager.all_labels)
-    if highest > LARGEST_LABEL:
-        raise LoMixError(f"The labels of {file} end at {highest}, but nnU-Net's at {LARGEST_LABEL}: number them anew.")
-    if lowest < 0:
-        raise LoMixError(f"The labels of {file} begin at {lowest}, but nnU-Net's at 0: number them anew.")
-    return Labels({name: values for name, values in named.items() if values in scored}, manager.ignore_label)
+    return labels, ignore
 
 
-def _as_tuple(values: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(v) for v in np.atleast_1d(values))
-
-
-def require_equal(values: Mapping[Path, Value], what: str) -> Value:
+def _require_equal(values: Mapping[Path, Value], what: str) -> Value:
     """The value that all folders have; there must be one folder at least.
 
     Raises:
@@ -193,14 +505,14 @@ def require_equal(values: Mapping[Path, Value], what: str) -> Value:
     return expected
 
 
-def require_folders(folders: Sequence[Path], remedy: str) -> None:
+def _require_folders(folders: Sequence[Path], remedy: str) -> None:
     """Refuse folders that aren't there; ``remedy`` ends the sentence."""
     missing = [folder for folder in folders if not folder.is_dir()]
     if missing:
         raise LoMixError(f"There is no folder {shorten(missing)}: {remedy}.")
 
 
-def match_cases(
+def _match_cases(
     predictions: Mapping[Training, Mapping[str, Path]], folders: Mapping[Training, Path], intersection: bool
 ) -> tuple[dict[Training, dict[str, Path]], tuple[str, ...]]:
     """Predictions of the same cases for all trainings.
@@ -237,7 +549,7 @@ def match_cases(
     return matched, (note,)
 
 
-def pick_references(folder: Path, ending: str, cases: Iterable[str]) -> dict[str, Path]:
+def _pick_references(folder: Path, ending: str, cases: Iterable[str]) -> dict[str, Path]:
     """The reference of each case.
 
     Raises:
@@ -268,10 +580,10 @@ def _refuse_images(folder: Path, files: Collection[str], cases: Collection[str])
             )
 
 
-def find_spacings(
+def _find_spacings(
     references: Mapping[str, Path],
     predictions: Iterable[Mapping[str, Path]],
-    reader: type[BaseReaderWriter],
+    reader: Reader,
     raw_labels: Path | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """The spacing of each case whose files have it beside them, from the first of its files that has it.
@@ -290,7 +602,7 @@ def find_spacings(
     return found
 
 
-def list_images(folder: Path, ending: str, cases: Iterable[str]) -> dict[str, Path]:
+def _list_images(folder: Path, ending: str, cases: Iterable[str]) -> dict[str, Path]:
     """The first channel of each case's image, where it is there."""
     files = {case: folder / name_image(case, 0, ending) for case in cases}
     return {case: file for case, file in files.items() if file.exists()}

@@ -1,17 +1,16 @@
 """Paired comparison of trainers over cases: means, intervals, tests, and the verdict."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nnunet_lomix.compare.metrics import METRICS
+from nnunet_lomix.compare.metrics import METRICS, Metric
+from nnunet_lomix.compare.sources import MEAN
 
-MEAN = "mean"
 # with fewer cases neither the interval can have 95 % nor can the test of signed ranks get below 0.05
 ENOUGH = 6
 
@@ -29,7 +28,7 @@ def compare_trainers(
     """Compare every trainer with the first one, in each metric and class and in the mean over classes of each case.
 
     Seeds are averaged within each case first, so that a case counts once: intervals and tests are about other cases.
-    How much another training would differ is not in them; ``by_seed`` shows it.
+    How much another training would differ is not in them; ``by_seed``, ``seed_low`` and ``seed_high`` show it.
 
     Args:
         scores: columns ``case``, ``class``, ``trainer``, ``seed``, ``metric`` and ``value``; in each metric one value
@@ -49,8 +48,11 @@ def compare_trainers(
         - ``wins``, ``ties``, ``losses``: in how many cases the candidate is better (a lower HD95), equal, worse.
         - ``worst``, ``best``: the case in which it loses, gains most.
         - ``by_seed``, ``reference_by_seed``: the mean of each training, by seed; equal seeds are no pairs.
+        - ``seed_low``, ``seed_high``: the 95 % interval of the difference over trainings, of :func:`welch_interval`.
+        - ``verdict``: ``better`` or ``worse`` if the interval over cases, the corrected test (``p_holm`` < 0.05) and
+          the interval over trainings, where there is one, exclude no difference; else ``undecided``.
 
-        Intervals are NaN if there is one case, and the point if all its values are equal.
+        Intervals over cases are NaN if there is one case, and the point if all its values are equal.
 
     Raises:
         ValueError: there are fewer than two trainers, or a score is missing or there twice.
@@ -58,14 +60,26 @@ def compare_trainers(
     trainers = list(scores["trainer"].unique()) if trainers is None else list(trainers)
     if len(trainers) < 2:
         raise ValueError(f"A comparison needs two trainers, not {trainers}.")
-    tables = [_compare_in(metric, own, trainers, resamples) for metric, own in scores.groupby("metric", sort=False)]
+    tables = [
+        _compare_in(METRICS[name], own, trainers, resamples) for name, own in scores.groupby("metric", sort=False)
+    ]
     comparison = pd.concat(tables, ignore_index=True)
     family = [comparison["metric"], comparison["class"] == MEAN]
     comparison.insert(comparison.columns.get_loc("p") + 1, "p_holm", comparison.groupby(family)["p"].transform(holm))
-    return comparison
+    return comparison.assign(verdict=_judge(comparison))
 
 
-def _compare_in(metric: str, scores: pd.DataFrame, trainers: list[str], resamples: int) -> pd.DataFrame:
+def _judge(comparison: pd.DataFrame) -> np.ndarray:
+    over_cases = (comparison["difference_low"] > 0) | (comparison["difference_high"] < 0)
+    # NaN, without an interval: a single training can't disagree
+    over_trainings = ~((comparison["seed_low"] <= 0) & (comparison["seed_high"] >= 0))
+    decided = over_cases & over_trainings & (comparison["p_holm"] < 0.05)
+    lower_is_better = comparison["metric"].map(lambda name: METRICS[name].lower_is_better)
+    better = (comparison["difference"] > 0) != lower_is_better
+    return np.where(decided, np.where(better, "better", "worse"), "undecided")
+
+
+def _compare_in(metric: Metric, scores: pd.DataFrame, trainers: list[str], resamples: int) -> pd.DataFrame:
     cases = sorted(scores["case"].unique())
     classes = list(scores["class"].unique())
     by_seed = [_tabulate(scores[scores["trainer"] == trainer], cases, classes) for trainer in trainers]
@@ -77,10 +91,12 @@ def _compare_in(metric: str, scores: pd.DataFrame, trainers: list[str], resample
     rows = []
     for c, name in enumerate([*classes, MEAN]):
         for t, trainer in enumerate(trainers[1:], start=1):
-            gains = -differences[t, c] if METRICS[metric].lower_is_better else differences[t, c]
+            gains = -differences[t, c] if metric.lower_is_better else differences[t, c]
+            own_trainings, reference_trainings = (by_seed[i][:, c].mean(axis=1).tolist() for i in (t, 0))
+            seed_low, seed_high = welch_interval(own_trainings, reference_trainings, metric.largest)
             rows.append(
                 {
-                    "metric": metric,
+                    "metric": metric.name,
                     "class": name,
                     "trainer": trainer,
                     "reference": trainers[0],
@@ -99,8 +115,10 @@ def _compare_in(metric: str, scores: pd.DataFrame, trainers: list[str], resample
                     "losses": int((gains < 0).sum()),
                     "worst": cases[gains.argmin()],
                     "best": cases[gains.argmax()],
-                    "by_seed": by_seed[t][:, c].mean(axis=1).tolist(),
-                    "reference_by_seed": by_seed[0][:, c].mean(axis=1).tolist(),
+                    "by_seed": own_trainings,
+                    "reference_by_seed": reference_trainings,
+                    "seed_low": seed_low,
+                    "seed_high": seed_high,
                 }
             )
     return pd.DataFrame(rows)
@@ -232,45 +250,3 @@ def welch_interval(
     half = (high - low) / 2 / (largest - difference**2 / largest)  # the slope of artanh(d / l) is 1 / (l − d² / l)
     low, high = largest * np.tanh(np.arctanh(difference / largest) + np.array([-half, half]))
     return float(low), float(high)
-
-
-def verdict(row: Mapping[str, Any]) -> str:
-    """``better`` or ``worse`` if interval, corrected test *and* trainings exclude no difference, else ``undecided``.
-
-    Args:
-        row: of :func:`compare_trainers`, in the units that are shown.
-    """
-    if not (excludes_zero(row) and is_confirmed(row) and trainings_agree(row)):
-        return "undecided"
-    return "better" if is_better(row) else "worse"
-
-
-def is_better(row: Mapping[str, Any]) -> bool:
-    """Whether the candidate's mean is the better one."""
-    return bool((row["difference"] > 0) != METRICS[row["metric"]].lower_is_better)
-
-
-def excludes_zero(row: Mapping[str, Any]) -> bool:
-    """Whether the interval over cases excludes zero; one that is NaN doesn't."""
-    return bool(row["difference_low"] > 0 or row["difference_high"] < 0)
-
-
-def is_confirmed(row: Mapping[str, Any]) -> bool:
-    """Whether the corrected test finds a difference."""
-    return bool(row["p_holm"] < 0.05)
-
-
-def trainings_agree(row: Mapping[str, Any]) -> bool:
-    """Whether the interval over trainings excludes zero; a single training can't disagree."""
-    low, high = interval_over_trainings(row)
-    return not low <= 0 <= high
-
-
-def interval_over_trainings(row: Mapping[str, Any]) -> tuple[float, float]:
-    """:func:`welch_interval` of a row in the units that are shown."""
-    return welch_interval(row["by_seed"], row["reference_by_seed"], METRICS[row["metric"]].largest)
-
-
-def is_about_networks(row: Mapping[str, Any]) -> bool:
-    """Whether a trainer has a single training, so that nothing says how much another one would differ."""
-    return min(len(row["by_seed"]), len(row["reference_by_seed"])) == 1

@@ -1,9 +1,6 @@
 """Pictures of cases: read as nnU-Net reads them, whatever the files are."""
 
 import io
-import json
-from functools import partial
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -15,13 +12,11 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from PIL import Image
-from rich.console import Console
 
-from nnunet_lomix.compare import compare_into, read_folders
 from nnunet_lomix.compare.overlays import CLASS_COLOURS, draw_overlays
 from nnunet_lomix.compare.sources import CaseFiles
 from nnunet_lomix.errors import LoMixError
-from tests.compare.files import SPACING, save, save_nifti, save_tiff
+from tests.nnunet.files import SPACING, save, save_nifti, save_tiff
 
 SHAPE = (9, 8, 7)
 
@@ -35,6 +30,11 @@ def block(*corner, shape=SHAPE, size=2) -> np.ndarray:
 
 def case(reference, predictions, image=None, reader=SimpleITKIO, spacing=None) -> CaseFiles:
     return CaseFiles(image, reference, predictions, reader, spacing)
+
+
+def draw(files: CaseFiles, values=(1,)) -> tuple[dict[str, bytes], str]:
+    pictures, where, _ = draw_overlays(files, values)
+    return pictures, where
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -57,10 +57,10 @@ def test_the_orientation_in_which_a_file_is_stored_moves_nothing(tmp_path, reade
     rng = np.random.default_rng(0)
     arrays = {"r": block(4, 3, 3), "p": block(4, 3, 2), "i": rng.random(SHAPE).astype(np.float32)}
     alike = {name: save_nifti(array, tmp_path / f"{name}.nii.gz", "LPS") for name, array in arrays.items()}
-    expected = draw_overlays(case(alike["r"], {"A": alike["p"]}, alike["i"], reader))
+    expected = draw(case(alike["r"], {"A": alike["p"]}, alike["i"], reader))
     for changed in "rpi":
         files = alike | {changed: save_nifti(arrays[changed], tmp_path / f"{changed}_.nii.gz", stored)}
-        assert draw_overlays(case(files["r"], {"A": files["p"]}, files["i"], reader)) == expected
+        assert draw(case(files["r"], {"A": files["p"]}, files["i"], reader)) == expected
     assert expected[1] == f"slice 4 of {SHAPE[1]}"
 
 
@@ -73,7 +73,7 @@ def test_patients_lie_as_in_clinics(tmp_path, reader, stored):
     labels = block(SHAPE[0] - 2, 0, SHAPE[2] - 2) | block(*np.array(SHAPE) // 2, size=1)
     for axis, (rows, columns) in {0: ("top", "right"), 1: ("top", "right"), 2: ("top", "left")}.items():
         file = save_nifti(labels, tmp_path / f"{axis}.nii.gz", stored, spacings[axis])
-        pictures, _ = draw_overlays(case(file, {"A": file}, reader=reader))
+        pictures, _ = draw(case(file, {"A": file}, reader=reader))
         coloured = where_coloured(pictures["A"])
         middle = np.array(coloured.shape) / 2
         row, column = (where.mean() for where in np.nonzero(coloured))
@@ -84,7 +84,7 @@ def test_slices_are_across_the_coarsest_axis_of_a_tiff(tmp_path):
     """Its spacing is that of the case, wherever that is from."""
     reference = save_tiff(block(4, 3, 3), tmp_path / "r.tif")
     prediction = save_tiff(block(4, 3, 2), tmp_path / "p.tif", SPACING)
-    _, where = draw_overlays(case(reference, {"A": prediction}, reader=Tiff3DIO, spacing=SPACING))
+    _, where = draw(case(reference, {"A": prediction}, reader=Tiff3DIO, spacing=SPACING))
     assert where == f"slice 4 of {SHAPE[1]}"
 
 
@@ -96,7 +96,7 @@ def test_2d_masks_of_any_depth_are_drawn(tmp_path, bits, ending):
         Image.fromarray(mask).save(tmp_path / f"{name}.png")
         Image.fromarray(mask.astype(bool) if bits == 1 else mask).save(tmp_path / f"{name}_.{ending}")
     expected, other = (
-        draw_overlays(case(tmp_path / f"r{end}", {"A": tmp_path / f"p{end}"}, reader=NaturalImage2DIO))
+        draw(case(tmp_path / f"r{end}", {"A": tmp_path / f"p{end}"}, reader=NaturalImage2DIO))
         for end in (".png", f"_.{ending}")
     )
     assert other == expected and where_coloured(expected[0]["A"]).mean() > 0.1
@@ -110,11 +110,11 @@ def test_colours_are_grey_grounds(tmp_path):
     Image.fromarray(grey).save(tmp_path / "grey.png")
     Image.fromarray(np.stack([grey - grey % 2, grey, grey + grey % 2], axis=-1)).save(tmp_path / "rgb.png")
     pictures = [
-        draw_overlays(case(tmp_path / "r.png", {"A": tmp_path / "r.png"}, tmp_path / name, NaturalImage2DIO))
+        draw(case(tmp_path / "r.png", {"A": tmp_path / "r.png"}, tmp_path / name, NaturalImage2DIO))
         for name in ("grey.png", "rgb.png")
     ]
     assert pictures[0] == pictures[1]
-    assert pictures[0] != draw_overlays(case(tmp_path / "r.png", {"A": tmp_path / "r.png"}, None, NaturalImage2DIO))
+    assert pictures[0] != draw(case(tmp_path / "r.png", {"A": tmp_path / "r.png"}, None, NaturalImage2DIO))
 
 
 def test_an_image_that_cannot_be_read_or_does_not_fit_is_left_out(tmp_path):
@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_read_or_does_not_fit_is_left_out(tmp_path):
         "larger": save(np.random.default_rng(0).random((10, 9, 8)), tmp_path / "larger.mha"),
         "flat": save(np.random.default_rng(0).random((9, 8)), tmp_path / "flat.mha"),
     }
-    pictures = [draw_overlays(case(reference, {"A": prediction}, image)) for image in images.values()]
+    pictures = [draw(case(reference, {"A": prediction}, image)) for image in images.values()]
     assert all(picture == pictures[0] for picture in pictures)
 
 
@@ -137,46 +137,7 @@ def test_segmentations_of_other_shapes_are_refused(tmp_path):
         save(block(4, 3, shape=(9, 8)), tmp_path / "p.mha"),
     )
     with pytest.raises(LoMixError, match=r"p\.mha has the shape 9 × 8, but its reference 9 × 8 × 7"):
-        draw_overlays(case(reference, {"A": prediction}))
-
-
-# the whole report
-
-
-def save_bmp(labels: np.ndarray, file: Path):
-    Image.fromarray(labels[4].astype(np.uint8)).save(file)
-
-
-def save_bits(labels: np.ndarray, file: Path):
-    Image.fromarray(labels[4] > 0).save(file)
-
-
-@pytest.mark.parametrize(
-    "ending, write, reader",
-    [
-        (".nii.gz", partial(save_nifti, orientation="ASR"), "NibabelIOWithReorient"),
-        (".nii.gz", partial(save_nifti, orientation="ASR"), "SimpleITKIOWithReorient"),
-        (".tif", partial(save_tiff, spacing=SPACING), "Tiff3DIO"),
-        (".bmp", save_bmp, "NaturalImage2DIO"),
-        (".png", save_bits, "NaturalImage2DIO"),
-    ],
-)
-def test_reports_have_pictures_of_all_kinds_of_files(tmp_path, ending, write, reader):
-    for name, column in (("truth", 2), ("old", 3), ("new", 4)):
-        (tmp_path / name).mkdir()
-        described = {
-            "labels": {"background": 0, "x": 1},
-            "file_ending": ending,
-            "overwrite_image_reader_writer": reader,
-        }
-        (tmp_path / name / "dataset.json").write_text(json.dumps(described))
-        # stored in LPS only the reference would be of another shape than the array of the predictions
-        stored = {"orientation": "LPS"} if name == "truth" and ending == ".nii.gz" else {}
-        write(block(3, 2, column, size=3), tmp_path / name / f"a{ending}", **stored)
-    source = read_folders(tmp_path / "truth", [tmp_path / "old", tmp_path / "new"])
-    compare_into(tmp_path / "out", source, Console(file=io.StringIO()))
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("<img") == 2 and "not drawn" not in page and "could not be drawn" not in page
+        draw(case(reference, {"A": prediction}))
 
 
 # which slice
@@ -191,7 +152,7 @@ def test_the_slice_with_most_differences_is_shown(tmp_path):
     arrays[0][4, 3, 3] = 1
     arrays[1][5] = 1  # false positives without reference would be a picture without outlines
     paths = [save(array, tmp_path / f"{i}.nii.gz") for i, array in enumerate(arrays)]
-    pictures, where = draw_overlays(case(paths[0], {"A": paths[1], "B": paths[2]}))
+    pictures, where = draw(case(paths[0], {"A": paths[1], "B": paths[2]}))
     assert where == "slice 5 of 6"
     assert pictures["A"] != pictures["B"] and pictures["A"].startswith(b"\x89PNG")
 
@@ -200,7 +161,7 @@ def test_where_there_is_no_reference_any_slice_will_do(tmp_path):
     arrays = [np.zeros((4, 5, 5), np.uint8) for _ in range(2)]
     arrays[1][2, 1:3] = 1
     paths = [save(array, tmp_path / f"{i}.nii.gz") for i, array in enumerate(arrays)]
-    assert draw_overlays(case(paths[0], {"A": paths[0], "B": paths[1]}))[1] == "slice 3 of 4"
+    assert draw(case(paths[0], {"A": paths[0], "B": paths[1]}))[1] == "slice 3 of 4"
 
 
 @pytest.mark.parametrize("shape, spacing, where", [((9, 8, 7), (1, 4, 1), "of 8"), ((9, 8, 1), (1, 1, 4), "of 1")])
@@ -209,4 +170,25 @@ def test_the_slice_is_across_the_coarsest_or_the_only_axis(tmp_path, shape, spac
     image = sitk.GetImageFromArray(np.ones(shape, np.uint8))
     image.SetSpacing(spacing)
     sitk.WriteImage(image, file)
-    assert draw_overlays(case(file, {"A": file, "B": file}, file))[1].endswith(where)
+    assert draw(case(file, {"A": file, "B": file}, file))[1].endswith(where)
+
+
+# colours
+
+
+def test_outlines_have_the_colours_of_their_classes(tmp_path):
+    """Two neighbours, of which nothing is predicted: their outlines are the only colours, and none is white."""
+    labels = np.zeros((40, 40), np.uint8)
+    labels[8:32, 8:20], labels[8:32, 20:32] = 1, 2
+    reference, nothing = save(labels, tmp_path / "r.mha"), save(np.zeros_like(labels), tmp_path / "p.mha")
+    pictures, _, values = draw_overlays(case(reference, {"A": nothing}), [1, 2, 3])
+    assert values == {1, 2}  # of those that are asked for, what the legend should name
+
+    def where(colour: str) -> np.ndarray:
+        return np.argwhere(np.abs(pixels(pictures["A"]) - to_rgb(colour)).max(axis=-1) < 0.12)[:, 1]
+
+    left, right = where(CLASS_COLOURS[0]), where(CLASS_COLOURS[1])
+    assert len(left) > 100 and len(right) > 100
+    assert not len(where("#ffffff"))
+    # side by side where they touch: neither is covered by the other
+    assert left.max() < right.min()

@@ -5,71 +5,18 @@ import re
 import shutil
 from pathlib import Path
 
-import click
 import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
-from click.testing import CliRunner
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage.io import imsave
 
-from nnunet_lomix.cli import Lists, main
 from nnunet_lomix.compare import compare, read_folders, read_results
 from nnunet_lomix.errors import LoMixError, UsageError
-
-DATASET = "Dataset009_Toy"
-CLASSES = {"labels": {"background": 0, "liver": 1, "tumour": 2}, "file_ending": ".nii.gz"}
-REGIONS = {
-    "labels": {"background": 0, "all": [1, 2], "tumour": 2, "ignore": 3},
-    "regions_class_order": [1, 2],
-    "file_ending": ".nii.gz",
-}
-FOLDS = {"0": ("a", "b"), "1": ("c",)}
-
-
-def write(path: Path, seed: int, shape=(4, 6, 5)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    labels = np.random.default_rng(seed).integers(0, 3, shape).astype(np.uint8)
-    sitk.WriteImage(sitk.GetImageFromArray(labels), path)
-
-
-MEAN_CLASS = CLASSES | {"labels": {"background": 0, "mean": 1, "tumour": 2}}
-
-
-class Trees:
-    """nnU-Net's folders with predictions of folds 0 and 1, and what tests break in them."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        for i, case in enumerate(case for cases in FOLDS.values() for case in cases):
-            write(folder / "preprocessed" / DATASET / "gt_segmentations" / f"{case}.nii.gz", i)
-
-    def add(self, trainer: str, seed: int = 1, results="results", description=CLASSES, **planned) -> Path:
-        model = self.folder / results / DATASET / f"{trainer}__nnUNetPlans__2d"
-        for fold, cases in FOLDS.items():
-            for i, case in enumerate(cases):
-                write(model / f"fold_{fold}" / "validation" / f"{case}.nii.gz", 100 * seed + i)
-        (model / "dataset.json").write_text(json.dumps(description))
-        plans = {
-            "image_reader_writer": "SimpleITKIO",
-            "configurations": {"2d": {"spacing": [1.0, 1.0], "architecture": {}} | planned},
-            "dataset_name": DATASET,
-            "plans_name": "nnUNetPlans",
-            "label_manager": "LabelManager",
-        }
-        (model / "plans.json").write_text(json.dumps(plans))
-        return model
-
-
-@pytest.fixture
-def trees(tmp_path, monkeypatch) -> Trees:
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    monkeypatch.chdir(tmp_path)
-    return Trees(tmp_path)
+from tests.compare.trees import CLASSES, DATASET, MEAN_CLASS, REGIONS, write
 
 
 def read(*trainers: str, **options):
@@ -351,14 +298,6 @@ def test_a_checkpoint_that_cannot_be_used_costs_only_its_curves(trees):
 # plain folders
 
 
-@pytest.fixture
-def folders(tmp_path) -> Path:
-    for i, name in enumerate(("data/truth", "old", "new")):
-        for case in "ab":
-            write(tmp_path / name / f"{case}.nii.gz", 10 * i + ord(case))
-    return tmp_path
-
-
 def read_plain(folder: Path, *names: str, **options):
     return read_folders(folder / "data" / "truth", [folder / name for name in names or ("old", "new")], **options)
 
@@ -369,23 +308,6 @@ def test_labels_of_a_dataset_json_beside(folders, place):
     source = read_plain(folders)
     assert source.labels == {"all": (1, 2), "tumour": (2,)} and source.ignore == 3
     assert source.label_source == str(folders / place / "dataset.json") and source.trainers == ["old", "new"]
-
-
-@pytest.mark.parametrize(
-    "labels, reason",
-    [
-        ({"background": 0, "all": [1, 2]}, "regions_class_order"),
-        ({"liver": 1}, "Background"),
-        ({"0": "background", "1": "liver"}, "Background"),  # nnU-Net v1's
-        (["background", "liver"], "keys"),
-        ({"background": 0, "liver": None}, "int"),
-    ],
-)
-def test_wrong_labels_of_a_dataset_json_are_named(labels, reason, folders):
-    file = folders / "data" / "dataset.json"
-    file.write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
-    with pytest.raises(LoMixError, match=f"{file} aren't as nnU-Net v2 wants them: .*{reason}"):
-        read_plain(folders)
 
 
 def test_without_dataset_json_labels_are_the_values_of_the_references(folders):
@@ -446,17 +368,6 @@ def test_images_instead_of_segmentations_are_recognised_by_their_names(folders, 
         read_plain(folders)
 
 
-@pytest.mark.parametrize("values", [-1000, 0.5])
-def test_images_on_both_sides_are_recognised_by_their_values(folders, values):
-    for folder in ("old", "new", "data/truth"):
-        for case in "ab":
-            (folders / folder / f"{case}.nii.gz").unlink()
-        image = sitk.GetImageFromArray(np.full((4, 6, 5), values, np.float32))
-        sitk.WriteImage(image, folders / folder / "a_0000.nii.gz")
-    with pytest.raises(LoMixError, match="a_0000.nii.gz is no segmentation: .*, and _0000 marks images"):
-        read_plain(folders)
-
-
 def test_cases_may_end_in_four_digits(folders):
     for folder in ("old", "new", "data/truth"):
         for case in "ab":
@@ -496,73 +407,3 @@ def test_refuses_references_without_labels(folders):
         sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 6, 5), np.uint8)), folders / f"data/truth/{case}.nii.gz")
     with pytest.raises(LoMixError, match="nothing but background"):
         read_plain(folders)
-
-
-# the command
-
-
-@pytest.mark.parametrize(
-    "line, expected",
-    [
-        ("-n A B -x 1", (("A", "B"), "1")),
-        ("-x 1 --name A B C", (("A", "B", "C"), "1")),
-        ("-n A -n B C -x 1", (("A", "B", "C"), "1")),
-        ("-x 1", ((), "1")),
-        ("-x 1 2", None),
-    ],
-)
-def test_options_take_lists(line, expected):
-    seen = []
-    options = [click.Option(["-n", "--name"], multiple=True), click.Option(["-x"])]
-    command = Lists("test", params=options, callback=lambda name, x: seen.append((name, x)))
-    result = CliRunner().invoke(command, line.split())
-    assert seen == ([expected] if expected else []) and (result.exit_code == 0) == bool(expected)
-
-
-def run(*args, fails=False) -> str:
-    result = CliRunner().invoke(main, ["compare", *map(str, args)])
-    assert (result.exit_code != 0) == fails, result.output
-    # a mistake ends in click's own exit, not in an exception of ours
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return " ".join(result.output.split())
-
-
-def test_command_on_results(trees):
-    trees.add("A", 1), trees.add("B", 2), trees.add("C", 3)
-    output = run("-d", 9, "-c", "2d", "-tr", "A", "B", "C", "-f", 0, 1, "--jobs", 1, "--out", "report")
-    assert re.search("B.*mean Dice.* 3 cases", output)
-    scores = pd.read_csv(trees.folder / "report" / "scores.csv")
-    assert len(scores) == 3 * 2 * 3 * 4 and set(scores["trainer"]) == set("ABC")
-    assert {"report.html", "comparison.json"} <= {file.name for file in (trees.folder / "report").iterdir()}
-
-
-def test_command_on_folders(folders, monkeypatch):
-    monkeypatch.chdir(folders)
-    run("--references", "data/truth", "--predictions", "old", "new", "--names", "before", "after", "--jobs", 1)
-    assert set(pd.read_csv("nnunet_lomix_compare/scores.csv")["trainer"]) == {"before", "after"}
-
-
-@pytest.mark.parametrize(
-    "line, message",
-    [
-        ("", "Give -d, -c and --trainers, or --references and --predictions"),
-        ("-d 9 -c 2d", "Give -d, -c and --trainers"),
-        ("-d 9 -c 2d --trainers A B --references data", "Give -d, -c and --trainers"),
-        ("--references data --predictions old new -f 0", "-f and --results belong to -d"),
-        ("-d 4 -c 2d --trainers A B --images images", "--images belongs to --references"),
-        ("-d 9 -c 2d --trainers A", "only A"),
-        ("-d 9 -c 2d -tr A", "only A"),
-        ("-d Dataset009_Toi -c 2d -tr A B", "; did you mean Dataset009_Toy?"),
-        ("-d 77 -c 2d --trainers A B", "dataset with the ID 77: check -d"),
-        ("-d 9 -c 3d --trainers A B", "There is no 'A__nnUNetPlans__3d' in"),
-        ("-d 9 -c 2d --trainers A Something", "no 'Something__nnUNetPlans__2d' in"),
-        ("-d 9 -c 2d --trainers A B --out file/report", "file/report can't be written (Not a directory)"),
-        ("-d 9 -c 2d --trainers A B --tolerance -1", "tolerance"),
-    ],
-)
-def test_mistakes_give_a_sentence_and_write_nothing(trees, line, message):
-    trees.add("A"), trees.add("B")
-    (trees.folder / "file").touch()
-    output = run(*line.split(), fails=True)
-    assert message in output and "Traceback" not in output
-    assert not (trees.folder / "nnunet_lomix_compare").exists()

@@ -97,7 +97,7 @@ def test_differences_stay_possible(old, data):
 
 @pytest.mark.parametrize("n, at_most", [(4, 0.875), (5, 0.9375)])
 def test_few_cases_cannot_have_a_sure_interval(n, at_most):
-    """2000 simulated studies. What is known of the limit is said in the report: test_page.py."""
+    """2000 simulated studies. What is known of the limit is said in the report: test_findings.py."""
     low, high = bootstrap_mean(np.random.default_rng(n).standard_normal((2000, n)), resamples=1000)
     covered = np.mean((low <= 0) & (high >= 0))
     assert largest_coverage(n) == at_most and at_most - 0.05 <= covered <= at_most + 0.02, covered
@@ -279,3 +279,58 @@ def test_rounding_is_no_difference():
 def test_refuses_missing_and_double_scores(damage):
     with pytest.raises(ValueError):
         compare_trainers(damage(make_scores()), resamples=99)
+
+
+def shifted(shift, cases=12, metric="Dice", trainings=(1, 1), wobble=0.0) -> pd.Series:
+    """The comparison of one class in which all cases differ by about ``shift``, the candidate's trainings by more."""
+    rng = np.random.default_rng(0)
+    old = rng.uniform(0.3, 0.6, cases)
+    changes = shift * rng.uniform(0.8, 1.2, cases)
+    rows = [
+        (f"case_{i}", "a", trainer, seed, metric, old[i] + (trainer == "new") * (changes[i] + seed * wobble))
+        for trainer, number in zip(("old", "new"), trainings, strict=True)
+        for seed in range(number)
+        for i in range(cases)
+    ]
+    columns = ["case", "class", "trainer", "seed", "metric", "value"]
+    return compare_trainers(pd.DataFrame(rows, columns=columns), resamples=499).iloc[0]
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"shift": 0.05}, "better"),
+        ({"shift": -0.05}, "worse"),
+        ({"shift": 0.05, "metric": "HD95"}, "worse"),
+        ({"shift": -0.05, "metric": "HD95"}, "better"),
+        ({"shift": 0.0}, "undecided"),
+        ({"shift": 0.05, "cases": 5}, "undecided"),  # the test can't get below 0.05
+        ({"shift": 0.05, "cases": 1}, "undecided"),  # no interval
+        ({"shift": 0.05, "trainings": (2, 2), "wobble": 0.001}, "better"),
+        ({"shift": 0.05, "trainings": (2, 2), "wobble": 0.1}, "undecided"),  # the trainings don't agree
+        ({"shift": 0.05, "trainings": (1, 2), "wobble": 0.1}, "better"),  # a single training can't disagree
+    ],
+)
+def test_verdicts(options, expected):
+    row = shifted(**options)
+    assert row["verdict"] == expected
+    if min(options.get("trainings", (1, 1))) > 1:
+        ends = welch_interval(row["by_seed"], row["reference_by_seed"], 1)
+        assert (row["seed_low"], row["seed_high"]) == pytest.approx(ends)
+    else:
+        assert np.isnan([row["seed_low"], row["seed_high"]]).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(3)), st.permutations(range(3)))
+def test_the_order_of_seeds_decides_nothing(ours, theirs):
+    candidate, reference = np.array([81.1, 83.0, 85.1])[ours], np.array([80.0, 82.0, 84.0])[theirs]
+    low, high = welch_interval(candidate, reference)
+    # by hand: variances 4.0033 and 4 over 3, of 4 degrees of freedom
+    half = 2.7764 * np.sqrt((np.var(candidate, ddof=1) + np.var(reference, ddof=1)) / 3)
+    assert [low, high] == pytest.approx([1.0667 - half, 1.0667 + half], abs=1e-3)
+
+
+def test_interval_of_trainings_without_variance_or_company():
+    assert welch_interval([2.0, 2.0], [1.0, 1.0, 1.0]) == (1, 1)
+    assert np.isnan(welch_interval([2.0, 2.0], [1.0])).all()

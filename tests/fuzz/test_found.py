@@ -159,7 +159,7 @@ def test_more_jobs_than_files_are_no_more_processes(world, monkeypatch):
     monkeypatch.setattr("nnunet_lomix.compare.scoring.Parallel", record)
     with copied(world) as folder, inside(folder):
         source = read_folders("nifti/references", ["nifti/before", "nifti/after"])
-        scoring._make_keys(source, scoring.ScoringSettings(source.labels, None, 1.0, source.reader), 10**9)
+        scoring._make_keys(source, scoring.ScoringSettings(source.labels, None, source.reader), 10**9)
     assert asked == [18]  # three folders of six
 
 

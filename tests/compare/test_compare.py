@@ -1,26 +1,30 @@
-"""Where voxels are, as nnU-Net's own readers see it: spacing, orientation, origin; values that are no label."""
+"""Whole comparisons of files: spacing, orientation, values that are no label; the command."""
 
+import io
 import json
+import re
 import shutil
 import tracemalloc
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
+import pandas as pd
 import pytest
-import SimpleITK as sitk
+from click.testing import CliRunner
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from PIL import Image
+from rich.console import Console
+from skimage.io import imsave
 
-from nnunet_lomix.compare import compare, read_folders, read_results
-from nnunet_lomix.compare.scoring import ScoringSettings, score_case
-from nnunet_lomix.compare.segmentations import read_segmentation, read_spacing
+from nnunet_lomix.cli import Lists, main
+from nnunet_lomix.compare import compare, compare_into, read_folders, read_results
 from nnunet_lomix.errors import LoMixError
-from tests.compare.files import SPACING, save, save_nifti, save_tiff
+from tests.nnunet.files import SPACING, save, save_nifti, save_tiff
 
 DATASET = "Dataset009_Toy"
 
@@ -143,13 +147,6 @@ def test_a_spacing_that_is_added_changes_known_scores(tmp_path):
     assert far() == 3.0
 
 
-def test_a_json_file_beside_another_kind_of_file_is_no_spacing(tmp_path):
-    (tmp_path / "a.json").write_text('{"spacing": [9, 9, 9]}')
-    assert read_spacing(tmp_path / "a.tif", Tiff3DIO) == (9, 9, 9)
-    assert read_spacing(tmp_path / "a.tif", NaturalImage2DIO) is None
-    assert read_spacing(tmp_path / "a.nrrd", SimpleITKIO) is None
-
-
 # readers that reorient
 
 
@@ -172,98 +169,6 @@ def test_the_orientation_in_which_a_file_is_stored_is_of_no_matter(tmp_path, rea
     result = compare(read_folders(tmp_path / "truth", [tmp_path / "old", tmp_path / "new"]))
     assert value(result, "HD95", "old") == 0 and value(result, "Dice", "old") == 1
     assert value(result, "HD95", "new") == pytest.approx(3.0)
-
-
-# tolerances
-
-
-def placed(file: Path, origin=(0.0, 0.0, 0.0), direction=None, spacing=(0.7, 0.8, 3.0), shape=(40, 300, 300)):
-    """A segmentation with spacing and origin in ITK's order x, y, z."""
-    labels = np.zeros(shape, np.uint8)
-    labels[..., 3:5, 3:5] = 1
-    image = sitk.GetImageFromArray(labels)
-    image.SetSpacing(spacing[: len(shape)])
-    image.SetOrigin(origin[: len(shape)])
-    direction = np.eye(3) if direction is None else direction
-    image.SetDirection(direction[: len(shape), : len(shape)].ravel())
-    sitk.WriteImage(image, file)
-    return file
-
-
-def rotation(angle: float) -> np.ndarray:
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-
-
-FAR_ORIGIN = (-1500.0, 200.0, 77.0)
-SHIFTED = {"origin": (-1498.6, 200.0, 77.0)}
-ROTATED = {"direction": rotation(0.009)}
-
-
-@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
-@pytest.mark.parametrize(
-    "change, distance",
-    [
-        (SHIFTED, "1.4"),
-        ({"origin": (-1500.0, 200.0, 76.6)}, "0.4"),
-        (ROTATED, "2.9"),  # 299 voxels of 0.7 and 0.8 mm: 318 mm
-        ({"spacing": (0.7005, 0.8, 3.0)}, "0.15"),
-        ({"origin": (-1500.0, 200.0, 77.1)}, None),
-        ({"origin": (-1500.0, 200.001, 77.0), "direction": rotation(1e-4)}, None),
-    ],
-)
-def test_what_counts_is_how_far_apart_voxels_lie(tmp_path, reader, change, distance):
-    reference = placed(tmp_path / "r.nii.gz", FAR_ORIGIN)
-    prediction = placed(tmp_path / "p.nii.gz", **{"origin": FAR_ORIGIN, **change})
-    settings = ScoringSettings({"x": (1,)}, None, 1.0, reader)
-    if distance in (None, "0.15"):  # less than a quarter of the smallest spacing, 0.175 mm
-        assert score_case(reference, {"p": prediction}, settings)
-        return
-    with pytest.raises(LoMixError, match=rf"p\.nii\.gz has another origin or .* up to {distance} mm"):
-        score_case(reference, {"p": prediction}, settings)
-    assert score_case(reference, {"p": prediction}, replace(settings, placed=False))
-
-
-def test_a_shift_in_2d_is_found(tmp_path):
-    options = {"shape": (300, 300), "origin": FAR_ORIGIN}
-    files = [placed(tmp_path / f"{name}.mha", **options | change) for name, change in (("r", {}), ("p", SHIFTED))]
-    with pytest.raises(LoMixError, match=r"up to 1\.4 mm"):
-        score_case(files[0], {"p": files[1]}, ScoringSettings({"x": (1,)}, None, 1.0, SimpleITKIO))
-
-
-def test_microscopic_images_have_microscopic_tolerances(tmp_path):
-    spacing = (1e-4, 1e-4, 1e-4)
-    reference = placed(tmp_path / "r.mha", spacing=spacing)
-    moved = placed(tmp_path / "p.mha", (0, 0, 1e-4), spacing=spacing)
-    with pytest.raises(LoMixError, match=r"up to 0\.0001 mm"):
-        score_case(reference, {"p": moved}, ScoringSettings({"x": (1,)}, None, 1.0, SimpleITKIO))
-
-
-def test_shapes_are_compared_exactly(tmp_path):
-    files = [placed(tmp_path / f"{n}.mha", shape=(n, 8)) for n in (1500, 1501)]
-    with pytest.raises(LoMixError, match=r"1501\.mha has the shape 1501 × 8, but its reference 1500 × 8"):
-        score_case(files[0], {"p": files[1]}, ScoringSettings({"x": (1,)}, None, 1.0, SimpleITKIO))
-
-
-def test_a_file_with_one_channel_lies_where_one_without_does(tmp_path):
-    """SimpleITK's fourth axis, of which nnU-Net makes channels, is no direction in space."""
-    three = placed(tmp_path / "3.mha", FAR_ORIGIN, rotation(0.3), shape=(4, 30, 30))
-    image = sitk.JoinSeries([sitk.ReadImage(str(three))])
-    sitk.WriteImage(image, tmp_path / "4.mha")
-    settings = ScoringSettings({"x": (1,)}, None, 1.0, SimpleITKIO)
-    ((scores, *_),) = score_case(three, {"p": tmp_path / "4.mha"}, settings).values()
-    assert scores == [[1, 1, 0, 1]]
-
-
-def test_a_single_slice_lies_where_it_lies(tmp_path):
-    options = {"shape": (1, 30, 30)}
-    reference, same, moved = (
-        placed(tmp_path / f"{name}.mha", origin=(5, 6, z), **options) for name, z in (("r", 7), ("same", 7), ("m", 9))
-    )
-    settings = ScoringSettings({"x": (1,)}, None, 1.0, SimpleITKIO)
-    assert score_case(reference, {"p": same}, settings)
-    with pytest.raises(LoMixError, match=r"m\.mha .* up to 2 mm"):
-        score_case(reference, {"p": moved}, settings)
 
 
 # values that are no label
@@ -325,22 +230,6 @@ def test_references_of_0_and_255_get_a_hint(tmp_path):
     assert "255 in the references of 2 cases (a, b)" in note and "2 in" not in note
 
 
-def test_references_with_values_beyond_nnunets_are_refused_by_name(tmp_path):
-    """Without dataset.json all values of the references are classes, and one for a stray voxel would pull the mean."""
-    labels = ball().astype(np.int32)
-    folders = in_folders(tmp_path, {"truth": labels, "A": labels, "B": labels})
-    labels[0, 0, 0] = 100_000_000
-    save(labels, tmp_path / "truth" / "b.nii.gz")
-    with pytest.raises(LoMixError, match=r"truth/b\.nii\.gz has the value 100000000, .* 65535"):
-        read_folders(*folders)
-
-
-def test_labels_beyond_nnunets_are_refused(tmp_path):
-    described = describe(".nii.gz") | {"labels": {"background": 0, "x": 100_000_000}}
-    with pytest.raises(LoMixError, match=r"dataset\.json .*100000000"):
-        read_folders(*in_folders(tmp_path, {"truth": ball(), "A": ball(), "B": ball()}, described))
-
-
 # files of macOS
 
 
@@ -379,15 +268,153 @@ def test_hidden_files_are_neither_validations_nor_references(nnunet):
     assert list(source.references) == ["a"] and source.folds == ("0",)
 
 
-# 2D images
+# the whole report
 
 
-def test_2d_images_of_any_depth_are_scored(tmp_path):
-    """8-bit BMP files have a palette, and PNG files may have 1 bit a pixel."""
-    mask = ball()[8] > 0
-    for name, ending in (("palette", "bmp"), ("grey", "png")):
-        Image.fromarray(mask.astype(np.uint8)).save(tmp_path / f"{name}.{ending}")
-    Image.fromarray(mask).save(tmp_path / "bits.png")
-    for file in ("palette.bmp", "grey.png", "bits.png"):
-        labels, grid = read_segmentation(tmp_path / file, NaturalImage2DIO)
-        assert np.array_equal(labels, mask) and grid.spacing == (1, 1)
+def save_bmp(labels: np.ndarray, file: Path):
+    Image.fromarray(labels[4].astype(np.uint8)).save(file)
+
+
+def save_bits(labels: np.ndarray, file: Path):
+    Image.fromarray(labels[4] > 0).save(file)
+
+
+@pytest.mark.parametrize(
+    "ending, write, reader",
+    [
+        (".nii.gz", partial(save_nifti, orientation="ASR"), "NibabelIOWithReorient"),
+        (".nii.gz", partial(save_nifti, orientation="ASR"), "SimpleITKIOWithReorient"),
+        (".tif", partial(save_tiff, spacing=SPACING), "Tiff3DIO"),
+        (".bmp", save_bmp, "NaturalImage2DIO"),
+        (".png", save_bits, "NaturalImage2DIO"),
+    ],
+)
+def test_reports_have_pictures_of_all_kinds_of_files(tmp_path, ending, write, reader):
+    for name, column in (("truth", 2), ("old", 3), ("new", 4)):
+        (tmp_path / name).mkdir()
+        described = {
+            "labels": {"background": 0, "x": 1},
+            "file_ending": ending,
+            "overwrite_image_reader_writer": reader,
+        }
+        (tmp_path / name / "dataset.json").write_text(json.dumps(described))
+        # stored in LPS only the reference would be of another shape than the array of the predictions
+        stored = {"orientation": "LPS"} if name == "truth" and ending == ".nii.gz" else {}
+        labels = np.zeros((9, 8, 7), np.uint8)
+        labels[3:6, 2:5, column : column + 3] = 1
+        write(labels, tmp_path / name / f"a{ending}", **stored)
+    source = read_folders(tmp_path / "truth", [tmp_path / "old", tmp_path / "new"])
+    compare_into(tmp_path / "out", source, Console(file=io.StringIO()))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<img") == 2 and "not drawn" not in page and "could not be drawn" not in page
+
+
+# files without a scale
+
+
+@pytest.fixture(params=[".png", ".bmp", ".tif"])
+def without_scale(request, tmp_path):
+    """A square of 10 × 10 pixels, and the same moved by 2 pixels."""
+    for name, shift in (("truth", 0), ("old", 0), ("new", 2)):
+        (tmp_path / name).mkdir()
+        for case in "ab":
+            mask = np.zeros((30, 30), np.uint8)
+            mask[10:20, 10 + shift : 20 + shift] = 1
+            imsave(tmp_path / name / f"{case}{request.param}", mask, check_contrast=False)
+    return read_folders(tmp_path / "truth", [tmp_path / "old", tmp_path / "new"])
+
+
+def test_distances_without_a_scale_are_pixels_everywhere(without_scale, tmp_path):
+    result = compare(without_scale, tolerance=2)
+    assert result.scores.query("metric == 'HD95' and trainer == 'new'")["value"].tolist() == [2.0, 2.0]
+    assert result.information["distance_unit"] == "pixels" and result.information["tolerance_pixels"] == 2
+    printed = io.StringIO()
+    compare_into(tmp_path / "out", without_scale, Console(file=printed, width=80), tolerance=2)
+    page = (tmp_path / "out" / "report.html").read_text()
+    texts = {
+        "html": re.sub(r"<[^>]*>|\s+", " ", page[page.index("<body>") :]),
+        "labels": " ".join(re.findall('aria-label="([^"]*)"', page)),
+        "md": (tmp_path / "out" / "report.md").read_text(),
+        "json": (tmp_path / "out" / "comparison.json").read_text(),
+        "printed": re.sub(r"\s+", " ", printed.getvalue()),
+    }
+    for name, text in texts.items():
+        assert "pixels" in text, name
+        assert not re.search(r"\bmm\b", text.replace("not in mm", "")), name
+    for name in ("html", "md", "printed"):
+        assert (
+            "no scale, so that distances (HD95 and the tolerance of the NSD) are in pixels, not in mm" in texts[name]
+        ), name
+        assert "HD95, pixels, lower is better" in texts[name], name
+    assert "within 2 pixels of" in texts["html"] and "2.0 pixels larger" in texts["printed"]
+    assert json.loads(texts["json"])["units"]["HD95"] == "pixels"
+
+
+# the command
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("-n A B -x 1", (("A", "B"), "1")),
+        ("-x 1 --name A B C", (("A", "B", "C"), "1")),
+        ("-n A -n B C -x 1", (("A", "B", "C"), "1")),
+        ("-x 1", ((), "1")),
+        ("-x 1 2", None),
+    ],
+)
+def test_options_take_lists(line, expected):
+    seen = []
+    options = [click.Option(["-n", "--name"], multiple=True), click.Option(["-x"])]
+    command = Lists("test", params=options, callback=lambda name, x: seen.append((name, x)))
+    result = CliRunner().invoke(command, line.split())
+    assert seen == ([expected] if expected else []) and (result.exit_code == 0) == bool(expected)
+
+
+def run(*args, fails=False) -> str:
+    result = CliRunner().invoke(main, ["compare", *map(str, args)])
+    assert (result.exit_code != 0) == fails, result.output
+    # a mistake ends in click's own exit, not in an exception of ours
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return " ".join(result.output.split())
+
+
+def test_command_on_results(trees):
+    trees.add("A", 1), trees.add("B", 2), trees.add("C", 3)
+    output = run("-d", 9, "-c", "2d", "-tr", "A", "B", "C", "-f", 0, 1, "--jobs", 1, "--out", "report")
+    assert re.search("B.*mean Dice.* 3 cases", output)
+    scores = pd.read_csv(trees.folder / "report" / "scores.csv")
+    assert len(scores) == 3 * 2 * 3 * 4 and set(scores["trainer"]) == set("ABC")
+    assert {"report.html", "comparison.json"} <= {file.name for file in (trees.folder / "report").iterdir()}
+
+
+def test_command_on_folders(folders, monkeypatch):
+    monkeypatch.chdir(folders)
+    run("--references", "data/truth", "--predictions", "old", "new", "--names", "before", "after", "--jobs", 1)
+    assert set(pd.read_csv("nnunet_lomix_compare/scores.csv")["trainer"]) == {"before", "after"}
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("", "Give -d, -c and --trainers, or --references and --predictions"),
+        ("-d 9 -c 2d", "Give -d, -c and --trainers"),
+        ("-d 9 -c 2d --trainers A B --references data", "Give -d, -c and --trainers"),
+        ("--references data --predictions old new -f 0", "-f and --results belong to -d"),
+        ("-d 4 -c 2d --trainers A B --images images", "--images belongs to --references"),
+        ("-d 9 -c 2d --trainers A", "only A"),
+        ("-d 9 -c 2d -tr A", "only A"),
+        ("-d Dataset009_Toi -c 2d -tr A B", "; did you mean Dataset009_Toy?"),
+        ("-d 77 -c 2d --trainers A B", "dataset with the ID 77: check -d"),
+        ("-d 9 -c 3d --trainers A B", "There is no 'A__nnUNetPlans__3d' in"),
+        ("-d 9 -c 2d --trainers A Something", "no 'Something__nnUNetPlans__2d' in"),
+        ("-d 9 -c 2d --trainers A B --out file/report", "file/report can't be written (Not a directory)"),
+        ("-d 9 -c 2d --trainers A B --tolerance -1", "tolerance"),
+    ],
+)
+def test_mistakes_give_a_sentence_and_write_nothing(trees, line, message):
+    trees.add("A"), trees.add("B")
+    (trees.folder / "file").touch()
+    output = run(*line.split(), fails=True)
+    assert message in output and "Traceback" not in output
+    assert not (trees.folder / "nnunet_lomix_compare").exists()
