@@ -11,11 +11,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 from joblib import Parallel
-from PIL import Image
 
 from nnunet_lomix import splits
 from nnunet_lomix.compare import read_folders, scoring
-from nnunet_lomix.weights.pictures import drawing
 
 from .commands import CALLS, check, copied, run
 from .world import DATASET, MODELS, inside
@@ -197,14 +195,6 @@ def test_names_that_are_not_utf8(world, name, place):
         arguments = [argument.replace(place, other) for argument in CALLS[name].arguments]
         result = run(arguments, folder)
     assert result.exit_code == 1 and result.stderr.endswith(" is not UTF-8: rename it.\n")
-
-
-def test_a_very_wide_picture_is_drawn(tmp_path):
-    """Matplotlib refuses more than 65536 pixels along an axis, which some hundred maps or folds needed."""
-    with drawing(tmp_path / "wide.png", width=700, height=1):
-        pass
-    with Image.open(tmp_path / "wide.png") as picture:
-        assert 64_000 < picture.width < 65_536
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"2D": 3}', NESTED])
