@@ -30,7 +30,7 @@ def print_info() -> bool:
         return False
     for trainer, problem in trainers:
         found = Text(" not found", "red") if problem else Text(" found", "green")
-        console.print("", Text(trainer.__name__, "bold") + found, sep="\n")
+        console.print("", Text(trainer.__name__, "bold") + found, sep="\n", soft_wrap=True)
         console.print(Padding(Text(summarise(trainer)), (0, 0, 0, 2)))
     problems += [problem for _, problem in trainers if problem]
     for problem in dict.fromkeys(problems):

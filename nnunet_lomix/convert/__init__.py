@@ -1,7 +1,7 @@
 """Public datasets of the LoMix paper, from their downloads' own layouts to nnU-Net's raw format, with its splits.
 
 - ``synapse``, ``acdc``, ``polyp``: what each download must have, and who is trained and tested on;
-- ``common``: finding and checking a download, volumes, folders that appear once they are whole;
+- ``common``: finding and checking a download, and its volumes;
 - here: the datasets and their folds.
 
 All labelled cases become training cases of nnU-Net, and ``splits_final.json`` says who is who:
@@ -22,9 +22,18 @@ from rich.progress import track
 from rich.table import Table
 
 from nnunet_lomix.convert import acdc, polyp, synapse
-from nnunet_lomix.convert.common import Download, building, require_unpacked
+from nnunet_lomix.convert.common import Download
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.nnunet.datasets import VARIABLES, Split, find_root, name_image, require_root, write_splits
+from nnunet_lomix.files import building
+from nnunet_lomix.nnunet.datasets import (
+    VARIABLES,
+    Split,
+    find_root,
+    name_image,
+    require_root,
+    require_utf8,
+    write_splits,
+)
 from nnunet_lomix.nnunet.results import DATASET_JSON
 from nnunet_lomix.splits import append_scarce
 
@@ -58,7 +67,9 @@ def convert(kind: str, source: str | Path, number: int | None = None, console: C
     """
     console, source = console or Console(), Path(source)
     raw, preprocessed = require_root("nnUNet_raw"), require_root("nnUNet_preprocessed")
-    require_unpacked(source)
+    require_utf8(source)
+    if not source.is_dir():
+        raise LoMixError(f"{source} is not a folder: unpack the download, and give the folder that comes out.")
     download = DATASETS[kind](source)
     number = download.number if number is None else number
     require_free(number)
