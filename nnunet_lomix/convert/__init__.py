@@ -16,10 +16,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from nnunet_lomix.convert import acdc, polyp, synapse
 from nnunet_lomix.convert.common import Download
@@ -35,7 +33,7 @@ from nnunet_lomix.nnunet.datasets import (
     write_splits,
 )
 from nnunet_lomix.nnunet.results import DATASET_JSON
-from nnunet_lomix.splits import append_scarce
+from nnunet_lomix.splits import append_scarce, tabulate_folds
 
 DATASETS: dict[str, Callable[[Path], Download]] = {
     "synapse": synapse.find,
@@ -128,15 +126,12 @@ def _write(download: Download, folder: Path, console: Console) -> None:
 def _report(
     download: Download, folder: Path, number: int, splits: Sequence[Split], meanings: Sequence[str], console: Console
 ) -> None:
-    table = Table("fold", "training", "validation", "what it is", box=box.SIMPLE_HEAD, show_edge=False)
-    for fold, (split, meaning) in enumerate(zip(splits, meanings, strict=True)):
-        table.add_row(str(fold), str(len(split["train"])), str(len(split["val"])), meaning)
     lines = [
         *download.notes,
         f"{len(download.cases)} cases are in {folder}. Next:",
         f"nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",
         f"nnunet_lomix run -d {number} -c 2d -f 0 -tr nnUNetTrainer nnUNetTrainerLoMix",
     ]
-    console.print(table)
+    console.print(tabulate_folds(splits, meanings))
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)

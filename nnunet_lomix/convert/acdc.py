@@ -29,7 +29,6 @@ TEST = (2, 3, 8, 9, 12, 14, 17, 24, 42, 48, 49, 53, 55, 64, 67, 79, 81, 88, 92, 
 VAL = (19, 21, 29, 33, 41, 50, 61, 71, 76, 80)
 CLASSES = ("right ventricle", "myocardium", "left ventricle")
 PHASES = ("ED", "ES")  # end diastole, end systole
-PLACES = ("", "training", "database/training", "ACDC/database/training", "ACDC/training")
 
 
 def find(source: Path) -> Download:
@@ -38,7 +37,7 @@ def find(source: Path) -> Download:
     Raises:
         LoMixError: it isn't there or not whole.
     """
-    folder = find_folder(source, PLACES, "patient[0-9][0-9][0-9]", "folders patient001 to patient100")
+    folder = find_folder(source, "patient001", "folders patient001 to patient100")
     require_files(folder, (folder / f"patient{patient:03}/Info.cfg" for patient in PATIENTS))
     cases = {}
     for patient in PATIENTS:

@@ -56,21 +56,16 @@ class Download:
     notes: list[str] = field(default_factory=list)
 
 
-def find_folder(source: Path, places: Sequence[str], pattern: str, what: str) -> Path:
-    """The first of some places below a source in which something matches a pattern.
-
-    Args:
-        source: folder.
-        places: paths relative to it; "" is the source itself.
-        pattern: of :meth:`pathlib.Path.glob`.
-        what: what the place must have, for the message.
+def find_folder(source: Path, inside: str, what: str) -> Path:
+    """The folder that has a folder ``inside`` in it: the source, or one up to three levels below it.
 
     Raises:
-        LoMixError: none has.
+        LoMixError: there is none; ``what`` says for what it was searched.
     """
-    for place in places:
-        if any((source / place).glob(pattern)):
-            return source / place
+    for level in ("", "*/", "*/*/", "*/*/*/"):
+        for folder in sorted(source.glob(level + inside)):
+            if folder.is_dir():
+                return folder.parent
     raise LoMixError(f"{source} has no {what}: {advise(source)}")
 
 

@@ -37,7 +37,6 @@ ORGANS = (
 )
 # in the order of TransUNet's tables
 CLASSES = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
-PLACES = ("", "Training", "RawData/Training", "RawData", "Abdomen/RawData/Training", "Abdomen")
 
 
 def find(source: Path) -> Download:
@@ -49,7 +48,7 @@ def find(source: Path) -> Download:
     Raises:
         LoMixError: it isn't there or not whole.
     """
-    folder = find_folder(source, PLACES, "img", "folders img and label")
+    folder = find_folder(source, "label", "folders img and label")
     cases = {
         f"case{scan:04}": Case(find_volume(folder / f"img/img{scan:04}"), find_volume(folder / f"label/label{scan:04}"))
         for scan in SCANS

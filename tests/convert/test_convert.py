@@ -207,7 +207,8 @@ def test_the_command(whole, nnunet):
             ["RawData/Training/label/label0040.nii.gz"],
             ["Training lacks label/label0040.nii.gz: the download"],
         ),
-        ("synapse", ["RawData/Training/label"], ["lacks label/label0001.nii.gz, ", "and 25 more"]),
+        ("synapse", ["RawData/Training/img"], ["lacks img/img0001.nii.gz, ", "and 25 more"]),
+        ("synapse", ["RawData/Training/label"], ["has no folders img and label"]),
         ("synapse", ["RawData/Training"], ["has no folders img and label"]),
         ("acdc", ["database/training/patient007"], ["training lacks patient007/Info.cfg"]),
         (
