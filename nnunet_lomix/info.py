@@ -4,10 +4,10 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
+from textwrap import fill
 
 import torch  # its import registers our folder with nnU-Net
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from nnunet_lomix.errors import LoMixError
@@ -31,7 +31,7 @@ def print_info() -> bool:
     for trainer, problem in trainers:
         found = Text(" not found", "red") if problem else Text(" found", "green")
         console.print("", Text(trainer.__name__, "bold") + found, sep="\n", soft_wrap=True)
-        console.print(Padding(Text(summarise(trainer)), (0, 0, 0, 2)))
+        console.print(Text(fill(summarise(trainer), console.width, initial_indent="  ", subsequent_indent="  ")))
     problems += [problem for _, problem in trainers if problem]
     for problem in dict.fromkeys(problems):
         console.print("", Text(problem), sep="\n", soft_wrap=True)
@@ -75,9 +75,8 @@ def look_up_trainers() -> tuple[list[tuple[type, str | None]], list[str]]:
     from nnunet_lomix.nnunet.trainer_lookup import list_external_trainers
     from nnunet_lomix.trainers import TRAINERS
 
-    external = list_external_trainers()
-    trainers = [*TRAINERS, *(trainer for folder in external for trainer in folder.trainers.values())]
-    return [(t, why_not_found(t)) for t in trainers], [problem for folder in external for problem in folder.problems]
+    external, problems = list_external_trainers()
+    return [(trainer, why_not_found(trainer)) for trainer in (*TRAINERS, *external)], problems
 
 
 def why_not_found(trainer: type) -> str | None:

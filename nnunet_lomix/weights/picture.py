@@ -13,7 +13,6 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.typing import ColorType
-from scipy.optimize import isotonic_regression
 
 from nnunet_lomix.files import replacing
 from nnunet_lomix.loss.maps import Map
@@ -147,9 +146,14 @@ def _name_lines(ax: Axes, group: Group, colours: Mapping[str, ColorType]) -> Non
     for operator in colours:
         own = [m for m in last if m.operator == operator]
         named += dict.fromkeys([max(own, key=last.__getitem__), min(own, key=last.__getitem__)] if own else [])
+    if not named:  # the paper's free weights, once they have faded
+        return
     named.sort(key=last.__getitem__)
     to_axes = ax.transData + ax.transAxes.inverted()
-    heights = spread([to_axes.transform((0, last[m]))[1] for m in named], LABEL_DISTANCE)
+    steps = min(LABEL_DISTANCE, 1 / max(1, len(named) - 1)) * np.arange(len(named))
+    # each at the end of its line, or as little above it as the one below leaves room, and all beside the axes
+    without_steps = np.maximum.accumulate([to_axes.transform((0, last[m]))[1] for m in named] - steps)
+    heights = np.clip(without_steps, 0, 1 - steps[-1]) + steps
     for m, height in zip(named, heights, strict=True):
         colour = colours[m.operator]
         ax.annotate(
@@ -169,22 +173,3 @@ def _choose_colours(maps: Sequence[Map]) -> dict[str, ColorType]:
     """A colour for each operator, in the order of the maps."""
     operators = dict.fromkeys(m.operator for m in maps)
     return dict(zip(operators, cycle(matplotlib.color_sequences["tab10"]), strict=False))
-
-
-def spread(heights: Sequence[float], distance: float) -> list[float]:
-    """Move heights apart as little as can be, by least squares, so that names beside them don't overlap.
-
-    Args:
-        heights: ascending.
-        distance: between two of the results, which are between 0 and 1; less where there isn't so much room.
-
-    >>> [round(height, 3) for height in spread([0.1, 0.5, 0.5, 1.0], 0.1)]
-    [0.1, 0.45, 0.55, 1.0]
-    """
-    if len(heights) < 2:
-        return list(heights)
-    steps = min(distance, 1 / (len(heights) - 1)) * np.arange(len(heights))
-    # without its steps the result is the nearest sequence that doesn't descend
-    without_steps = isotonic_regression(heights - steps).x
-    placed = np.clip(without_steps, 0, 1 - steps[-1]) + steps
-    return placed.tolist()

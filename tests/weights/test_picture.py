@@ -5,8 +5,6 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,7 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from nnunet_lomix.loss.maps import list_maps
-from nnunet_lomix.weights.picture import draw_weights, make_figure, spread
+from nnunet_lomix.weights.picture import draw_weights, make_figure
 from nnunet_lomix.weights.summary import Group
 
 MAPS = list_maps(4, 3, ("add", "multiply"))
@@ -131,6 +129,13 @@ def test_a_single_epoch_is_visible(history):
     assert all(line.get_marker() == "o" for line in evolution.lines[: len(MAPS)])
 
 
+def test_weights_that_have_faded_are_no_lines():
+    faded = {name: 1e-6 * weight for name, weight in EQUAL.items()}
+    ((heat_map, _, evolution, _),) = draw(group([EQUAL, faded]))
+    assert not evolution.texts and np.isnan([line.get_ydata()[1] for line in evolution.lines[: len(MAPS)]]).all()
+    assert {text.get_text() for text in heat_map.texts} == {"8.3"}  # of all weight, 1 / 12
+
+
 def test_maps_without_weight_have_no_line_and_no_name():
     """A logarithmic axis has no zero."""
     ((_, _, evolution, _),) = draw(group(3 * [ALL_FOR_Z_0]))
@@ -163,18 +168,6 @@ def test_groups_have_common_axes_and_colours():
     assert len(limits) == len({axes.get_ylim() for axes in (evolution, other_evolution)}) == 1
     norms = {(axes.images[0].norm.vmin, axes.images[0].norm.vmax) for axes in (first[0], second[0])}
     assert len(norms) == 1
-
-
-@given(st.lists(st.floats(0, 1), max_size=15), st.floats(0, 0.2))
-def test_names_are_apart_in_their_order_and_stay_where_there_is_room(heights, distance):
-    heights = sorted(heights)
-    placed = np.array(spread(heights, distance))
-    assert len(placed) == len(heights)
-    room = min(distance, 1 / max(len(heights) - 1, 1))
-    assert (np.diff(placed) >= room - 1e-9).all()
-    assert (placed >= -1e-9).all() and (placed <= 1 + 1e-9).all()
-    if (np.diff(heights) >= distance).all():
-        np.testing.assert_allclose(placed, heights, atol=1e-9)
 
 
 def test_a_very_wide_picture_is_drawn(tmp_path):
