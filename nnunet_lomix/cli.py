@@ -12,6 +12,11 @@ import click
 
 from nnunet_lomix.errors import LoMixError, UsageError
 
+COUNT = click.IntRange(min=1)
+FOLDER = click.Path(file_okay=False)
+FOLDER_THERE = click.Path(exists=True, file_okay=False)
+FILE_THERE = click.Path(exists=True, dir_okay=False)
+
 
 class Command(click.Command):
     """A command that shows what the library raises as click shows its own errors: one sentence, without a traceback."""
@@ -28,6 +33,10 @@ class Command(click.Command):
         except OSError as error:  # a name that is too long, a folder of somebody else, a full disk
             raise click.ClickException(f"{error.filename or 'A file'}: {error.strerror or error}.") from None
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first sentence of the help, whole: it is wrapped, not cut."""
+        return " ".join((self.help or "").split("\n\n")[0].split()).rstrip(".")
+
 
 def _in_one_line(error: Exception) -> str:
     """The sentence, whatever is in the names of the user's files."""
@@ -40,14 +49,36 @@ class Commands(click.Group):
     command_class = Command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command; what the encoding of the terminal or of a redirected output lacks is printed as ``?``."""
+        """Run a command; what the encoding of the terminal or of a redirected output lacks is printed as ``?``.
+
+        Ctrl-C ends the process at once, until the command has called :func:`clean_up_when_stopped`: an interrupt in the
+        middle of an import, which takes seconds, comes out as anything at all.
+        """
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
-        return super().main(*args, **kwargs)
+        before = {number: signal.getsignal(number) for number in STOPPING}
+        if before[signal.SIGINT] is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            return super().main(*args, **kwargs)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+# Ctrl-C, a plain kill or the end of a job's time, a terminal that is closed
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def clean_up_when_stopped() -> None:
+    """From here on these signals are a KeyboardInterrupt; one that is ignored, as by nohup, stays so."""
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="nnunet_lomix")
 def main() -> None:
     """LoMix for nnU-Net v2."""
@@ -65,15 +96,9 @@ def info() -> None:
 
 
 @main.command()
-@click.option("--dim", type=click.Choice(["2", "3"]), default="2", show_default=True, help="2D or 3D images.")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False),
-    default="nnunet_lomix_demo",
-    show_default=True,
-    help="Folder for everything that the demo writes.",
-)
-@click.option("--epochs", type=click.IntRange(min=1), help="Length of both trainings; by default some minutes.")
+@click.option("--dim", type=click.Choice(["2", "3"]), default="2", help="2D or 3D images.")
+@click.option("--out", type=FOLDER, default="nnunet_lomix_demo", help="Folder for everything that the demo writes.")
+@click.option("--epochs", type=COUNT, help="Length of both trainings; by default some minutes.")
 def demo(dim: str, out: str, epochs: int | None) -> None:
     """Train nnUNetTrainer and nnUNetTrainerLoMix on generated images and compare them.
 
@@ -82,8 +107,7 @@ def demo(dim: str, out: str, epochs: int | None) -> None:
     """
     from nnunet_lomix.demo import default_settings, run_demo  # slow to import
 
-    # a plain kill ends the trainings, too, as Ctrl-C does
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    clean_up_when_stopped()
     run_demo(out, default_settings(int(dim), epochs))
 
 
@@ -99,8 +123,7 @@ def convert(kind: str, source: str, dataset: int | None) -> None:
     """
     from nnunet_lomix.convert import convert as convert_download  # slow to import
 
-    # a plain kill removes what isn't whole, as Ctrl-C does
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    clean_up_when_stopped()
     convert_download(kind, source, dataset)
 
 
@@ -108,8 +131,8 @@ def convert(kind: str, source: str, dataset: int | None) -> None:
 @click.option("-d", "--dataset", required=True, help="Number or name of a preprocessed dataset.")
 @click.option("--train-cases", type=int, metavar="N", help="Number of training cases; or:")
 @click.option("--train-fraction", type=float, metavar="F", help="Fraction of the fold's training cases, 0.05 for 5 %.")
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Number of random subsets.")
-@click.option("--fold", type=int, default=0, show_default=True, help="The fold that is drawn from.")
+@click.option("--seeds", type=COUNT, default=3, help="Number of random subsets.")
+@click.option("--fold", type=int, default=0, help="The fold that is drawn from.")
 def splits(dataset: str, train_cases: int | None, train_fraction: float | None, seeds: int, fold: int) -> None:
     """Add folds with few training cases to nnU-Net's splits_final.json, behind those that are there.
 
@@ -118,16 +141,17 @@ def splits(dataset: str, train_cases: int | None, train_fraction: float | None, 
     """
     from nnunet_lomix.splits import add_scarce_folds  # slow to import
 
+    clean_up_when_stopped()
     add_scarce_folds(dataset, train_cases, train_fraction, seeds, fold)
 
 
 @main.command()
-@click.argument("results_folder", type=click.Path(exists=True, file_okay=False))
+@click.argument("results_folder", type=FOLDER_THERE)
 @click.option("--out", type=click.Path(), required=True, help="Folder to make; the model is in DATASET below it.")
 @click.option(
     "--case",
     "images",
-    type=click.Path(exists=True, dir_okay=False),
+    type=FILE_THERE,
     multiple=True,
     help="An image of a case that both models must predict alike; may be repeated.",
 )
@@ -143,18 +167,13 @@ def export(
     """
     from nnunet_lomix.export import export_model  # slow to import
 
+    clean_up_when_stopped()
     export_model(results_folder, out, images, dataset_name, plans_name)
 
 
 @main.command()
-@click.argument("results_folders", type=click.Path(exists=True, file_okay=False), nargs=-1, required=True)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False),
-    default="lomix_weights",
-    show_default=True,
-    help="Folder for the picture and the table.",
-)
+@click.argument("results_folders", type=FOLDER_THERE, nargs=-1, required=True)
+@click.option("--out", type=FOLDER, default="lomix_weights", help="Folder for the picture and the table.")
 def weights(results_folders: tuple[str, ...], out: str) -> None:
     """Show what LoMix has learned: which scales and operators mattered, and whether the folds agree.
 
@@ -163,6 +182,7 @@ def weights(results_folders: tuple[str, ...], out: str) -> None:
     """
     from nnunet_lomix.weights import show_weights  # slow to import
 
+    clean_up_when_stopped()
     show_weights(results_folders, out)
 
 
@@ -186,7 +206,7 @@ class Lists(Command):
 @click.option("-d", "--dataset", help="Number or name of a dataset whose folds are trained and validated; with:")
 @click.option("-c", "--configuration", help="2d, 3d_fullres, …")
 @click.option("-tr", "--trainers", multiple=True, metavar="A B…", help="Trainers, the reference first.")
-@click.option("-p", "--plans", default="nnUNetPlans", show_default=True, help="Their plans.")
+@click.option("-p", "--plans", default="nnUNetPlans", help="Their plans.")
 @click.option("-f", "--folds", multiple=True, metavar="0 1…", help="Folds; by default all that are validated.")
 @click.option(
     "--results",
@@ -212,9 +232,7 @@ class Lists(Command):
     "folders are named by what tells their paths apart.",
 )
 @click.option(
-    "--intersection",
-    is_flag=True,
-    help="Compare the folds and cases that all have; by default all must have the same.",
+    "--intersection", is_flag=True, help="Compare the folds and cases that all have; by default all must have the same."
 )
 @click.option(
     "--metrics",
@@ -226,21 +244,14 @@ class Lists(Command):
     "--tolerance",
     type=click.FloatRange(min=0),
     default=1.0,
-    show_default=True,
     help="Of the normalised surface Dice, in mm (pixels for PNG, BMP, 2D TIFF): what experts differ by. Less than a "
     "voxel asks for exact boundaries.",
 )
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=lambda: min(8, os.cpu_count() or 1),
-    help="Processes; by default up to 8.",
-)
+@click.option("--jobs", type=COUNT, default=min(8, os.cpu_count() or 1), help="Processes.")
 @click.option(
     "--out",
-    type=click.Path(file_okay=False),
+    type=FOLDER,
     default="nnunet_lomix_compare",
-    show_default=True,
     help="Folder for the report, and for the scores of files that need not be scored again.",
 )
 def compare(
@@ -266,19 +277,19 @@ def compare(
     nnunet_lomix compare -d 4 -c 2d -tr nnUNetTrainer nnUNetTrainerLoMix
     nnunet_lomix compare --references labels --predictions before after
     """
-    # a plain kill, or the end of a job's time, keeps what is scored, as Ctrl-C does
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if dataset and configuration and trainers and not (references or predictions):
         if images:
             raise click.UsageError("--images belongs to --references: those of a dataset are found in nnUNet_raw.")
         from nnunet_lomix.compare import read_results  # slow to import
 
+        clean_up_when_stopped()
         source = read_results(dataset, configuration, trainers, plans, folds, results, names, intersection)
     elif references and predictions and not (dataset or configuration or trainers):
         if folds or results:
             raise click.UsageError("-f and --results belong to -d: leave them out with --references.")
         from nnunet_lomix.compare import read_folders  # slow to import
 
+        clean_up_when_stopped()
         source = read_folders(references, predictions, names, intersection, jobs, images)
     else:
         raise click.UsageError("Give -d, -c and --trainers, or --references and --predictions.")
@@ -292,7 +303,7 @@ def compare(
 def describes_an_experiment(command: Callable[..., None]) -> Callable[..., None]:
     """What run and status have in common: a file, or options in place of its entries."""
     options = [
-        click.argument("plan", required=False, type=click.Path(exists=True, dir_okay=False)),
+        click.argument("plan", required=False, type=FILE_THERE),
         click.option("-d", "--datasets", multiple=True, metavar="D…", help="Numbers or names."),
         click.option("-c", "--configurations", multiple=True, metavar="C…", help="2d, 3d_fullres, …"),
         click.option("-tr", "--trainers", multiple=True, metavar="A B…", help="The first is the report's reference."),
@@ -309,7 +320,7 @@ def describes_an_experiment(command: Callable[..., None]) -> Callable[..., None]
             "--device", type=click.Choice(["cuda", "cpu", "mps"]), help="By default CUDA where there is a GPU."
         ),
         click.option("--gpus", multiple=True, metavar="0 1…", help="GPUs, each for one training at a time; or:"),
-        click.option("--jobs", type=click.IntRange(min=1), help="Trainings at a time on the CPU; by default 1."),
+        click.option("--jobs", type=COUNT, help="Trainings at a time on the CPU; by default 1."),
         click.option(
             "--slurm",
             multiple=True,
@@ -348,10 +359,7 @@ def run(plan: str | None, slurm: tuple[str, ...], retry: bool, dry_run: bool, **
     from nnunet_lomix.experiments import read_experiment  # slow to import
     from nnunet_lomix.experiments.run import run_experiment
 
-    # a plain kill, or a terminal that is closed, ends the trainings, too, as Ctrl-C does; nohup ignores the latter
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    clean_up_when_stopped()
     experiment = read_experiment(plan, {**options, "slurm": _split_pairs(slurm)})
     run_experiment(experiment, Console(), retry, dry_run)
 

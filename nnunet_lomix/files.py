@@ -1,6 +1,7 @@
-"""Files that are either whole or not there."""
+"""Files and folders that are either whole or not there."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,3 +34,20 @@ def scratch(path: str | Path) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Gives an empty folder beside ``folder``, which becomes ``folder`` if the block ends without an exception.
+
+    Its name begins with a dot, so that nnU-Net doesn't take it for a dataset.
+
+    Raises:
+        OSError: it can't be made, or ``folder`` is there meanwhile, with something in it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        made = Path(temporary, folder.name)
+        made.mkdir()
+        yield made
+        os.rename(made, folder)

@@ -4,116 +4,95 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from textwrap import fill
 
 import torch  # its import registers our folder with nnU-Net
 from rich.console import Console
-from rich.table import Column, Table
+from rich.text import Text
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.nnunet.registration import FOLDER, VARIABLE
 
 PACKAGES = ("nnunet_lomix", "nnunetv2", "torch", "torchvision", "dynamic_network_architectures")
-
-
-@dataclass(frozen=True)
-class Found:
-    """A trainer, and whether nnU-Net finds it.
-
-    Attributes:
-        name: for ``-tr``.
-        summary: the first paragraph of its docstring.
-        problem: why nnU-Net doesn't find it, in one sentence; None if it does.
-    """
-
-    name: str
-    summary: str
-    problem: str | None
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 def print_info() -> bool:
-    """Print versions, and each trainer with its summary and whether nnU-Net finds it; True if it finds all."""
+    """Print versions, nnU-Net's variables, and each trainer and whether nnU-Net finds it; True if it finds all."""
     console = Console()
-    table = Table("package", "version", box=None)
-    for row in versions().items():
-        table.add_row(*row)
-    console.print(table, "")
+    for name, value in (*list_versions(), *list_variables()):
+        console.print(f"{name:30} {value}", soft_wrap=True, markup=False, highlight=False)
     try:
         with console.status("nnU-Net looks for the trainers"):
-            found = list(look_up_ours())
-            external, problems = look_up_external()
+            trainers, problems = look_up_trainers()
     except ImportError as error:
         console.print(f"nnU-Net can't be used: {error}. Install it with: pip install 'nnunetv2>=2.8.0'", markup=False)
         return False
-    table = Table(Column("trainer (-tr)", no_wrap=True), "what it does", Column("nnU-Net", no_wrap=True), box=None)
-    for trainer in found + external:
-        table.add_row(trainer.name, trainer.summary, "not found" if trainer.problem else "found")
-    console.print(table)
-    problems += [trainer.problem for trainer in found + external if trainer.problem]
+    for trainer, problem in trainers:
+        found = Text(" not found", "red") if problem else Text(" found", "green")
+        console.print("", Text(trainer.__name__, "bold") + found, sep="\n", soft_wrap=True)
+        console.print(Text(fill(summarise(trainer), console.width, initial_indent="  ", subsequent_indent="  ")))
+    problems += [problem for _, problem in trainers if problem]
     for problem in dict.fromkeys(problems):
-        console.print("", problem, soft_wrap=True, markup=False)
+        console.print("", Text(problem), sep="\n", soft_wrap=True)
     return not problems
 
 
-def versions() -> dict[str, str]:
+def list_versions() -> Iterator[tuple[str, str]]:
     """Version of Python and of each package that matters, and the accelerator."""
-    found = {"python": platform.python_version()}
+    yield "python", platform.python_version()
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            yield package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
+            yield package, "not installed"
     if torch.cuda.is_available():
-        found["accelerator"] = torch.cuda.get_device_name()
+        yield "accelerator", torch.cuda.get_device_name()
     else:
-        found["accelerator"] = "mps" if torch.backends.mps.is_available() else "none, CPU only"
-    return found
+        yield "accelerator", "mps" if torch.backends.mps.is_available() else "none, CPU only"
 
 
-def look_up_ours() -> Iterator[Found]:
-    """Our trainers: nnU-Net's own look-up is run for each of them.
+def list_variables() -> Iterator[tuple[str, str]]:
+    """nnU-Net's variables and their values, or that one is not set, or names no folder."""
+    for variable in FOLDERS:
+        value = os.environ.get(variable)
+        if not value:
+            yield variable, f"not set, though nnU-Net's commands need it: export {variable}=/your/folder"
+        else:
+            yield variable, value if os.path.isdir(value) else f"{value} (not there)"
+    yield VARIABLE, os.environ.get(VARIABLE) or "not set"
+
+
+def look_up_trainers() -> tuple[list[tuple[type, str | None]], list[str]]:
+    """Our trainers and those in the user's own folders, each with the reason if nnU-Net doesn't find it.
+
+    Returns:
+        These, and what is wrong with the folders themselves, a sentence for each thing.
 
     Raises:
         ImportError: nnU-Net or one of our trainers can't be imported.
     """
-    from nnunet_lomix.nnunet.trainer_lookup import look_up_trainer
+    from nnunet_lomix.nnunet.trainer_lookup import list_external_trainers
     from nnunet_lomix.trainers import TRAINERS
 
-    for trainer in TRAINERS:
-        problem = None
-        try:
-            found = look_up_trainer(trainer.__name__)
-        except LoMixError as error:
-            problem = why_not_registered() or str(error)
-        else:
-            if found is not trainer:
-                problem = f"A class of the same name in {found.__module__} comes first; rename it."
-        yield Found(trainer.__name__, summarise(trainer), problem)
+    external, problems = list_external_trainers()
+    return [(trainer, why_not_found(trainer)) for trainer in (*TRAINERS, *external)], problems
 
 
-def look_up_external() -> tuple[list[Found], list[str]]:
-    """The trainers in the user's own folders, and what is wrong with these folders, a sentence for each thing.
+def why_not_found(trainer: type) -> str | None:
+    """Why nnU-Net's own look-up doesn't find a trainer; None if it does."""
+    from nnunet_lomix.nnunet.trainer_lookup import look_up_trainer
 
-    Raises:
-        ImportError: nnU-Net can't be imported.
-    """
-    from nnunet_lomix.nnunet.trainer_lookup import list_external_trainers, look_up_trainer
-
-    trainers, problems = [], []
-    for external in list_external_trainers():
-        problems += external.problems
-        for name, trainer in external.trainers.items():
-            problem = None
-            try:
-                found = look_up_trainer(name)
-            except LoMixError as error:
-                problem = str(error)
-            else:
-                # nnU-Net imports the module anew, so that this is another object for the same class
-                if found.__module__ != trainer.__module__:
-                    problem = f"nnU-Net takes {name} of {found.__module__} for that of {external.folder}: rename yours."
-            trainers.append(Found(name, summarise(trainer), problem))
-    return trainers, problems
+    name = trainer.__name__
+    try:
+        found = look_up_trainer(name)
+    except LoMixError as error:
+        ours = trainer.__module__.startswith("nnunet_lomix.")
+        return (why_not_registered() if ours else None) or str(error)
+    # nnU-Net imports a user's module anew, so that the same class is another object
+    if found.__module__ == trainer.__module__:
+        return None
+    return f"nnU-Net takes {name} of {found.__module__} for that of {trainer.__module__}: rename one of them."
 
 
 def why_not_registered() -> str | None:
@@ -123,7 +102,8 @@ def why_not_registered() -> str | None:
     cause = f"{VARIABLE} was overwritten"
     if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
         cause = "TORCH_DEVICE_BACKEND_AUTOLOAD=0 switches the registration off"
-    return f"{cause}; mend it with: export {VARIABLE}={FOLDER}"
+    # appended, so that the folders of the user stay
+    return f'{cause}; mend it with: export {VARIABLE}="${{{VARIABLE}:+${VARIABLE}:}}{FOLDER}"'
 
 
 def summarise(trainer: type) -> str:

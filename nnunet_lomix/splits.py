@@ -140,15 +140,11 @@ def _report(
     backup: Path | None,
 ) -> None:
     """Print all folds; the first ``old`` of them were in the file before."""
-    table = Table("fold", "training", "validation", "what it is", box=box.SIMPLE_HEAD, show_edge=False)
-    for number, fold in enumerate(splits):
-        if number in drawn:
-            seeds = ", ".join(map(str, drawn[number]))
-            what = f"{'new' if number >= old else 'was there'}: drawn from fold {base} with seed {seeds}"
-        else:
-            what = _describe(fold, splits[:number])
-        table.add_row(str(number), str(len(fold["train"])), str(len(fold["val"])), what)
-    console.print(table)
+    meanings = [_describe(fold, splits[:number]) for number, fold in enumerate(splits)]
+    for number, seeds in drawn.items():
+        was = "new" if number >= old else "was there"
+        meanings[number] = f"{was}: drawn from fold {base} with seed {', '.join(map(str, seeds))}"
+    console.print(tabulate_folds(splits, meanings))
     if any(len(seeds) > 1 for seeds in drawn.values()):
         console.print("Seeds that drew the same cases share a fold.")
     if len(splits) > old:
@@ -157,6 +153,14 @@ def _report(
     else:
         console.print(f"Nothing to add: {file} has these folds.", soft_wrap=True, markup=False)
     console.print(f"Train one with: nnUNetv2_train DATASET CONFIGURATION {min(drawn)} -tr TRAINER")
+
+
+def tabulate_folds(splits: Sequence[Split], meanings: Sequence[str]) -> Table:
+    """For the terminal: each fold with its numbers of cases, and what it is."""
+    table = Table("fold", "training", "validation", "what it is", box=box.SIMPLE_HEAD, show_edge=False)
+    for number, (fold, meaning) in enumerate(zip(splits, meanings, strict=True)):
+        table.add_row(str(number), str(len(fold["train"])), str(len(fold["val"])), meaning)
+    return table
 
 
 def is_part(fold: Split, other: Split) -> bool:

@@ -1,6 +1,7 @@
 """What the library raises, as the command line shows it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from nnunet_lomix import splits
-from nnunet_lomix.cli import Command, main
+from nnunet_lomix.cli import STOPPING, Command, main
 from nnunet_lomix.errors import LoMixError, UsageError
 
 
@@ -54,6 +55,47 @@ def test_what_an_encoding_lacks_is_replaced(monkeypatch, encoding):
     result = CliRunner(charset=encoding).invoke(main, ["splits", "-d", "1"])
     assert (result.exit_code, result.stdout) == (1, "1 ? 2\n")
     assert result.stderr == "Error: 3 ? 4: mend it.\n"
+
+
+def test_summaries_are_wrapped_and_not_cut():
+    output = CliRunner().invoke(main, ["--help"], env={"COLUMNS": "60"}).output
+    assert output.count("...") == 1  # of "COMMAND [ARGS]..."
+    said = " ".join(output.split())
+    for command in main.commands.values():
+        assert command.help.split(".\n")[0].removesuffix(".") in said
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(name, path=None, target=None):
+        if name == "pandas":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                [None for _ in range(1000)]
+            except KeyboardInterrupt:
+                raise ImportError("numpy's core could not be loaded") from None
+
+sys.meta_path.insert(0, Interrupt)
+"""
+
+
+def test_an_interrupt_in_an_import_ends_the_process_at_once(tmp_path):
+    """Extensions make any exception of it, and so there was a traceback."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    command = [Path(sys.executable).parent / "nnunet_lomix", "weights", "."]
+    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, b"", b"")
+
+
+def test_signals_are_interrupts_while_a_command_runs_and_as_before_afterwards(monkeypatch):
+    before = [signal.getsignal(number) for number in STOPPING]
+    seen = []
+    monkeypatch.setattr(splits, "add_scarce_folds", lambda *_: seen.extend(map(signal.getsignal, STOPPING)))
+    CliRunner().invoke(main, ["splits", "-d", "1"])
+    assert seen == 3 * [signal.default_int_handler]
+    assert [signal.getsignal(number) for number in STOPPING] == before
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in main.commands)])

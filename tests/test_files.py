@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from nnunet_lomix.files import replacing
+from nnunet_lomix.files import building, replacing
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
@@ -36,3 +36,22 @@ def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path
     with replacing(tmp_path / "file") as temporary:
         temporary.write_text("new")
     assert calls == [("fsync", 3), "replace"]
+
+
+def test_a_folder_appears_once_it_is_whole(tmp_path):
+    folder = tmp_path / "deep" / "folder"
+    with pytest.raises(KeyboardInterrupt), building(folder) as made:
+        (made / "file").touch()
+        raise KeyboardInterrupt
+    assert not list(folder.parent.iterdir())
+    with building(folder) as made:
+        (made / "file").touch()
+        assert not folder.exists() and made.parent.name.startswith(".folder.")
+    assert [*tmp_path.rglob("*")] == [folder.parent, folder, folder / "file"]
+    with pytest.raises(OSError), building(folder) as made:
+        (made / "other").touch()
+    assert [*tmp_path.rglob("*")] == [folder.parent, folder, folder / "file"]
+    (tmp_path / "other").mkdir()
+    assert (
+        folder.stat().st_mode == (tmp_path / "other").stat().st_mode
+    )  # those of a temporary folder are closed to others

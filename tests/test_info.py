@@ -29,7 +29,22 @@ def test_all_is_well(tmp_path):
 def test_registration_is_switched_off(tmp_path):
     result = info(tmp_path, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert result.returncode == 1
-    assert f"switches the registration off; mend it with: export nnUNet_extTrainer={FOLDER}\n" in result.stdout
+    (advice,) = {line for line in result.stdout.splitlines() if "switches the registration off; mend it with: " in line}
+    # the folders of the user stay, and none is empty
+    for before, after in {"": FOLDER, "/mine": f"/mine:{FOLDER}"}.items():
+        shell = f'{advice.partition("with: ")[2]}; printf %s "$nnUNet_extTrainer"'
+        done = subprocess.run(["sh", "-c", shell], env={"nnUNet_extTrainer": before}, text=True, capture_output=True)
+        assert done.stdout == after
+
+
+def test_variables_that_are_not_set_are_named_and_nothing_is_cut(tmp_path):
+    result = info(
+        tmp_path, COLUMNS="30", nnUNet_raw=str(tmp_path), nnUNet_results=f"{tmp_path}/no", nnUNet_preprocessed=""
+    )
+    lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in result.stdout.splitlines() if " " in line.strip()}
+    assert lines["nnUNet_raw"] == str(tmp_path) and lines["nnUNet_results"] == f"{tmp_path}/no (not there)"
+    assert lines["nnUNet_preprocessed"].startswith("not set, though nnU-Net's commands need it: export nnUNet_prep")
+    assert "…" not in result.stdout and all(trainer.__name__ in result.stdout for trainer in trainers.TRAINERS)
 
 
 def test_a_class_of_the_user_hides_ours(tmp_path):
@@ -38,7 +53,8 @@ def test_a_class_of_the_user_hides_ours(tmp_path):
     )
     result = info(tmp_path, nnUNet_extTrainer=str(tmp_path))
     assert result.returncode == 1
-    assert "A class of the same name in mine comes first; rename it.\n" in result.stdout
+    ours = trainers.nnUNetTrainerLoMixPaper.__module__
+    assert f"nnU-Net takes nnUNetTrainerLoMixPaper of mine for that of {ours}: rename one of them.\n" in result.stdout
 
 
 def test_the_trainers_of_the_user_are_listed_or_why_not(tmp_path):
@@ -48,10 +64,9 @@ def test_the_trainers_of_the_user_are_listed_or_why_not(tmp_path):
         "class nnUNetTrainerBN(trainers.nnUNetTrainerLoMix): pass\n"
     )
     result = info(tmp_path, nnUNet_extTrainer=str(tmp_path), COLUMNS="200")
-    rows = [line.split() for line in result.stdout.splitlines()]
-    assert ["nnUNetTrainerMine", "Only", "sums.", "found"] in rows
+    assert "\nnnUNetTrainerMine found\n  Only sums.\n" in result.stdout
     # nnU-Net has one of this name, which comes first
-    assert ["nnUNetTrainerBN", "not", "found"] in rows
+    assert "\nnnUNetTrainerBN not found\n" in result.stdout
     assert "nnU-Net takes nnUNetTrainerBN of nnunetv2.training.nnUNetTrainer." in result.stdout
     assert result.returncode == 1
     (tmp_path / "mine.py").write_text("import no_such_package")

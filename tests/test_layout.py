@@ -107,7 +107,7 @@ def test_each_library_that_is_imported_is_required():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     required = set(re.findall(r"^([A-Za-z0-9_]+)", config["options"]["install_requires"], re.MULTILINE))
-    required = required - {"pyyaml"} | {"yaml"}  # the one that is imported by another name
+    required = required - {"pyyaml", "pillow"} | {"yaml", "PIL"}  # those that are imported by other names
     imported = {name.partition(".")[0] for module in MODULES for name in imported_names(module)}
     come_with = {"markupsafe", "triton"}  # with jinja2, and with torch where it supports Triton
     assert imported - sys.stdlib_module_names - come_with - {"nnunet_lomix"} == required

@@ -131,6 +131,7 @@ def test_draws_are_those_of_every_version():
         (("--train-cases", 0), "0 training cases can't be drawn from the 16 of fold 0"),
         (("--train-cases", 16), "16 training cases can't be drawn from the 16 of fold 0: 1 to 15 can"),
         (("--train-fraction", 0.01), "0 training cases (0.01 of them) can't be drawn from the 16 of fold 0"),
+        (("--train-cases", 2, "--seeds", 1001), "1000 at most"),
         (("--train-fraction", "nan"), "between 0 and 1"),
         (("--train-fraction", 1.5), "between 0 and 1"),
         (("--train-cases", 2, "--fold", 5), "There is no fold 5"),
@@ -143,6 +144,13 @@ def test_draws_are_those_of_every_version():
 def test_mistakes_get_one_sentence_and_change_nothing(dataset, args, text):
     assert text in run("-d", 123, *args, fails=True)
     assert os.listdir(dataset) == ["nnUNetPlans_2d"]
+
+
+def test_half_a_character_is_a_name(dataset):
+    """JSON can write it, and UTF-8 can't."""
+    (dataset / "splits_final.json").write_text(json.dumps([{"train": ["\ud800", "b", "c"], "val": ["a"]}]))
+    run("-d", 123, "--train-cases", 2)
+    assert read(dataset)[0]["train"] == ["\ud800", "b", "c"]
 
 
 def test_folders_that_are_not_ready(dataset, monkeypatch):

@@ -1,7 +1,7 @@
 """Public datasets of the LoMix paper, from their downloads' own layouts to nnU-Net's raw format, with its splits.
 
 - ``synapse``, ``acdc``, ``polyp``: what each download must have, and who is trained and tested on;
-- ``common``: finding and checking a download, volumes, folders that appear once they are whole;
+- ``common``: finding and checking a download, and its volumes;
 - here: the datasets and their folds.
 
 All labelled cases become training cases of nnU-Net, and ``splits_final.json`` says who is who:
@@ -16,17 +16,24 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from nnunet_lomix.convert import acdc, polyp, synapse
-from nnunet_lomix.convert.common import Download, building, require_unpacked
+from nnunet_lomix.convert.common import Download
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.nnunet.datasets import VARIABLES, Split, find_root, name_image, require_root, write_splits
+from nnunet_lomix.files import building
+from nnunet_lomix.nnunet.datasets import (
+    VARIABLES,
+    Split,
+    find_root,
+    name_image,
+    require_root,
+    require_utf8,
+    write_splits,
+)
 from nnunet_lomix.nnunet.results import DATASET_JSON
-from nnunet_lomix.splits import append_scarce
+from nnunet_lomix.splits import append_scarce, tabulate_folds
 
 DATASETS: dict[str, Callable[[Path], Download]] = {
     "synapse": synapse.find,
@@ -58,7 +65,9 @@ def convert(kind: str, source: str | Path, number: int | None = None, console: C
     """
     console, source = console or Console(), Path(source)
     raw, preprocessed = require_root("nnUNet_raw"), require_root("nnUNet_preprocessed")
-    require_unpacked(source)
+    require_utf8(source)
+    if not source.is_dir():
+        raise LoMixError(f"{source} is not a folder: unpack the download, and give the folder that comes out.")
     download = DATASETS[kind](source)
     number = download.number if number is None else number
     require_free(number)
@@ -117,15 +126,12 @@ def _write(download: Download, folder: Path, console: Console) -> None:
 def _report(
     download: Download, folder: Path, number: int, splits: Sequence[Split], meanings: Sequence[str], console: Console
 ) -> None:
-    table = Table("fold", "training", "validation", "what it is", box=box.SIMPLE_HEAD, show_edge=False)
-    for fold, (split, meaning) in enumerate(zip(splits, meanings, strict=True)):
-        table.add_row(str(fold), str(len(split["train"])), str(len(split["val"])), meaning)
     lines = [
         *download.notes,
         f"{len(download.cases)} cases are in {folder}. Next:",
         f"nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",
         f"nnunet_lomix run -d {number} -c 2d -f 0 -tr nnUNetTrainer nnUNetTrainerLoMix",
     ]
-    console.print(table)
+    console.print(tabulate_folds(splits, meanings))
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)

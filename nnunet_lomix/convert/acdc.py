@@ -18,7 +18,8 @@ from nnunet_lomix.convert.common import (
     check_grids,
     copy_volume,
     find_folder,
-    read_labels,
+    find_volume,
+    relabel,
     require_files,
 )
 from nnunet_lomix.errors import LoMixError
@@ -28,7 +29,6 @@ TEST = (2, 3, 8, 9, 12, 14, 17, 24, 42, 48, 49, 53, 55, 64, 67, 79, 81, 88, 92, 
 VAL = (19, 21, 29, 33, 41, 50, 61, 71, 76, 80)
 CLASSES = ("right ventricle", "myocardium", "left ventricle")
 PHASES = ("ED", "ES")  # end diastole, end systole
-PLACES = ("", "training", "database/training", "ACDC/database/training", "ACDC/training")
 
 
 def find(source: Path) -> Download:
@@ -37,16 +37,15 @@ def find(source: Path) -> Download:
     Raises:
         LoMixError: it isn't there or not whole.
     """
-    folder = find_folder(
-        source, PLACES, lambda place: any(place.glob("patient[0-9][0-9][0-9]")), "folders patient001 to patient100"
-    )
+    folder = find_folder(source, "patient001", "folders patient001 to patient100")
     require_files(folder, (folder / f"patient{patient:03}/Info.cfg" for patient in PATIENTS))
     cases = {}
     for patient in PATIENTS:
         name = f"patient{patient:03}"
         for phase, frame in read_phases(folder / name / "Info.cfg").items():
-            stem = f"{name}/{name}_frame{frame:02}"
-            cases[f"{name}_{phase}"] = Case(folder / f"{stem}.nii.gz", folder / f"{stem}_gt.nii.gz")
+            path = folder / name / f"{name}_frame{frame:02}"
+            labels = path.with_name(f"{path.name}_gt")
+            cases[f"{name}_{phase}"] = Case(find_volume(path), find_volume(labels))
     require_files(folder, (file for case in cases.values() for file in case))
     return Download(
         name="ACDC",
@@ -59,8 +58,8 @@ def find(source: Path) -> Download:
         test=_name_cases(TEST),
         val=_name_cases(VAL),
         write_image=copy_volume,
-        write_labels=write_labels,
-        notes=check_grids(list(cases.values())),
+        write_labels=relabel(range(len(CLASSES) + 1)),
+        notes=check_grids(cases.values()),
     )
 
 
@@ -74,19 +73,11 @@ def read_phases(file: Path) -> dict[str, int]:
     Raises:
         LoMixError: it doesn't say so.
     """
-    entries = (line.partition(":") for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+    entries = (line.partition(":") for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines())
     values = {key.strip(): value.strip() for key, _, value in entries}
     try:
         return {phase: int(values[phase]) for phase in PHASES}
     except (KeyError, ValueError):
-        raise LoMixError(f"{file} doesn't say which frames are ED and ES: repeat the download.") from None
-
-
-def write_labels(source: Path, target: Path) -> None:
-    """Copy labels.
-
-    Raises:
-        LoMixError: the file can't be read, or has other values than 0 to 3.
-    """
-    read_labels(source, len(CLASSES))
-    copy_volume(source, target)
+        raise LoMixError(
+            f"{file} doesn't say which frames are ED and ES, in lines as ED: 1: repeat the download."
+        ) from None

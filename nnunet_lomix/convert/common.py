@@ -1,10 +1,8 @@
-"""What the converters share: finding and checking a download, volumes, folders that appear once they are whole."""
+"""What the converters share: finding and checking a download, and its volumes."""
 
 import gzip
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +12,7 @@ import SimpleITK as sitk
 
 from nnunet_lomix.compare.sources import shorten
 from nnunet_lomix.errors import LoMixError, explaining
-from nnunet_lomix.locks import NAME as LOCK
-from nnunet_lomix.locks import Lock
-from nnunet_lomix.nnunet.datasets import is_hidden, require_utf8
+from nnunet_lomix.nnunet.datasets import require_utf8
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".rar", ".7z")
 CHUNK = 2**20  # bytes
@@ -31,7 +27,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Download:
-    """A download that is whole, as far as the names and sizes of its files tell.
+    """A download that is whole, as far as the names and headers of its files tell.
 
     Attributes:
         name: of the dataset, behind nnU-Net's ``DatasetNNN_``.
@@ -60,32 +56,16 @@ class Download:
     notes: list[str] = field(default_factory=list)
 
 
-def require_unpacked(source: Path) -> None:
-    """Refuse an archive, or any other file.
+def find_folder(source: Path, inside: str, what: str) -> Path:
+    """The folder that has a folder ``inside`` in it: the source, or one up to three levels below it.
 
     Raises:
-        LoMixError: the source is no folder.
+        LoMixError: there is none; ``what`` says for what it was searched.
     """
-    require_utf8(source)
-    if not source.is_dir():
-        raise LoMixError(f"{source} is not a folder: unpack the download, and give the folder that comes out.")
-
-
-def find_folder(source: Path, places: Sequence[str], fits: Callable[[Path], bool], what: str) -> Path:
-    """The first of some places below a source that fits.
-
-    Args:
-        source: folder.
-        places: paths relative to it; "" is the source itself.
-        fits: whether a folder is the one.
-        what: what it must have, for the message.
-
-    Raises:
-        LoMixError: none fits.
-    """
-    for place in places:
-        if (source / place).is_dir() and fits(source / place):
-            return source / place
+    for level in ("", "*/", "*/*/", "*/*/*/"):
+        for folder in sorted(source.glob(level + inside)):
+            if folder.is_dir():
+                return folder.parent
     raise LoMixError(f"{source} has no {what}: {advise(source)}")
 
 
@@ -95,6 +75,16 @@ def advise(source: Path) -> str:
     if packed:
         return f"unpack {shorten(packed)} first."
     return "give the folder that comes out when the download is unpacked."
+
+
+def find_volume(path: Path) -> Path:
+    """A volume by its path without ending: ``x.nii.gz``, ``x.nii``, or a folder of such a name with the file in it.
+
+    The first is where it should be, if there is none.
+    """
+    names = [path.with_name(path.name + ending) for ending in (".nii.gz", ".nii")]
+    choices = [*names, *(folder / name for folder in names for name in (folder.name, f"{path.name}.nii"))]
+    return next((file for file in choices if file.is_file()), names[0])
 
 
 def require_files(folder: Path, files: Iterable[Path]) -> None:
@@ -108,45 +98,27 @@ def require_files(folder: Path, files: Iterable[Path]) -> None:
         raise LoMixError(f"{folder} lacks {shorten(missing)}: the download is not whole, so repeat it.")
 
 
-def list_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder with some endings, by name without it, sorted; hidden ones are none."""
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings and not is_hidden(file))
-    return {file.stem: file for file in files}
-
-
-def check_sizes(cases: Iterable[Case]) -> list[tuple[sitk.ImageFileReader, sitk.ImageFileReader]]:
-    """Read the headers of all images and labels.
-
-    Raises:
-        LoMixError: one can't be read, or labels are of another size than their image.
-    """
-    headers = []
-    for case in cases:
-        image, labels = map(read_header, case)
-        if image.GetSize() != labels.GetSize():
-            sizes = (" × ".join(map(str, header.GetSize())) for header in (labels, image))
-            raise LoMixError(f"{case.labels} has {' voxels, but its image '.join(sizes)}: repeat the download.")
-        headers.append((image, labels))
-    return headers
-
-
-def check_grids(cases: Sequence[Case]) -> list[str]:
-    """Refuse volumes and labels that differ in size or spacing.
+def check_grids(cases: Iterable[Case]) -> list[str]:
+    """Refuse volumes and labels that differ in size or spacing, by their headers.
 
     Returns:
-        A sentence on labels that lie elsewhere by their header, if there are any. nnU-Net takes voxels as they are in
-        the arrays, so it trains on these, with a warning.
+        A sentence on labels that lie elsewhere, if there are any. nnU-Net takes voxels as they are in the arrays, so it
+        trains on these, with a warning.
 
     Raises:
-        LoMixError: as :func:`check_sizes`, or a spacing differs.
+        LoMixError: a file can't be read, or labels don't fit their image.
     """
     moved = []
-    for case, (image, labels) in zip(cases, check_sizes(cases), strict=True):
-        if not np.allclose(image.GetSpacing(), labels.GetSpacing(), rtol=1e-3):
-            sizes = (" × ".join(f"{mm:g}" for mm in header.GetSpacing()) for header in (labels, image))
-            raise LoMixError(
-                f"{case.labels} has voxels of {' mm, but its image of '.join(sizes)}: repeat the download."
-            )
+    for case in cases:
+        image, labels = map(_read_header, case)
+        for what, unit in (("Size", "voxels"), ("Spacing", "mm")):
+            wanted, own = (getattr(header, f"Get{what}")() for header in (image, labels))
+            if len(wanted) != len(own) or not np.allclose(wanted, own, rtol=1e-3, atol=0):
+                shown = [" × ".join(f"{n:g}" for n in numbers) for numbers in (own, wanted)]
+                raise LoMixError(
+                    f"{case.labels} differs from its image in {what.lower()} ({shown[0]} and {shown[1]} {unit}): "
+                    "repeat the download."
+                )
         placement, own = ([*header.GetOrigin(), *header.GetDirection()] for header in (image, labels))
         if not np.allclose(placement, own, rtol=1e-3, atol=1e-2):
             moved.append(case.labels.name)
@@ -155,12 +127,7 @@ def check_grids(cases: Sequence[Case]) -> list[str]:
     return [f"By their headers these labels lie elsewhere than their images, which nnU-Net ignores: {shorten(moved)}."]
 
 
-def read_header(file: Path) -> sitk.ImageFileReader:
-    """What the file says of its image: size, spacing, origin, direction.
-
-    Raises:
-        LoMixError: it can't be read.
-    """
+def _read_header(file: Path) -> sitk.ImageFileReader:
     require_utf8(file)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
@@ -169,65 +136,47 @@ def read_header(file: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def read(file: Path) -> sitk.Image:
-    """An image.
-
-    Raises:
-        LoMixError: it can't be read.
-    """
-    with explaining(f"{file} can't be read, so repeat the download"):
-        return sitk.ReadImage(str(file))
-
-
 def copy_volume(source: Path, target: Path) -> None:
-    """Copy a ``.nii.gz``, byte by byte.
+    """Copy a volume as ``.nii.gz``: byte by byte if it is one.
 
     Raises:
         LoMixError: it is damaged or cut off, by its checksum.
     """
-    with explaining(f"{source} is damaged, so repeat the download"), gzip.open(source) as stream:
-        while stream.read(CHUNK):
-            pass
+    with explaining(f"{source} is damaged, so repeat the download"):
+        with source.open("rb") as stream:
+            is_packed = stream.read(2) == b"\x1f\x8b"  # whatever its name says
+        if not is_packed:
+            sitk.WriteImage(sitk.ReadImage(str(source)), str(target), useCompression=True)
+            return
+        with gzip.open(source) as unpacked:
+            while unpacked.read(CHUNK):
+                pass
     shutil.copyfile(source, target)
 
 
-def read_labels(file: Path, highest: int) -> tuple[sitk.Image, np.ndarray]:
-    """Labels of a volume, and their values (int64; z, y, x).
+def relabel(values: Sequence[int]) -> Callable[[Path, Path], None]:
+    """A function that writes labels anew.
 
-    Raises:
-        LoMixError: the file can't be read, or a value isn't a whole number from 0 to ``highest``.
+    Args:
+        values: for each value of the download, 0 first, the one that it gets.
+
+    Returns:
+        Writes the second file from the first; raises :class:`LoMixError` if that can't be read, or has other values.
     """
-    image = read(file)
-    found = sitk.GetArrayFromImage(image)
-    values = found.astype(np.int64)
-    if not np.array_equal(values, found) or values.min() < 0 or values.max() > highest:
-        raise LoMixError(
-            f"{file} has values other than 0 to {highest} ({found.min():g} to {found.max():g}): it isn't the labels "
-            "of this dataset."
-        )
-    return image, values
+    table = np.array(values, np.uint8)
 
+    def write(source: Path, target: Path) -> None:
+        with explaining(f"{source} can't be read, so repeat the download"):
+            image = sitk.ReadImage(str(source))
+        found = sitk.GetArrayFromImage(image)
+        indices = found.astype(np.int64)
+        if not np.array_equal(indices, found) or indices.min() < 0 or indices.max() >= len(table):
+            raise LoMixError(
+                f"{source} has values other than 0 to {len(table) - 1} ({found.min():g} to {found.max():g}): it isn't "
+                "the labels of this dataset."
+            )
+        written = sitk.GetImageFromArray(table[indices])
+        written.CopyInformation(image)
+        sitk.WriteImage(written, str(target), useCompression=True)
 
-@contextmanager
-def building(folder: Path) -> Iterator[Path]:
-    """Gives an empty folder beside ``folder``, which becomes ``folder`` if the block ends without an exception.
-
-    Its name begins with a dot, so that nnU-Net doesn't take it for a dataset. What a killed process left there is
-    removed by the next one, so that nothing piles up.
-
-    Raises:
-        LoMixError: another process makes the same folder.
-    """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    with Lock(temporary, "conversion"):
-        try:
-            for left in temporary.iterdir():
-                if left.is_dir():
-                    shutil.rmtree(left)
-                elif left.name != LOCK:
-                    left.unlink()
-            yield temporary
-            (temporary / LOCK).unlink()
-            os.rename(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    return write

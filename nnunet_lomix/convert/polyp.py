@@ -18,23 +18,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+from PIL import Image
 
 from nnunet_lomix.compare.sources import shorten
-from nnunet_lomix.convert.common import Case, Download, advise, check_sizes, list_files, read
-from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.convert.common import Case, Download, advise
+from nnunet_lomix.errors import LoMixError, explaining
+from nnunet_lomix.nnunet.datasets import is_hidden
 from nnunet_lomix.splits import draw
 
 SIZES = {"CVC-ClinicDB": 612, "Kvasir-SEG": 1000, "CVC-ColonDB": 380, "ETIS-LaribPolypDB": 196, "PraNet": 2248}
-# parts of the names of folders, the surest first
-MARKS = {
-    "traindataset": "PraNet",
-    "original": "CVC-ClinicDB",
-    "clinicdb": "CVC-ClinicDB",
-    "kvasir": "Kvasir-SEG",
-    "colondb": "CVC-ColonDB",
-    "etis": "ETIS-LaribPolypDB",
-}
 IMAGES = ("Original", "images", "image", "ETIS-LaribPolypDB")
 MASKS = ("Ground Truth", "masks", "mask")
 ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
@@ -43,6 +35,7 @@ PARTS = {"train": "train", "traindataset": "train", "test": "test", "testdataset
 )
 HELD_OUT = 0.1  # of a collection without a split, for validation and for tests each
 THRESHOLD = 127  # masks that were saved as JPEG have noise around 0 and 255
+DEPTHS_OF_8 = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes of at most 8 bits
 FRAMES_ALIKE = (
     "The test pictures were drawn one by one, so other frames of their videos are among the training cases: scores are "
     "higher than they would be on other patients."
@@ -57,7 +50,7 @@ def find(source: Path) -> Download:
     """
     pairs = find_pairs(source)
     found = {folder: pair_files(*pair) for folder, pair in pairs.items()}
-    name = identify(source, found)
+    name = identify(source, sum(map(len, found.values())))
     cases: dict[str, Case] = {}
     parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     names = [stem for own in found.values() for stem in own]
@@ -73,7 +66,10 @@ def find(source: Path) -> Download:
     drawn = not any(parts.values())
     if drawn:
         parts = split(sorted(cases))
-    check_sizes(cases.values())
+    for image, mask in cases.values():
+        sizes = [" × ".join(map(str, open_picture(file).size)) for file in (mask, image)]
+        if sizes[0] != sizes[1]:
+            raise LoMixError(f"{mask} has {' pixels, but its image '.join(sizes)}: repeat the download.")
     return Download(
         name=name.replace("-", ""),
         number=603,
@@ -126,10 +122,11 @@ def pair_files(images: Path, masks: Path) -> dict[str, Case]:
     Raises:
         LoMixError: a picture has no mask, or a mask no picture.
     """
-    pictures = list_files(images, ENDINGS)
-    own = {
-        stem if stem in pictures else stem.removeprefix("p"): file for stem, file in list_files(masks, ENDINGS).items()
-    }
+    pictures, own = (
+        {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in ENDINGS and not is_hidden(file)}
+        for folder in (images, masks)
+    )
+    own = {stem if stem in pictures else stem.removeprefix("p"): file for stem, file in own.items()}
     for there, names, other in ((masks, pictures, own), (images, own, pictures)):
         missing = [stem for stem in names if stem not in other]
         if missing:
@@ -137,32 +134,20 @@ def pair_files(images: Path, masks: Path) -> dict[str, Case]:
     return {stem: Case(picture, own[stem]) for stem, picture in pictures.items()}
 
 
-def identify(source: Path, found: dict[Path, dict[str, Case]]) -> str:
-    """Which collection this is, by names of folders or the number of pictures; and that all of them are there.
+def identify(source: Path, count: int) -> str:
+    """Which collection has so many pictures.
 
     Raises:
-        LoMixError: some are missing, or it is none of the known collections.
+        LoMixError: none of the known ones.
     """
-    stems = [stem for own in found.values() for stem in own]
-    images = (next(iter(own.values())).image.parent for own in found.values() if own)
-    inside = " ".join(str(folder.relative_to(source)) for folder in images).lower()
-    said = f"{source.resolve().name} {inside}".lower()  # people may call a folder original
-    by_name = [name for mark, name in MARKS.items() if mark in (inside if mark == "original" else said)]
-    by_size = [name for name, size in SIZES.items() if size == len(stems)]
-    name = next(iter(by_name or by_size), "")
-    if not name:
-        known = ", ".join(f"{name} {size}" for name, size in SIZES.items())
-        raise LoMixError(
-            f"{source} has {len(stems)} pictures, and no known collection has ({known}): repeat the download."
-        )
-    if len(stems) != SIZES[name]:
-        missing = [number for number in map(str, range(1, SIZES[name] + 1)) if number not in stems]
-        listed = f", without {shorten(missing)}" if all(map(str.isdigit, stems)) and len(found) == 1 else ""
-        raise LoMixError(
-            f"{source} has {len(stems)} of the {SIZES[name]} pictures of {name}{listed}: the download is not whole, so "
-            "repeat it."
-        )
-    return name
+    for name, size in SIZES.items():
+        if size == count:
+            return name
+    known = ", ".join(f"{name} {size}" for name, size in SIZES.items())
+    raise LoMixError(
+        f"{source} has {count} pictures, and no known collection has so many ({known}): the download is not whole, so "
+        "repeat it."
+    )
 
 
 def name_case(stem: str) -> str:
@@ -186,39 +171,46 @@ def write_image(source: Path, target: Path) -> None:
     """Write a picture as RGB PNG, without loss.
 
     Raises:
-        LoMixError: it can't be read, or isn't 8-bit grey or colour.
+        LoMixError: it can't be read, or isn't 8-bit.
     """
-    pixels = read_pixels(source)
-    colours = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
-    if source.suffix.lower() == ".png" and pixels.shape[-1] == 3:
+    picture = open_picture(source)
+    if picture.mode not in DEPTHS_OF_8:
+        raise LoMixError(f"{source} has pixels of the kind {picture.mode}: convert it to a PNG of 8 bits per channel.")
+    if (picture.format, picture.mode) == ("PNG", "RGB"):
         shutil.copyfile(source, target)
-    else:
-        sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(target))
+        return
+    with explaining(f"{source} can't be read, so repeat the download"):
+        picture.convert("RGB").save(target)
 
 
 def write_mask(source: Path, target: Path) -> None:
-    """Write a mask as PNG of 0 and 1.
+    """Write a mask as PNG of 0 and 1. Two values are clear, whatever they are; JPEG has noise around 0 and 255.
 
     Raises:
-        LoMixError: it can't be read, isn't 8-bit, or has no polyp, which each picture of these collections has.
+        LoMixError: it can't be read, has other values, or has no polyp, which each picture of these collections has.
     """
-    pixels = read_pixels(source)[..., :3]
-    mask = (pixels.max(axis=-1) > THRESHOLD).astype(np.uint8)
+    picture = open_picture(source)
+    with explaining(f"{source} can't be read, so repeat the download"):
+        pixels = np.asarray(picture.convert("RGB")).max(axis=-1) if picture.mode in DEPTHS_OF_8 else np.asarray(picture)
+    values = np.unique(pixels)
+    if len(values) > 2 and picture.mode not in DEPTHS_OF_8:
+        raise LoMixError(
+            f"{source} has {len(values)} values from {values[0]} to {values[-1]}, of the kind {picture.mode}, but a "
+            "mask has two: convert it to a PNG of 0 and 255."
+        )
+    mask = pixels > (0 if len(values) == 2 and values[0] == 0 else THRESHOLD)
     if not mask.any():
         raise LoMixError(
-            f"{source} has no polyp, as its values end at {pixels.max()}: masks are 255 there, so repeat the download."
+            f"{source} has no polyp, as its values end at {values[-1]}: masks are 255 there, so repeat the download."
         )
-    sitk.WriteImage(sitk.GetImageFromArray(mask), str(target))
+    Image.fromarray(mask.astype(np.uint8)).save(target)
 
 
-def read_pixels(file: Path) -> np.ndarray:
-    """The pixels of a picture, ``(height, width, channels)``, uint8.
+def open_picture(file: Path) -> Image.Image:
+    """A picture whose header has been read.
 
     Raises:
-        LoMixError: it can't be read, or isn't 8-bit grey or colour.
+        LoMixError: it can't be.
     """
-    image = read(file)
-    pixels = sitk.GetArrayFromImage(image)
-    if image.GetDimension() != 2 or pixels.dtype != np.uint8 or image.GetNumberOfComponentsPerPixel() == 2:
-        raise LoMixError(f"{file} is no picture of 8-bit grey or colour: repeat the download.")
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+    with explaining(f"{file} can't be read, so repeat the download"):
+        return Image.open(file)

@@ -7,35 +7,36 @@ by the list of TransUNet (Chen et al., arXiv 2102.04306), which LoMix and those 
 
 from pathlib import Path
 
-import numpy as np
-import SimpleITK as sitk
-
 from nnunet_lomix.convert.common import (
     Case,
     Download,
     check_grids,
     copy_volume,
     find_folder,
-    read_labels,
+    find_volume,
+    relabel,
     require_files,
 )
 
 SCANS = (*range(1, 11), *range(21, 41))
 TEST = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
-# value in the download, in the order of TransUNet's tables; 5, 9, 10, 12 and 13 (oesophagus, vena cava, portal and
-# splenic vein, adrenal glands) become background
-ORGANS = {
-    "aorta": 8,
-    "gallbladder": 4,
-    "left kidney": 3,
-    "right kidney": 2,
-    "liver": 6,
-    "pancreas": 11,
-    "spleen": 1,
-    "stomach": 7,
-}
-HIGHEST = 13
-PLACES = ("", "Training", "RawData/Training", "RawData", "Abdomen/RawData/Training", "Abdomen")
+# by value in the download; None becomes background
+ORGANS = (
+    "background",
+    "spleen",
+    "right kidney",
+    "left kidney",
+    "gallbladder",
+    None,  # oesophagus
+    "liver",
+    "stomach",
+    "aorta",
+    *(None, None),  # inferior vena cava, portal and splenic vein
+    "pancreas",
+    *(None, None),  # adrenal glands
+)
+# in the order of TransUNet's tables
+CLASSES = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 
 
 def find(source: Path) -> Download:
@@ -47,11 +48,9 @@ def find(source: Path) -> Download:
     Raises:
         LoMixError: it isn't there or not whole.
     """
-    folder = find_folder(
-        source, PLACES, lambda place: any((place / part).is_dir() for part in ("img", "label")), "folders img and label"
-    )
+    folder = find_folder(source, "label", "folders img and label")
     cases = {
-        f"case{scan:04}": Case(folder / f"img/img{scan:04}.nii.gz", folder / f"label/label{scan:04}.nii.gz")
+        f"case{scan:04}": Case(find_volume(folder / f"img/img{scan:04}"), find_volume(folder / f"label/label{scan:04}"))
         for scan in SCANS
     }
     require_files(folder, (file for case in cases.values() for file in case))
@@ -60,28 +59,13 @@ def find(source: Path) -> Download:
         name="Synapse",
         number=601,
         channels=["CT"],
-        classes=list(ORGANS),
+        classes=CLASSES,
         ending=".nii.gz",
         cases=cases,
         train=[case for case in cases if case not in test],
         test=test,
         val=[],
         write_image=copy_volume,
-        write_labels=write_labels,
-        notes=check_grids(list(cases.values())),
+        write_labels=relabel([CLASSES.index(organ) + 1 if organ in CLASSES else 0 for organ in ORGANS]),
+        notes=check_grids(cases.values()),
     )
-
-
-def write_labels(source: Path, target: Path) -> None:
-    """Write the 8 organs of a label file of 13, as values 1 to 8.
-
-    Raises:
-        LoMixError: the file can't be read, or has other values.
-    """
-    image, values = read_labels(source, HIGHEST)
-    table = np.zeros(HIGHEST + 1, np.uint8)
-    for new, old in enumerate(ORGANS.values(), 1):
-        table[old] = new
-    organs = sitk.GetImageFromArray(table[values])
-    organs.CopyInformation(image)
-    sitk.WriteImage(organs, str(target), useCompression=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nnunet_lomix.demo.steps import Settings, Steps
 from nnunet_lomix.errors import LoMixError
@@ -51,13 +50,8 @@ def run_demo(out: str | Path, settings: Settings, console: Console | None = None
     with claim_folder(out, settings):
         steps = Steps(out, settings, find_device())
         console.print(f"LoMix demo in {settings.dim}D on {steps.device}, below {out}", soft_wrap=True, markup=False)
-        # rich lets the bars of what has not started pulse; these lie still
-        bar = BarColumn(pulse_style="bar.back")
         try:
-            with Progress(
-                TextColumn("{task.description}"), bar, MofNCompleteColumn(), TimeElapsedColumn(), console=console
-            ) as progress:
-                steps.run(progress)
+            steps.run(console)
             steps.report(console)
         except KeyboardInterrupt:
             raise LoMixError("Interrupted; the same command goes on where it stopped.") from None

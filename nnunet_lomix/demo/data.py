@@ -5,8 +5,6 @@ shapes, partial volume, a multiplicative bias field and noise. The same code mak
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import SimpleITK as sitk
 from numpy.random import Generator
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
+from nnunet_lomix.files import building
 from nnunet_lomix.nnunet.datasets import Split, name_image, write_splits
 from nnunet_lomix.nnunet.results import DATASET_JSON
 
@@ -32,7 +31,7 @@ def write_dataset(
     shape: Sequence[int],
     train_cases: int,
     test_cases: int,
-    on_case: Callable[[], None] = lambda: None,
+    on_case: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Write a data set in nnU-Net's raw format, ``labelsTs`` included. The folder appears once complete.
 
@@ -40,18 +39,9 @@ def write_dataset(
         folder: the folder to make, named as nnU-Net wants it.
         shape: size of the images, 2D or 3D.
         train_cases, test_cases: number of cases for training and held out.
-        on_case: called after each case.
+        on_case: called after each case with the number of those that are written.
     """
-    temporary = folder.with_name("unfinished_" + folder.name)
-    shutil.rmtree(temporary, ignore_errors=True)
-    for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
-        (temporary / part).mkdir(parents=True)
-    for seed in range(train_cases + test_cases):
-        image, labels = make_case(shape, seed)
-        part = "Tr" if seed < train_cases else "Ts"
-        _write(image, temporary / f"images{part}" / name_image(_name_case(seed), 0, ENDING))
-        _write(labels, temporary / f"labels{part}" / f"{_name_case(seed)}{ENDING}")
-        on_case()
+    cases = [f"case_{seed:03}" for seed in range(train_cases + test_cases)]
     description = {
         "channel_names": {"0": "synthetic"},
         "labels": LABELS,
@@ -59,15 +49,19 @@ def write_dataset(
         "file_ending": ENDING,
         "overwrite_image_reader_writer": "SimpleITKIO",
     }
-    (temporary / DATASET_JSON).write_text(json.dumps(description, indent=4))
-    # made here, as trainings that start side by side would make it at once, and read it half written
-    cases = [_name_case(seed) for seed in range(train_cases)]
-    write_splits(temporary, [Split(train=cases[train_cases // 5 :], val=cases[: train_cases // 5])])
-    os.replace(temporary, folder)
-
-
-def _name_case(seed: int) -> str:
-    return f"case_{seed:03}"
+    with building(folder) as temporary:
+        for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+            (temporary / part).mkdir()
+        for seed, case in enumerate(cases):
+            image, labels = make_case(shape, seed)
+            part = "Tr" if seed < train_cases else "Ts"
+            _write(image, temporary / f"images{part}" / name_image(case, 0, ENDING))
+            _write(labels, temporary / f"labels{part}" / f"{case}{ENDING}")
+            on_case(seed + 1)
+        (temporary / DATASET_JSON).write_text(json.dumps(description, indent=4))
+        # made here, as trainings that start side by side would make it at once, and read it half written
+        validated = train_cases // 5
+        write_splits(temporary, [Split(train=cases[validated:train_cases], val=cases[:validated])])
 
 
 def make_case(shape: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,15 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from nnunet_lomix.compare import compare_into, read_folders
 from nnunet_lomix.demo.data import write_dataset
@@ -71,27 +69,31 @@ class Steps:
         self.logs = out / f"logs_{settings.dim}d"
         self.logs.mkdir(exist_ok=True)
 
-    def run(self, progress: Progress) -> None:
-        """All steps but the report."""
+    def run(self, console: Console) -> None:
+        """All steps but the report, with a bar for each; where the output is no terminal, with a line now and then."""
         s = self.settings
-        # all bars from the start: what is still to come
-        generate = progress.add_task("Generate images", total=s.train_cases + s.test_cases, start=False)
-        plan = progress.add_task("Plan and preprocess", total=1, start=False)
-        train = {t: progress.add_task(f"Train {t}", total=s.epochs, start=False) for t in TRAINERS}
-        predict = progress.add_task("Predict held-out cases", total=1, start=False)
-        with _shown(progress, generate):
-            self.generate(partial(progress.advance, generate))
-        with _shown(progress, plan):
-            self.plan()
-        with _shown(progress, *train.values()):
-            self.train(lambda trainer, epochs: progress.update(train[trainer], completed=epochs))
-        with _shown(progress, predict):
-            self.predict()
+        steps: dict[str, tuple[int, Callable[[Callable[[int], None]], None]]] = {
+            "Generate images": (s.train_cases + s.test_cases, self.generate),
+            "Plan and preprocess": (1, lambda show: self.plan()),
+            "Train both trainers, epochs": (2 * s.epochs, self.train),
+            "Predict held-out cases": (1, lambda show: self.predict()),
+        }
+        # rich lets the bars of what has not started pulse; these lie still
+        columns = (BarColumn(pulse_style="bar.back"), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
+            # all bars from the start: what is still to come
+            bars = {title: progress.add_task(title, total=total, start=False) for title, (total, _) in steps.items()}
+            for title, (total, step) in steps.items():
+                progress.start_task(bars[title])
+                show = _make_show(progress, bars[title], title, total)
+                show(0)
+                step(show)
+                show(total)
 
-    def generate(self, on_case: Callable[[], None]) -> None:
+    def generate(self, show: Callable[[int], None]) -> None:
         s = self.settings
         if not self.raw.is_dir():
-            write_dataset(self.raw, [s.size] * s.dim, s.train_cases, s.test_cases, on_case)
+            write_dataset(self.raw, [s.size] * s.dim, s.train_cases, s.test_cases, show)
 
     def plan(self) -> None:
         """nnU-Net's planning and preprocessing; then a configuration with a slimmer network is added.
@@ -110,14 +112,9 @@ class Steps:
         with replacing(self.plans) as temporary:
             temporary.write_text(json.dumps(plans, indent=4))
 
-    def train(self, on_epochs: Callable[[str, int], None]) -> None:
-        """Both trainings side by side: one core each, so their times can be compared.
-
-        Args:
-            on_epochs: called again and again with a trainer and the number of epochs that it has finished.
-        """
+    def train(self, show: Callable[[int], None]) -> None:
+        """Both trainings side by side: one core each, so their times can be compared."""
         folds = {t: model.fold(FOLD) for t, model in self.models.items()}
-        logs = {self.logs / f"train_{t}.log": t for t, fold in folds.items() if not fold.is_finished()}
         options = [self.dataset_id, self.trained, FOLD, "-p", PLANS, "-device", self.device, "--c"]
         budget = {
             "epochs": self.settings.epochs,
@@ -125,12 +122,16 @@ class Steps:
             "finished_epochs": FINISHED_EPOCHS,
         }
         self._run(
-            {log: ["nnUNetv2_train", *options, "-tr", TRAINERS[t]] for log, t in logs.items()},
+            {
+                self.logs / f"train_{t}.log": ["nnUNetv2_train", *options, "-tr", TRAINERS[t]]
+                for t, fold in folds.items()
+                if not fold.is_finished()
+            },
             {
                 "nnUNet_n_proc_DA": "0",  # the same batches for both trainers, and no processes beside them
                 "NNUNET_LOMIX_DEMO": json.dumps(budget),
             },
-            lambda log: on_epochs(logs[log], count_epochs(folds[logs[log]])),
+            lambda log: show(sum(map(count_epochs, folds.values()))),
         )
 
     def predict(self) -> None:
@@ -192,14 +193,18 @@ class Steps:
         run_commands(commands, {**own, **(variables or {})}, on_poll)
 
 
-@contextmanager
-def _shown(progress: Progress, *bars: TaskID) -> Iterator[None]:
-    """Starts the clocks of the bars; at the end they are full and their clocks stop."""
-    for bar in bars:
-        progress.start_task(bar)
-    yield
-    for bar in bars:
-        progress.update(bar, completed=progress.tasks[bar].total)
+def _make_show(progress: Progress, bar: TaskID, title: str, total: int) -> Callable[[int], None]:
+    """A function that shows how much of a step is done: all of it in the bar, and each quarter as a line of a log."""
+    printed = -1
+
+    def show(done: int) -> None:
+        nonlocal printed
+        progress.update(bar, completed=done)
+        if not progress.console.is_terminal and printed < 4 * done // total:
+            printed = 4 * done // total
+            print(f"{title}: {done} of {total}", file=progress.console.file, flush=True)
+
+    return show
 
 
 def count_epochs(fold: FoldFolder) -> int:

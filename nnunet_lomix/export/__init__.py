@@ -1,34 +1,21 @@
 """A model trained with LoMix, for people who have only nnU-Net: the same network under nnUNetTrainer's name."""
 
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.export.model import (
-    CROSS_VALIDATION,
-    POSTPROCESSING,
-    REMEDIES,
-    read_checkpoints,
-    rename_plans,
-    write_model,
-)
-from nnunet_lomix.export.network import STOCK, check_network
-from nnunet_lomix.export.predictions import compare_predictions, find_cases, read_case
+from nnunet_lomix.export.model import CROSS_VALIDATION, POSTPROCESSING, REMEDIES, name_model, write_model
+from nnunet_lomix.files import building
+from nnunet_lomix.nnunet.checkpoints import read_checkpoint
 from nnunet_lomix.nnunet.datasets import require_utf8
-from nnunet_lomix.nnunet.results import (
-    DATASET_JSON,
-    FINAL,
-    NAME_THE_MODEL,
-    FoldFolder,
-    ModelFolder,
-    read_json,
-    require_types,
-)
+from nnunet_lomix.nnunet.network import STOCK, check_network
+from nnunet_lomix.nnunet.prediction import Case, predict, read_case
+from nnunet_lomix.nnunet.results import BEST, DATASET_JSON, FINAL, NAME_THE_MODEL, FoldFolder, ModelFolder, read_json
 
 
 def export_model(
@@ -52,9 +39,8 @@ def export_model(
         The folder of the exported model.
 
     Raises:
-        LoMixError: something is missing, the network isn't nnUNetTrainer's, a checkpoint can't be trusted, or the
-            models differ.
-        UsageError: a name can't be one of nnU-Net's.
+        LoMixError: something is missing, the network isn't nnUNetTrainer's, a checkpoint can't be trusted, the models
+            differ, or a name can't be one of nnU-Net's.
     """
     console = console or Console()
     # unlike Path.resolve, realpath raises nothing for a link that leads to itself
@@ -63,65 +49,56 @@ def export_model(
     require_utf8(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LoMixError(f"{out} is {'there and not empty' if out.is_dir() else 'a file'}: choose another --out.")
-    dataset_json = read_json(model.path / DATASET_JSON, "file_ending", "channel_names", "labels", remedy=NAME_THE_MODEL)
-    require_types(model.path / DATASET_JSON, dataset_json, file_ending=str, channel_names=dict)
-    plans = model.read_plans()
-    renamed = rename_plans(plans, dataset_name, plans_name)
-    folds = find_folds(model)
-    checkpoints = read_checkpoints(folds)
+    plans, folds = model.read_plans(), [fold for fold in model.folds() if fold.is_finished()]
+    if not folds:
+        raise LoMixError(f"{model.path} has no fold_X/{FINAL}: name the folder of a trainer whose training has ended.")
+    dataset_json = read_json(
+        model.path / DATASET_JSON, "labels", remedy=NAME_THE_MODEL, file_ending=str, channel_names=dict
+    )
+    files = [fold.path / name for fold in folds for name in (FINAL, BEST)]
+    checkpoints = {file: read_checkpoint(file) for file in files if file.is_file()}
     checked = {file: check_network(checkpoint, plans, dataset_json) for file, checkpoint in checkpoints.items()}
-    found = find_cases(images, dataset_json["file_ending"])
-    cases = {name: read_case(plans, dataset_json["channel_names"], files) for name, files in found.items()}
+    configuration = next(iter(checkpoints.values()))["init_args"]["configuration"]
+    names = {"dataset_name": dataset_name, "plans_name": plans_name}
+    renamed = plans | {key: name for key, name in names.items() if name is not None}
+    relative = name_model(renamed["dataset_name"], renamed["plans_name"], configuration)
+    cases = dict(read_case(Path(image), plans, dataset_json) for image in images)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as temporary:
-            made = Path(temporary, "model")
-            relative = write_model(model, checkpoints, checked, renamed, made)
+        with building(out) as temporary:
+            write_model(model, checkpoints, checked, renamed, temporary / relative)
             for name, case in cases.items():
-                agreement = compare_predictions(model.path, made / relative, _numbers(folds), case)
+                agreement = compare_predictions(model.path, temporary / relative, folds, case)
                 console.print(f"{name}: {agreement}", soft_wrap=True, markup=False)
-            if out.exists():
-                out.rmdir()
-            made.rename(out)
     except OSError as error:
-        place = _name_place(error, model.path, out)
+        # a file of the model, or else the folder to make, whatever is made on the way to it
+        place = error.filename if Path(str(error.filename)).is_relative_to(model.path) else out
         raise LoMixError(f"{place}: {error.strerror}; nothing was exported.") from None
-    sentences = [
+    for sentence in (
         f"Exported {', '.join(fold.path.name for fold in folds)} to {out / relative}",
         *(f"Its network was compared with {STOCK}'s by {how}." for how in sorted(set(checked.values()))),
-        *_list_contents(model, ModelFolder(out / relative)),
-        _describe_names(relative, plans, renamed),
-    ]
-    for sentence in sentences:
+        *_describe(model, ModelFolder(out / relative), renamed if renamed != plans else None, relative),
+    ):
         console.print(sentence, soft_wrap=True, markup=False)
     return out / relative
 
 
-def _name_place(error: OSError, model: Path, out: Path) -> Path:
-    """What could not be read of the model, or else the folder to make, whatever is made on the way to it."""
-    place = Path(str(error.filename))
-    is_temporary = str(place).startswith(f"{out}.")
-    return place if place.is_relative_to(model) and not is_temporary else out
-
-
-def find_folds(model: ModelFolder) -> list[FoldFolder]:
-    """The folds whose training has ended.
+def compare_predictions(original: Path, exported: Path, folds: Sequence[FoldFolder], case: Case) -> str:
+    """Predict a case with both models; says that they agree bit for bit, and in how much.
 
     Raises:
-        LoMixError: there are none.
+        LoMixError: they don't agree, or one of them can't predict.
     """
-    folds = [fold for fold in model.folds() if fold.is_finished()]
-    if not folds:
-        raise LoMixError(f"{model.path} has no fold_X/{FINAL}: name the folder of a trainer whose training has ended.")
-    return folds
+    segmentation, probabilities = predict(original, folds, case)
+    other_segmentation, other_probabilities = predict(exported, folds, case)
+    same = np.array_equal(segmentation, other_segmentation)
+    if not same or probabilities.tobytes() != other_probabilities.tobytes():
+        raise LoMixError("The predictions of the original and the exported model differ: nothing was exported.")
+    shape = " x ".join(map(str, segmentation.shape))
+    return f"same segmentation ({shape}) and same probabilities ({probabilities.size} values), bit for bit"
 
 
-def _numbers(folds: Sequence[FoldFolder]) -> list[int | str]:
-    return [int(fold.fold) if fold.fold.isdecimal() else fold.fold for fold in folds]
-
-
-def _list_contents(model: ModelFolder, made: ModelFolder) -> Iterator[str]:
-    """What the exported model has beyond checkpoints, and what it lacks, in sentences."""
+def _describe(model: ModelFolder, made: ModelFolder, renamed: dict[str, Any] | None, relative: Path) -> Iterator[str]:
+    """What the exported model has beyond checkpoints, what it lacks, and how nnU-Net finds it, in sentences."""
     for folder in sorted({file.parent for file in made.path.glob(f"{CROSS_VALIDATION}*/{POSTPROCESSING}")}):
         yield f"Its postprocessing is in {folder.name}."
     unfinished = [fold.path.name for fold in model.folds() if not fold.is_finished()]
@@ -131,13 +108,10 @@ def _list_contents(model: ModelFolder, made: ModelFolder) -> Iterator[str]:
         lacking = [fold.path.name for fold in made.folds() if not (fold.path / name).is_file()]
         if lacking:
             yield f"For nnUNetv2_export_model_to_zip {', '.join(lacking)} lacks {name}: {remedy}."
-
-
-def _describe_names(relative: Path, plans: Mapping[str, Any], renamed: Mapping[str, Any]) -> str:
-    """How nnU-Net finds a renamed model, or what a model that keeps its names can do to one of the recipient."""
-    if renamed != plans:
-        return f"nnUNetv2_predict finds it by -d {renamed['dataset_name']} and -p {renamed['plans_name']}."
-    return (
-        f"Where it is installed, it replaces a model {relative} that is there already: to prevent that, export it with "
-        "another --plans-name or --dataset-name."
-    )
+    if renamed is not None:
+        yield f"nnUNetv2_predict finds it by -d {renamed['dataset_name']} and -p {renamed['plans_name']}."
+    else:
+        yield (
+            f"Where it is installed, it replaces a model {relative} that is there already: to prevent that, export it "
+            "with another --plans-name or --dataset-name."
+        )

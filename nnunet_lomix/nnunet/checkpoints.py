@@ -39,11 +39,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     # torch names what it refuses; a damaged or forged file makes the unpickler raise anything at all
     except Exception as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        what = (
-            f"has {found[1]} in it, which no checkpoint of nnU-Net has" if found else "is no checkpoint, or is damaged"
-        )
+        if found:
+            raise CheckpointError(
+                f"{path} has {found[1]} in it, which no checkpoint of nnU-Net has: it was not loaded, since loading "
+                "may run code; ask who made it."
+            ) from None
         raise CheckpointError(
-            f"{path} {what}: it was not loaded, since loading may run code; ask who made it."
+            f"{path} is no checkpoint, or is damaged, and was not loaded: copy it again, or remove it if the folder "
+            "has another checkpoint."
         ) from None
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in KEYS.items()):
         raise CheckpointError(f"{path} is not a checkpoint of nnU-Net: one of {', '.join(KEYS)} isn't what it writes.")

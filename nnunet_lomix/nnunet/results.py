@@ -5,7 +5,6 @@ folder* for each fold, with checkpoints and the validation. :class:`ModelFolder`
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,10 +79,8 @@ class ModelFolder:
         Raises:
             LoMixError: it isn't there, or isn't nnU-Net's.
         """
-        file = self.path / PLANS
-        plans = read_json(file, "dataset_name", "plans_name", "configurations", remedy=NAME_THE_MODEL)
-        require_types(file, plans, dataset_name=str, plans_name=str, configurations=dict)
-        return plans
+        types = {"dataset_name": str, "plans_name": str, "configurations": dict}
+        return read_json(self.path / PLANS, remedy=NAME_THE_MODEL, **types)
 
     def read_dataset_json(self) -> dict[str, Any]:
         """``dataset.json``.
@@ -105,31 +102,19 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     Raises:
         LoMixError: it isn't there, or isn't nnU-Net's.
     """
-    file = folder / DATASET_JSON
-    dataset_json = read_json(file, "labels", "file_ending", remedy=NAME_THE_MODEL)
-    require_types(file, dataset_json, file_ending=str)
-    return dataset_json
+    return read_json(folder / DATASET_JSON, "labels", remedy=NAME_THE_MODEL, file_ending=str)
 
 
-def require_types(file: Path, content: Mapping[str, object], **types: type) -> None:
-    """Refuse the content of a file of nnU-Net's if a value isn't of the type that nnU-Net gives it.
-
-    Raises:
-        LoMixError: one isn't.
-    """
-    names: Mapping[type, str] = {str: "a text", dict: "an object"}
-    for key, kind in types.items():
-        if not isinstance(content[key], kind):
-            raise LoMixError(f"{file} is not nnU-Net's: its {key} is not {names[kind]}.")
-
-
-def read_json(file: Path, *keys: str, remedy: str = "nnU-Net writes it beside what it trains") -> dict[str, Any]:
+def read_json(
+    file: Path, *keys: str, remedy: str = "nnU-Net writes it beside what it trains", **types: type
+) -> dict[str, Any]:
     """A file of nnU-Net's that is an object.
 
     Args:
         file: which.
         keys: that it must have.
         remedy: what the user should do if it isn't there, for the message.
+        types: further keys that it must have, ``str`` or ``dict`` as nnU-Net gives them.
 
     Raises:
         LoMixError: it isn't there, can't be read, or is something else.
@@ -142,6 +127,9 @@ def read_json(file: Path, *keys: str, remedy: str = "nnU-Net writes it beside wh
         raise LoMixError(f"{file} can't be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:  # no JSON, or nested too deeply
         raise LoMixError(f"{file} can't be read: {error}.") from None
-    if not isinstance(content, dict) or not set(keys) <= content.keys():
-        raise LoMixError(f"{file} is not nnU-Net's: it lacks one of {', '.join(keys)}.")
+    if not isinstance(content, dict) or not {*keys, *types} <= content.keys():
+        raise LoMixError(f"{file} is not nnU-Net's: it lacks one of {', '.join((*keys, *types))}.")
+    for key, kind in types.items():
+        if not isinstance(content[key], kind):
+            raise LoMixError(f"{file} is not nnU-Net's: its {key} is not {'a text' if kind is str else 'an object'}.")
     return content

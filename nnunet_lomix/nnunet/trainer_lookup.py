@@ -6,7 +6,6 @@ import io
 import os
 import pkgutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from types import ModuleType
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -42,52 +41,49 @@ def look_up_trainer(name: str) -> type[nnUNetTrainer]:
         raise LoMixError(f"nnU-Net's look-up of trainers failed: {describe(error)}.") from error
 
 
-@dataclass
-class ExternalTrainers:
-    """What is in a folder that ``nnUNet_extTrainer`` names.
+def list_external_trainers() -> tuple[list[type[nnUNetTrainer]], list[str]]:
+    """The trainers in the folders of ``nnUNet_extTrainer`` but ours, in nnU-Net's order; it imports all modules there.
 
-    Attributes:
-        folder: as the variable names it.
-        trainers: the classes that its modules define, by name.
-        problems: what keeps nnU-Net from finding trainers there, a sentence for each thing.
+    Returns:
+        The classes that the modules define, and what keeps nnU-Net from finding others, a sentence for each thing.
     """
-
-    folder: str
-    trainers: dict[str, type[nnUNetTrainer]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-
-def list_external_trainers() -> list[ExternalTrainers]:
-    """What is in each folder of ``nnUNet_extTrainer`` but ours, in nnU-Net's order; it imports all of their modules."""
+    trainers: list[type[nnUNetTrainer]] = []
+    problems = []
     folders = [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder.strip()]
-    return [_list_folder(folder) for folder in dict.fromkeys(folders) if folder != FOLDER]
+    for folder in dict.fromkeys(folders):
+        if not os.path.isdir(folder):
+            problems.append(f"{folder} is not a folder, though {VARIABLE} names it: mend the variable.")
+        elif folder != FOLDER:
+            # as nnU-Net does it, so that its next look-up imports these modules anew
+            with (
+                temporarily_extend_syspath(folder),
+                temporarily_cleanup_imports_from_path(folder),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
+                for name, file in _list_modules(folder):
+                    try:
+                        trainers += _list_classes(_import_module(name, file))
+                    except LoMixError as error:
+                        problems.append(str(error))
+    return trainers, problems
 
 
-def _list_folder(folder: str) -> ExternalTrainers:
-    found = ExternalTrainers(folder)
-    if not os.path.isdir(folder):
-        found.problems.append(f"{folder} is not a folder, though {VARIABLE} names it: mend the variable.")
-        return found
-    # as nnU-Net does it, so that its next look-up imports these modules anew
-    with (
-        temporarily_extend_syspath(folder),
-        temporarily_cleanup_imports_from_path(folder),
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
-        for name, file in _list_modules(folder):
-            try:
-                module = importlib.import_module(name)
-            except (Exception, SystemExit) as error:  # somebody else's code may raise anything at all
-                why = describe(error)
-                found.problems.append(f"{file} can't be imported, and nnU-Net's look-up stops there: {why}; mend it.")
-                continue
-            origin = getattr(module, "__file__", None) or "Python itself"
-            if os.path.dirname(os.path.realpath(origin)) != os.path.dirname(os.path.realpath(file)):
-                found.problems.append(f"{file} is not used, as {origin} has the same name in Python: rename the file.")
-                continue
-            for trainer in _list_classes(module):
-                found.trainers.setdefault(trainer.__name__, trainer)
-    return found
+def _import_module(name: str, file: str) -> ModuleType:
+    """A module by its name.
+
+    Raises:
+        LoMixError: it can't be imported, or is another file's than the given one.
+    """
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # somebody else's code may raise anything at all
+        raise LoMixError(
+            f"{file} can't be imported, and nnU-Net's look-up stops there: {describe(error)}; mend it."
+        ) from error
+    origin = getattr(module, "__file__", None) or "Python itself"
+    if os.path.dirname(os.path.realpath(origin)) != os.path.dirname(os.path.realpath(file)):
+        raise LoMixError(f"{file} is not used, as {origin} has the same name in Python: rename the file.")
+    return module
 
 
 def _list_modules(folder: str, package: str = "") -> Iterator[tuple[str, str]]:

@@ -1,14 +1,19 @@
-"""What the weights did during a training: a table and a picture beside nnU-Net's progress.png."""
+"""The weights of a training, epoch by epoch: the table and the picture beside nnU-Net's progress.png."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from matplotlib.colors import Normalize
 
+from nnunet_lomix.errors import LoMixError, explaining
 from nnunet_lomix.files import replacing
-from nnunet_lomix.loss.maps import Map
-from nnunet_lomix.weights.pictures import draw_evolution, draw_heat_map, draw_legend, drawing, finish_evolution
+from nnunet_lomix.loss.maps import ORIGINAL, Map
+from nnunet_lomix.nnunet.checkpoints import STATE, read_checkpoint
+from nnunet_lomix.nnunet.results import FoldFolder
+from nnunet_lomix.weights.picture import draw_weights
+from nnunet_lomix.weights.summary import Group
 
 TABLE = "lomix_weights.csv"
 PICTURE = "lomix_weights.png"
@@ -26,24 +31,62 @@ def write_history(history: Sequence[Mapping[str, float]], folder: str | Path) ->
 
 
 def plot_history(history: Sequence[Mapping[str, float]], maps: Sequence[Map], folder: str | Path) -> None:
-    """Draw ``lomix_weights.png``: the last weights as a heat map of operator × subset, and all weights over epochs.
-
-    They are drawn relative to the sum of the first epoch that has weights.
+    """Draw ``lomix_weights.png``; ``history`` and ``folder`` as for :func:`write_history`.
 
     Args:
-        history: as for :func:`write_history`; the last epoch must not be empty.
-        maps: the maps, in any order.
-        folder: an existing folder.
+        maps: the maps, in any order. The last epoch must have weights for all of them.
     """
-    total = sum(next(filter(None, history)).values())  # 1, but for the paper's weights; that they fade stays visible
-    shares = [{name: weight / total for name, weight in epoch.items()} for epoch in history]
-    last = {name: 100 * share for name, share in shares[-1].items()}
-    width = max(8, 4 + 0.62 * len({m.subset for m in maps}))
-    with drawing(Path(folder, PICTURE), width, 8) as figure:
-        now, evolution = figure.subplots(2, 1)
-        draw_heat_map(now, last, maps, Normalize(0, max(last.values())), "viridis", ".1f")
-        now.set_title(f"Weight of each map after epoch {len(history) - 1}, in %", loc="left")
-        draw_evolution(evolution, shares, maps)
-        finish_evolution(evolution, shares, maps)
-        draw_legend(figure, maps)
-        evolution.set_title("Weight of each map over the training, in %", loc="left")
+    draw_weights([Group("", {"": pd.DataFrame(history)}, maps)], Path(folder, PICTURE))
+
+
+def read_history(fold: FoldFolder) -> pd.DataFrame | None:
+    """The weights of a fold: a row for each epoch, a column for each map; NaN for epochs without LoMix.
+
+    From ``lomix_weights.csv``, which is written after every epoch, or else from a checkpoint. None if LoMix has not
+    ended an epoch there.
+
+    Raises:
+        LoMixError: the checkpoint is another trainer's, or the file isn't right.
+    """
+    file: Path | None = fold.path / TABLE
+    if file is not None and file.is_file():
+        with explaining(f"{file} can't be read"):
+            return _require_weights(pd.read_csv(file, index_col="epoch"), file)
+    file = fold.last_checkpoint()
+    if file is None:
+        return None
+    state = read_checkpoint(file).get(STATE)
+    if state is None:
+        raise LoMixError(f"{file} has no LoMix state: it was not written by a trainer of nnunet_lomix.")
+    # LoMix's trainer may have saved a finished checkpoint of another trainer again, without an epoch of its own
+    return _require_weights(pd.DataFrame(state["history"]), file) if any(state["history"]) else None
+
+
+def _require_weights(history: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """Gives the history back, if it is a table of weights that can be shown; ``file`` is where it comes from.
+
+    Raises:
+        LoMixError: it isn't.
+    """
+    numeric = all(pd.api.types.is_numeric_dtype(kind) for kind in history.dtypes)
+    named = all(parse_map(name) is not None for name in history.columns)
+    if not numeric or not named or "z_0" not in history or len(history.columns) < 2:
+        raise LoMixError(f"{file} is not a table of LoMix weights, a column for each map, z_0 among them.")
+    last = history[-1:].to_numpy()
+    if not np.isfinite(last).all() or (last < 0).any() or not last.any():
+        raise LoMixError(f"{file} has no weights for its last epoch.")
+    return history
+
+
+def parse_map(name: str) -> Map | None:
+    """The map that has this name, by the rule of :attr:`Map.name`; None if no map can have it.
+
+    >>> parse_map("add_0_2")
+    Map(operator='add', scales=(0, 2))
+    """
+    parts = re.fullmatch(r"([^\W\d]\w*?)((?:_\d+)+)", name)
+    if parts is None:
+        return None
+    scales = tuple(map(int, parts[2][1:].split("_")))
+    parsed = Map(ORIGINAL if parts[1] == "z" else parts[1], scales)
+    return parsed if parsed.name == name else None

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-import SimpleITK as sitk
 from click.testing import CliRunner
+from rich.console import Console
 
 from nnunet_lomix import demo
 from nnunet_lomix.cli import main
@@ -20,68 +20,6 @@ from nnunet_lomix.nnunet.results import FoldFolder
 
 NAMES = {"nnUNetTrainerDemo": "nnUNetTrainer", "nnUNetTrainerLoMixDemo": "nnUNetTrainerLoMix"}
 SMALLEST = demo.Settings(dim=2, epochs=3, iterations=2, size=64, train_cases=10, test_cases=3, slimming=8)
-
-
-# data
-
-
-@pytest.mark.parametrize("settings", demo.DEFAULTS.values(), ids=["2D", "3D"])
-def test_every_case_has_every_class(settings):
-    shape = (settings.size,) * settings.dim
-    for seed in range(settings.train_cases + settings.test_cases):
-        image, labels = data.make_case(shape, seed)
-        assert image.shape == labels.shape == shape
-        assert np.isfinite(image).all()
-        assert np.unique(labels).tolist() == sorted(data.LABELS.values()), seed
-
-
-def test_cases_are_seeded():
-    for first, second in zip(data.make_case((64, 48), 3), data.make_case((64, 48), 3), strict=True):
-        np.testing.assert_array_equal(first, second)
-    assert (data.make_case((64, 48), 3)[1] != data.make_case((64, 48), 4)[1]).any()
-
-
-def test_structures_have_several_scales():
-    counts = sum(np.bincount(data.make_case((64, 64), seed)[1].ravel(), minlength=5) for seed in range(20))
-    large, small, lesion, vessels = counts[1:] / counts.sum()
-    assert large > 3 * small > 0
-    assert large > 3 * lesion > 0
-    assert vessels < large
-
-
-def test_dataset_on_disk_is_that_of_make_case(tmp_path):
-    folder = tmp_path / "raw" / "Dataset999_Test"
-    seen = []
-    data.write_dataset(folder, (32, 40), train_cases=3, test_cases=2, on_case=lambda: seen.append(1))
-    assert len(seen) == 5
-    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 3
-    (fold,) = json.loads((folder / "splits_final.json").read_text())
-    assert sorted(fold["train"] + fold["val"]) == [f"case_{seed:03}" for seed in range(3)]
-    for part, seeds in {"Tr": range(3), "Ts": range(3, 5)}.items():
-        assert len(list((folder / f"images{part}").iterdir())) == len(seeds)
-        for seed in seeds:
-            image, labels = data.make_case((32, 40), seed)
-            written = [
-                folder / f"images{part}/case_{seed:03}_0000.nii.gz",
-                folder / f"labels{part}/case_{seed:03}.nii.gz",
-            ]
-            for file, expected in zip(written, (image, labels), strict=True):
-                np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(file))), expected)
-
-
-def test_an_interrupted_dataset_does_not_look_complete(tmp_path):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    folder = tmp_path / "Dataset999_Test"
-    with pytest.raises(KeyboardInterrupt):
-        data.write_dataset(folder, (32, 32), 2, 1, interrupt)
-    assert not folder.exists()
-    data.write_dataset(folder, (32, 32), 2, 1)
-    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
-
-
-# refusals
 
 
 def call(*arguments):
@@ -97,6 +35,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
     assert "choose another --out" in call("--out", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"2D": 3}', pytest.param("[" * 100_000, id="nested")])
+def test_damaged_settings_are_named(tmp_path, content):
+    (tmp_path / "demo.json").write_text(content)
+    assert "demo.json " in call("--out", tmp_path)
 
 
 def test_another_length_needs_another_folder(tmp_path):
@@ -129,14 +73,11 @@ def test_two_demos_in_one_folder(tmp_path):
     assert f"is in use: demo by process {os.getpid()} on" in " ".join(result.stderr.split())
 
 
-# all of it
-
-
 @pytest.mark.end_to_end
 def test_an_interrupted_demo_goes_on(tmp_path, monkeypatch):
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer"):
         monkeypatch.delenv(variable, raising=False)
-    out = tmp_path / "a demo"
+    out = tmp_path / "a demo[/b]"  # which rich takes for the end of a style
     count_epochs, interrupted = steps.count_epochs, []
 
     def interrupt_after_first_epoch(fold):
@@ -151,7 +92,16 @@ def test_an_interrupted_demo_goes_on(tmp_path, monkeypatch):
     assert ": Epoch 0" in interrupted[0].read_text()
     raw = next(out.glob("raw/*/dataset.json")).stat().st_mtime_ns
 
-    demo.run_demo(out, SMALLEST)
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        demo.run_demo(out, SMALLEST, Console(file=file))
+    said = [line for line in log.read_text().splitlines() if " of " in line]
+    # not a terminal: lines, and not bars alone at the end
+    assert (
+        said[:2] == ["Generate images: 0 of 13", "Generate images: 13 of 13"]
+        and "Predict held-out cases: 1 of 1" in said
+    )
+    assert "Train both trainers, epochs: 6 of 6" in said
     assert next(out.glob("raw/*/dataset.json")).stat().st_mtime_ns == raw
     assert ": Epoch 0" not in interrupted[0].read_text()
     report = out / "report_2d"

@@ -12,7 +12,6 @@ from unittest import mock
 
 import numpy as np
 import SimpleITK as sitk
-import tifffile
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -119,13 +118,11 @@ def write_world(folder: Path) -> None:
         for fold in VALIDATED if trainer != "nnUNetTrainer" else ():
             write_history([WEIGHTS, WEIGHTS], folder / model / f"fold_{fold}")
     write_model(folder / UNTABLED, "nnUNetTrainerLoMixFixedWeights", 300)
-    write_json(folder / "nifti" / "before" / "dataset.json", DATASET_JSON)
-    for kind, suffix in (("nifti", ".nii.gz"), ("png", ".png"), ("tiff", ".tif")):
+    write_json(folder / "nii" / "before" / "dataset.json", DATASET_JSON)
+    for suffix in (".nii.gz", ".png"):
         for seed, name in enumerate(("references", "before", "after")):
             for number, case in enumerate(CASES):
-                save(make_labels(number + 10 * seed), folder / kind / name / f"{case}{suffix}")
-                if kind == "tiff":
-                    write_json(folder / kind / name / f"{case}.json", {"spacing": [3.0, 0.7, 0.7]})
+                save(make_labels(number + 10 * seed), folder / suffix[1:4] / name / f"{case}{suffix}")
 
 
 def make_splits() -> list[dict[str, list[str]]]:
@@ -183,8 +180,6 @@ def save(labels: np.ndarray, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".png":
         imsave(file, labels[0], check_contrast=False)
-    elif file.suffix == ".tif":
-        tifffile.imwrite(file, labels)
     else:
         sitk.WriteImage(sitk.GetImageFromArray(labels), file)
 

@@ -138,7 +138,16 @@ def test_splits_are_written_whole_and_read_again(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{}[", '{"train": []}', "[3]", '[{"train": []}]', '[{"train": "abc", "val": []}]', '[{"train": [3]}]'],
+    [
+        "",
+        "{}[",
+        "[" * 100_000,
+        '{"train": []}',
+        "[3]",
+        '[{"train": []}]',
+        '[{"train": "abc", "val": []}]',
+        '[{"train": [3]}]',
+    ],
 )
 def test_other_files_are_no_splits(tmp_path, content):
     (tmp_path / "splits_final.json").write_text(content)

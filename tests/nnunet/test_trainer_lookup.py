@@ -62,12 +62,9 @@ def test_the_trainers_of_a_user_are_listed(own_folder, capsys):
     for folder in (own_folder / "more", package):
         (folder / "__init__.py").touch()
     (package / "yours.py").write_text("from mine import nnUNetTrainerMine\nclass Yours(nnUNetTrainerMine): pass\n")
-    (external,) = list_external_trainers()
-    assert (external.folder, external.problems) == (str(own_folder), [])
-    assert {n: t.__module__ for n, t in external.trainers.items()} == {
-        "nnUNetTrainerMine": "mine",
-        "Yours": "more.deep.yours",
-    }
+    trainers, problems = list_external_trainers()
+    assert not problems
+    assert {t.__name__: t.__module__ for t in trainers} == {"nnUNetTrainerMine": "mine", "Yours": "more.deep.yours"}
     assert not {"mine", "more", "more.deep.yours"} & set(sys.modules) and str(own_folder) not in sys.path
     assert capsys.readouterr().out == ""
 
@@ -85,10 +82,10 @@ def test_a_module_that_cannot_be_imported_is_named_and_the_others_are_listed(own
     (own_folder / "mine.py").write_text(
         "from nnunet_lomix.trainers import nnUNetTrainerLoMix\nclass nnUNetTrainerMine(nnUNetTrainerLoMix): pass\n"
     )
-    (external,) = list_external_trainers()
+    trainers, problems = list_external_trainers()
     file = own_folder / "broken.py"
-    assert external.problems == [f"{file} can't be imported, and nnU-Net's look-up stops there: {why}; mend it."]
-    assert list(external.trainers) == ["nnUNetTrainerMine"]
+    assert problems == [f"{file} can't be imported, and nnU-Net's look-up stops there: {why}; mend it."]
+    assert [trainer.__name__ for trainer in trainers] == ["nnUNetTrainerMine"]
 
 
 def test_a_module_with_the_name_of_another_one_is_named(own_folder):
@@ -98,15 +95,12 @@ def test_a_module_with_the_name_of_another_one_is_named(own_folder):
     )
     with pytest.raises(TrainerNotFound):
         look_up_trainer("nnUNetTrainerMine")
-    (external,) = list_external_trainers()
-    assert external.trainers == {}
-    (problem,) = external.problems
+    trainers, (problem,) = list_external_trainers()
+    assert not trainers
     assert problem.startswith(f"{own_folder / 'json.py'} is not used, as ") and "rename the file" in problem
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path / "typo"), FOLDER, ""]))
-    (external,) = list_external_trainers()
-    assert external.problems == [
-        f"{tmp_path / 'typo'} is not a folder, though nnUNet_extTrainer names it: mend the variable."
-    ]
+    problem = f"{tmp_path / 'typo'} is not a folder, though nnUNet_extTrainer names it: mend the variable."
+    assert list_external_trainers() == ([], [problem])

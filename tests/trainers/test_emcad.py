@@ -16,10 +16,10 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_lomix import LoMixLoss, trainers
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.export.network import check_network
 from nnunet_lomix.networks.alignment import output_strides
 from nnunet_lomix.networks.network import EMCADNetwork
 from nnunet_lomix.networks.pvt import VARIABLE
+from nnunet_lomix.nnunet.network import check_network
 
 from ..conftest import CASES, EXTERNAL_TRAINERS, SHAPE, UNVALIDATED
 from .conftest import Tiny, assert_same

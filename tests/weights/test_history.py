@@ -1,100 +1,78 @@
-"""The table and the picture of the weights."""
+"""The table of a training: written, read, refused."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
+import torch
 
+from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.loss.maps import list_maps
-from nnunet_lomix.weights.history import plot_history, write_history
+from nnunet_lomix.nnunet.results import FoldFolder
+from nnunet_lomix.weights.history import parse_map, plot_history, read_history, write_history
 
-from .layout import find_overlaps
+from ..nnunet.test_checkpoints import a_checkpoint
 
-MAPS = list_maps(4, 3, ("add", "multiply"))
-
-
-def weights(seed):
-    v = np.random.default_rng(seed).random(len(MAPS))
-    return {m.name: float(w) for m, w in zip(MAPS, v / v.sum(), strict=True)}
+WEIGHTS = {"z_0": 0.2, "z_1": 0.1, "add_0_1": 0.4, "multiply_0_1": 0.1, "add_0_2": 0.2}
 
 
 @pytest.fixture
-def drawn(tmp_path, monkeypatch):
-    """Draws a history; gives the axes of the heat map and of the evolution."""
-    figures = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
-
-    def draw(history):
-        plot_history(history, MAPS, tmp_path)
-        assert (tmp_path / "lomix_weights.png").stat().st_size > 0
-        return figures[-1].axes
-
-    return draw
+def fold(tmp_path):
+    (tmp_path / "fold_0").mkdir()
+    return FoldFolder(tmp_path / "fold_0")
 
 
-def test_table_has_a_row_an_epoch(tmp_path):
-    history = [{}, weights(0), weights(1)]
-    write_history(history, tmp_path)
-    table = pd.read_csv(tmp_path / "lomix_weights.csv", index_col="epoch")
-    assert list(table.columns) == [m.name for m in MAPS] and list(table.index) == [0, 1, 2]
+def test_table_has_a_row_an_epoch(fold):
+    write_history([{}, WEIGHTS, WEIGHTS], fold.path)
+    table = pd.read_csv(fold.path / "lomix_weights.csv", index_col="epoch")
+    assert list(table.columns) == list(WEIGHTS) and list(table.index) == [0, 1, 2]
     assert table.loc[0].isna().all()
-    np.testing.assert_allclose(table.loc[2], list(history[2].values()), rtol=1e-5)
+    np.testing.assert_allclose(table.loc[2], list(WEIGHTS.values()), rtol=1e-5)
+    pd.testing.assert_frame_equal(read_history(fold), table)
 
 
-@pytest.mark.parametrize("total", [1.0, 13.0])
-def test_lines_are_the_weights_relative_to_their_first_sum(total, drawn):
-    history = [weights(seed) for seed in range(3)]
-    _, evolution = drawn([{name: total * w for name, w in epoch.items()} for epoch in history])
-    for line, m in zip(evolution.lines, MAPS, strict=True):
-        np.testing.assert_allclose(line.get_ydata(), [100 * epoch[m.name] for epoch in history])
+def test_picture_of_an_epoch(fold):
+    plot_history([{}, WEIGHTS], [parse_map(name) for name in WEIGHTS], fold.path)
+    assert (fold.path / "lomix_weights.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(fold.path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("history", [[weights(0)], [{}, {}, weights(0)]])
-def test_a_single_epoch_is_visible(drawn, history):
-    """After a checkpoint of nnUNetTrainer had been continued, the picture of the first epoch was empty."""
-    _, evolution = drawn(history)
-    assert all(line.get_marker() == "o" for line in evolution.lines)
+@pytest.mark.parametrize("name", [m.name for m in list_maps(12, 4, ("add", "weighted_sum2"))])
+def test_names_are_parsed(name):
+    assert parse_map(name).name == name
 
 
-def equal_weights(share):
-    """For z_0 this share, the same for each other map."""
-    return {m.name: share if m.name == "z_0" else (1 - share) / (len(MAPS) - 1) for m in MAPS}
+def test_a_checkpoint_serves_where_there_is_no_table(fold):
+    torch.save(a_checkpoint(lomix={"rule": "equal", "history": [WEIGHTS]}), fold.path / "checkpoint_latest.pth")
+    assert read_history(fold).to_dict("records") == [WEIGHTS]
+    torch.save(a_checkpoint(), fold.path / "checkpoint_final.pth")
+    with pytest.raises(LoMixError, match="checkpoint_final.pth has no LoMix state"):
+        read_history(fold)
+
+
+@pytest.mark.parametrize("history", [[], [{}, {}]])
+def test_a_checkpoint_that_lomix_only_saved_again_has_no_weights(fold, history):
+    """A finished training of nnUNetTrainer, continued under LoMix's name, is only validated."""
+    assert read_history(fold) is None
+    torch.save(a_checkpoint(lomix={"rule": "barrier", "history": history}), fold.path / "checkpoint_final.pth")
+    assert read_history(fold) is None
 
 
 @pytest.mark.parametrize(
-    "history",
-    [[weights(0)], [{}, weights(1), weights(2)], 3 * [equal_weights(1)], 3 * [equal_weights(1 / len(MAPS))]],
-    ids=["one epoch", "continued", "all for z_0", "equal"],
+    "table, text",
+    [
+        ("", "can't be read"),
+        ("a,b\n1,2", "can't be read"),
+        ("epoch,z_0,foo\n0,1,2", "not a table of LoMix weights"),
+        ("epoch,z_0,original_1\n0,1,2", "not a table of LoMix weights"),
+        ("epoch,z_0\n0,1", "not a table of LoMix weights"),
+        ("epoch,z_0,z_1\n0,1,many", "not a table of LoMix weights"),
+        ("epoch,z_0,z_1\n", "not a table of LoMix weights"),
+        ("epoch,z_0,z_1\n0,0.5,0.5\n1,,", "no weights for its last epoch"),
+        ("epoch,z_0,z_1\n0,0.0,0.0", "no weights for its last epoch"),
+        ("epoch,z_0,z_1\n0,1.5,-0.5", "no weights for its last epoch"),
+    ],
 )
-def test_no_text_is_cut_or_over_another_one(drawn, history):
-    assert find_overlaps(drawn(history)[0].figure) == []
-
-
-def test_all_weight_for_z_0_is_readable(drawn):
-    """Which its guaranteed share could give before. A logarithmic axis has no zero."""
-    heat_map, evolution = drawn(3 * [equal_weights(1)])
-    written = {text.get_text(): text.get_color() for text in heat_map.texts}
-    assert written == {"100.0": "black", "0.0": "white"}  # on yellow, and on dark blue
-    finest, *others = evolution.lines
-    np.testing.assert_allclose(finest.get_ydata(), 100)
-    assert np.isnan([line.get_ydata() for line in others]).all()
-    assert [text.get_text() for text in evolution.texts] == ["z_0"]
-
-
-def test_lines_that_matter_are_named(drawn):
-    """Of each operator the heaviest and the lightest map, in the order of their weights."""
-    last = dict(zip((m.name for m in MAPS), (0.5, 0.02, 0.03, 0.04, *(0.05 + 0.01 * i for i in range(8))), strict=True))
-    _, evolution = drawn([last, last])
-    total = sum(last.values())
-    heights = {text.get_text(): text.get_position()[1] for text in evolution.texts}
-    expected = ["z_1", "add_0_1", "add_0_1_2", "multiply_0_1", "multiply_0_1_2", "z_0"]
-    assert sorted(heights, key=heights.__getitem__) == expected
-    for text in evolution.texts:  # each points to the end of its own line
-        np.testing.assert_allclose(text.xy, (1, 100 * last[text.get_text()] / total))
-
-
-def test_of_equal_weights_the_first_map_is_named(drawn):
-    """In the order of the maps: a set, which was walked before, has another order in each process."""
-    _, evolution = drawn(2 * [equal_weights(1 / len(MAPS))])
-    assert {text.get_text() for text in evolution.texts} == {"z_0", "add_0_1", "multiply_0_1"}
+def test_other_tables_are_refused(fold, table, text):
+    (fold.path / "lomix_weights.csv").write_text(table)
+    with pytest.raises(LoMixError, match=f"lomix_weights.csv .*{text}"):
+        read_history(fold)

@@ -32,28 +32,13 @@ def check_network(checkpoint: Mapping[str, Any], plans: dict[str, Any], dataset_
     trained = checkpoint["init_args"].get("configuration")
     if trained not in manager.available_configurations:
         raise LoMixError(f"plans.json has no configuration {trained!r}, which is the one of the checkpoint.")
-    damaged = f"nnU-Net can't build the network of configuration {trained!r} from plans.json and dataset.json"
-    with explaining(damaged):
+    refusal = f"The network of {name} is not the one that {STOCK} builds from the plans, so nnU-Net alone can't use it"
+    with explaining(f"nnU-Net can't build the network of configuration {trained!r} from plans.json and dataset.json"):
         configuration = manager.get_configuration(trained)
         stranger = _find_stranger(configuration)
-    refusal = f"The network of {name} is not the one that {STOCK} builds from the plans, so nnU-Net alone can't use it"
-    if stranger is not None:
-        raise LoMixError(f"{refusal}: {stranger} is not part of nnU-Net.")
-    try:
-        trainer = look_up_trainer(name)
-    except TrainerNotFound:
-        checked = f"its weights only, since {name} isn't installed here"
-    except LoMixError as error:
-        checked = f"its weights only, since {str(error).rstrip('.')}"
-    else:
-        checked = "its class and its weights"
-        # layers without weights, a different activation say, don't show in the checkpoint
-        if trainer.build_network_architecture is not nnUNetTrainer.build_network_architecture:
-            raise LoMixError(
-                f"{refusal}: {name} has its own build_network_architecture; give it by nnUNetv2_export_model_to_zip to "
-                f"people who have installed {name}, too."
-            )
-    with explaining(damaged):
+        if stranger is not None:
+            raise LoMixError(f"{refusal}: {stranger} is not part of nnU-Net.")
+        checked = _compare_class(name, refusal)
         network = nnUNetTrainer.build_network_architecture(
             manager,
             configuration,
@@ -66,6 +51,26 @@ def check_network(checkpoint: Mapping[str, Any], plans: dict[str, Any], dataset_
     except RuntimeError:  # its text lists every weight
         raise LoMixError(f"{refusal}: their weights differ in name or shape.") from None
     return checked
+
+
+def _compare_class(name: str, refusal: str) -> str:
+    """Check that a trainer has nnUNetTrainer's network, as layers without weights don't show in a checkpoint.
+
+    Raises:
+        LoMixError: it has its own; begins with ``refusal``.
+    """
+    try:
+        trainer = look_up_trainer(name)
+    except TrainerNotFound:
+        return f"its weights only, since {name} isn't installed here"
+    except LoMixError as error:
+        return f"its weights only, since {str(error).rstrip('.')}"
+    if trainer.build_network_architecture is not nnUNetTrainer.build_network_architecture:
+        raise LoMixError(
+            f"{refusal}: {name} has its own build_network_architecture; give it by nnUNetv2_export_model_to_zip to "
+            f"people who have installed {name}, too."
+        )
+    return "its class and its weights"
 
 
 def _find_stranger(configuration: ConfigurationManager) -> object | None:

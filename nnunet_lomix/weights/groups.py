@@ -1,0 +1,97 @@
+"""Which folds are shown together: those of one model, but folds with few training cases apart from the others."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.nnunet.datasets import SPLITS, Split, find_root, read_splits, require_utf8
+from nnunet_lomix.nnunet.results import FoldFolder, list_folds
+from nnunet_lomix.splits import is_part
+from nnunet_lomix.weights.history import parse_map, read_history
+from nnunet_lomix.weights.summary import Group
+
+
+def read_groups(folders: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
+    """The weights of all folds, by group, and sentences on what a reader should know of them.
+
+    Args:
+        folders: of models, for all of their folds, or of folds.
+
+    Raises:
+        LoMixError: a folder is neither a model's nor a fold's, no fold has weights, a file can't be trusted, or folds
+            of a group have different maps.
+    """
+    models: dict[Path, dict[str, FoldFolder]] = {}
+    for fold in _list_all_folds(folders):
+        models.setdefault(fold.path.parent, {})[fold.path.name] = fold
+    groups, notes, left_out = [], [], []
+    for title, (model, folds) in zip(name_models(list(models)), models.items(), strict=True):
+        splits = _read_splits_of(model)
+        by_name: dict[str, list[FoldFolder]] = {}
+        for fold in folds.values():
+            by_name.setdefault(f"{title}{_describe_cases(fold, splits)}", []).append(fold)
+        # nnU-Net's own split has 5 folds; further ones come from a splits_final.json
+        added = [name for name, fold in folds.items() if fold.fold.isdecimal() and int(fold.fold) >= 5]
+        if splits is None and 0 < len(added) < len(folds):
+            notes.append(
+                f"{title} is one column, though {', '.join(added)} may have fewer training cases than the other folds: "
+                f"set nnUNet_preprocessed, in which {model.parent.name}/{SPLITS} says how many."
+            )
+        for name, own in by_name.items():
+            found = {fold.path.name: read_history(fold) for fold in own}
+            left_out += [fold.path for fold in own if found[fold.path.name] is None]
+            histories = {fold: history for fold, history in found.items() if history is not None}
+            if len({frozenset(history) for history in histories.values()}) > 1:
+                raise LoMixError(f"{' and '.join(histories)} of {name} have different maps: show them one by one.")
+            for history in list(histories.values())[:1]:
+                groups.append(Group(name, histories, [m for m in map(parse_map, history) if m is not None]))
+    listed = ", ".join(map(str, left_out))
+    if not groups:
+        raise LoMixError(f"LoMix has not ended an epoch in {listed}: wait for the first one, or name other folders.")
+    if left_out:
+        notes.insert(0, f"Without {listed}: LoMix has not ended an epoch there.")
+    return groups, notes
+
+
+def _list_all_folds(folders: Sequence[str | Path]) -> Iterator[FoldFolder]:
+    for folder in folders:
+        path = Path(folder).resolve()
+        require_utf8(path)
+        own = list_folds(path)
+        if not own:
+            raise LoMixError(f"{path} has no fold_X in it: name the folder of a trainer, or of a fold.")
+        yield from own
+
+
+def name_models(models: Sequence[Path]) -> list[str]:
+    """Names for model folders: their trainers, or what tells their paths apart.
+
+    >>> name_models([Path("/r/D/A__P__2d"), Path("/r/D/B__P__2d")])
+    ['A', 'B']
+    >>> name_models([Path("/r/D/A__P__2d"), Path("/r/D/A__P__3d")])
+    ['A__P__2d', 'A__P__3d']
+    """
+    trainers = [model.name.split("__")[0] for model in models]
+    if len(set(trainers)) == len(models):
+        return trainers
+    return [os.path.relpath(model, os.path.commonpath(models)) for model in models]
+
+
+def _read_splits_of(model: Path) -> list[Split] | None:
+    """The folds of the dataset of a model folder, if ``nnUNet_preprocessed`` has them.
+
+    Raises:
+        LoMixError: ``splits_final.json`` isn't nnU-Net's.
+    """
+    root = find_root("nnUNet_preprocessed")
+    folder = root / model.parent.name if root is not None else None
+    return read_splits(folder) if folder is not None and (folder / SPLITS).is_file() else None
+
+
+def _describe_cases(fold: FoldFolder, splits: Sequence[Split] | None) -> str:
+    """The number of training cases, if they are only a part of another fold's, as the end of a name."""
+    if splits is None or not fold.fold.isdecimal() or int(fold.fold) >= len(splits):
+        return ""
+    own = splits[int(fold.fold)]
+    return f", {len(own['train'])} training cases" if any(is_part(own, other) for other in splits) else ""
