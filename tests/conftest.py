@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from hypothesis import settings
 from scipy.ndimage import gaussian_filter
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.nnunet.commands import folders_below, run_command
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+settings.load_profile("unhurried")
 
 CASES = [f"case_{i}" for i in range(6)]  # the last one is held out
 SHAPE = (20, 32, 32)

@@ -26,7 +26,7 @@ def pairs_of_masks(draw):
     return *masks, spacing, draw(st.sampled_from(TOLERANCES))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(pairs_of_masks())
 def test_metrics_equal_brute_force(pair):
     a, b, spacing, tolerance = pair
@@ -112,7 +112,7 @@ def test_cl_dice_by_hand(name):
     assert cl_dice(a, b) == cl_dice(b, a) == pytest.approx(expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs_of_masks())
 def test_cl_dice_is_a_share(pair):
     a, b, *_ = pair

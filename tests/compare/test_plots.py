@@ -10,7 +10,7 @@ from nnunet_lomix.compare.findings import describe
 from tests.compare.made_up import TRAINERS, make_curves, make_result, make_scores
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.floats(0, 1e3), min_size=1, max_size=30), st.floats(0, 100))
 def test_axes_hold_the_interval_and_most_points(sizes, interval):
     limit = plots.choose_limit(np.array(sizes), interval)

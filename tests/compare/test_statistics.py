@@ -69,7 +69,7 @@ def test_intervals_are_bca_at_a_level_expanded_by_students_t():
 SCORES = st.lists(st.integers(0, 8).map(lambda eighths: eighths / 8), min_size=2, max_size=9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SCORES)
 @example([1.0, 1.0, 1.0, 0.75])  # Dice; −0.07 of the upper end is no Dice
 @example([0.0, 0.0, 0.0, 4.0])  # HD95; −0.87 mm is no distance
@@ -79,7 +79,7 @@ def test_intervals_stay_within_what_was_measured(values):
     assert min(values) <= low <= np.mean(values) <= high <= max(values)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SCORES, st.data())
 def test_differences_stay_possible(old, data):
     """A mean difference outside of all differences would ask for a score below 0 or above 1."""
@@ -106,7 +106,7 @@ def test_few_cases_cannot_have_a_sure_interval(n, at_most):
     assert signed_rank(np.arange(1.0, ENOUGH + 1)) < 0.05 and largest_coverage(ENOUGH) > 0.95
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(0, 100), min_size=2, max_size=5),
     st.lists(st.floats(0, 100), min_size=2, max_size=5),
@@ -156,7 +156,7 @@ def test_signed_rank_by_hand():
     assert signed_rank(np.array([3.0])) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(-3, 3).filter(bool), min_size=2, max_size=6))
 def test_signed_rank_is_exact_with_ties(differences):
     theirs = stats.wilcoxon(differences, method=stats.PermutationMethod())
@@ -213,7 +213,7 @@ def test_families_of_holm():
             assert rows["p_holm"].to_numpy() == pytest.approx(holm(rows["p"]))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6), st.integers(2, 9))
 def test_order_of_rows_does_not_matter(random, cases):
     scores = make_scores(cases, random=random)
@@ -321,7 +321,7 @@ def test_verdicts(options, expected):
         assert np.isnan([row["seed_low"], row["seed_high"]]).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(range(3)), st.permutations(range(3)))
 def test_the_order_of_seeds_decides_nothing(ours, theirs):
     candidate, reference = np.array([81.1, 83.0, 85.1])[ours], np.array([80.0, 82.0, 84.0])[theirs]

@@ -32,7 +32,6 @@ FUZZ = settings(
     max_examples=EXAMPLES or 6,
     derandomize=not EXAMPLES,
     database=None,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.generate],  # a smaller example would cost as many calls again
 )

@@ -20,7 +20,6 @@ A_FEW = 30
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", A_FEW))
 fuzz = settings(
     max_examples=EXAMPLES,
-    deadline=None,
     derandomize=EXAMPLES == A_FEW,
     suppress_health_check=list(HealthCheck),
 )

@@ -26,7 +26,7 @@ def grid_of(sizes, stride, dtype=torch.float64):
     return Grid(sizes, stride, CPU, dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=sizes_of_outputs(), stride=st.integers(1, 3), step=st.integers(0, 30), rows=st.integers(1, 12))
 def test_scales_on_the_grid_are_interpolated_and_then_sliced(sizes, stride, step, rows):
     grid = grid_of(sizes, stride)
@@ -41,7 +41,7 @@ def test_scales_on_the_grid_are_interpolated_and_then_sliced(sizes, stride, step
         torch.testing.assert_close(scale, expected, rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=sizes_of_outputs(), stride=st.integers(1, 3), first=st.integers(0, 50))
 def test_a_cycle_of_steps_uses_every_pixel_once(sizes, stride, first):
     grid = grid_of(sizes, stride)

@@ -151,7 +151,7 @@ def test_a_table_of_cases_equals_the_oracle(backend, name, device, small_blocks,
     assert not [record for record in caplog.records if record.levelname == "WARNING"]  # it was this backend
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @example(case=FIVE_SCALES)
 @given(case=cases())
 def test_losses_weights_and_total_equal_the_oracle(device, case):
@@ -160,7 +160,7 @@ def test_losses_weights_and_total_equal_the_oracle(device, case):
 
 # a row at a time, some rows, and all at once
 @pytest.mark.parametrize("values", [1, 100, 10**6])
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @example(case=FIVE_SCALES)
 @given(case=cases())
 def test_slabs_of_any_size_give_the_same(values, device, case):

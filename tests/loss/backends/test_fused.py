@@ -60,7 +60,7 @@ def test_gradients_equal_those_of_the_plain_backend(name, device, caplog):
     assert not warnings(caplog)  # it was fused that computed
 
 
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=cases(DEFAULT_OPERATORS).filter(lambda case: case[0]["num_scales"] <= 3))  # the interpreter is slow
 def test_equals_the_plain_backend_in_any_case(device, case):
     assert_equals_plain(case, device)
