@@ -2,8 +2,9 @@
 
 An uninterrupted training is the reference: it tells a digest of its state at the end of each epoch. Another one gets a
 signal at a random moment and is started again, over and over; the moments are mostly while it trains, and often while
-it writes a checkpoint. After each, every checkpoint must be readable; what the next process loads, every epoch that it
-ends, and the last checkpoints must be those of the reference, to the last bit.
+it writes a checkpoint. After each, every checkpoint must be readable. After a kill, what the next process loads, every
+epoch that it ends, and the last checkpoints must be those of the reference, to the last bit. After SIGTERM the epoch
+under way begins anew with the weights as they are, so what the next process loads must be what this one had.
 """
 
 import json
@@ -134,8 +135,8 @@ def measure(kills: int, terms: int, seed: int = 0) -> Rows:
     """A row for each signal: ``kills`` times SIGKILL, ``terms`` times SIGTERM, at moments drawn by the seed.
 
     The columns: ``signal``; ``exit``, the status; ``moment``, what the training did; ``unfinished``, the parts of a
-    checkpoint that it left; ``resumed_from``, in epochs, as ``epochs_lost``; ``equal``, whether all that came after was
-    as if nothing had been.
+    checkpoint that it left; ``resumed_from``, in epochs, as ``epochs_lost``, which are trained again; ``equal``,
+    whether nothing else was lost.
     """
     with tempfile.TemporaryDirectory() as folder:
         variables = prepare(Path(folder), EPOCHS)
@@ -143,15 +144,14 @@ def measure(kills: int, terms: int, seed: int = 0) -> Rows:
         if reference.run() != 0:
             raise RuntimeError(reference.output)
         numbers = random.Random(seed)
-        signals = [signal.SIGKILL] * kills + [signal.SIGTERM] * terms
-        numbers.shuffle(signals)
-        plan = [(Moment.draw(numbers), number) for number in signals]
         rows: Rows = []
-        while plan:
-            training = Training(Path(folder, f"results_{len(rows)}"), DATASET, variables)
-            rows += judge(interrupt(training, plan), training, reference)
-            print(f"{len(rows)} of {kills + terms} signals", file=sys.stderr)
-            shutil.rmtree(training.results)
+        for number, count in ((signal.SIGKILL, kills), (signal.SIGTERM, terms)):
+            plan = [(Moment.draw(numbers), number) for _ in range(count)]
+            while plan:
+                training = Training(Path(folder, f"results_{len(rows)}"), DATASET, variables)
+                rows += judge(interrupt(training, plan), training, reference)
+                print(f"{len(rows)} of {kills + terms} signals", file=sys.stderr)
+                shutil.rmtree(training.results)
         return [{"interruption": i, **row} for i, row in enumerate(rows, 1)]
 
 
@@ -174,19 +174,22 @@ def interrupt(training: Training, plan: list[tuple[Moment, signal.Signals]]) -> 
 
 
 def judge(rows: Rows, training: Training, reference: Training) -> Rows:
-    """The rows of a training that has ended, with what it lost, and whether all else is as in the reference."""
+    """The rows of a training that has ended, all of one signal, with what was lost."""
     same_end = training.digests() == reference.digests()
     states = {event["position"]: event["digest"] for event in reference.lives[0] if "digest" in event}
     for i, row in enumerate(rows):
         life, after = training.interruptions[i], next(filter(None, training.lives[i + 1 :]))
-        # before the first epoch has ended there is nothing to compare with
-        same = [states[e["position"]] == e["digest"] for e in after if "digest" in e and e["position"] in states]
         resumed = after[0]["position"]
         row["moment"] = f"{life[-1]['at']}, {life[-1]['position']:.2f} epochs" if life else "before it trained"
         row["resumed_from"] = resumed
-        # more than there was, if the step under way was finished first
         row["epochs_lost"] = max(0.0, round(life[-1]["position"] - resumed, 3)) if life else 0.0
-        row["equal"] = same_end and all(same)
+        if row["signal"] == signal.SIGTERM.name:
+            written = [event["digest"] for life in training.lives[: i + 1] for event in life if "digest" in event]
+            row["equal"] = written[-1:] == [event["digest"] for event in after[:1] if "digest" in event]
+        else:
+            # before the first epoch has ended there is nothing to compare with
+            digests = [(e["position"], e["digest"]) for e in after if "digest" in e and e["position"] in states]
+            row["equal"] = same_end and all(states[position] == digest for position, digest in digests)
     return rows
 
 

@@ -98,7 +98,7 @@ def list_tasks(cases: Sequence[str], device: str, repeats: int, folder: Path) ->
     by_part = {
         "step": {str(case): partial(measure_step, case, device, repeats) for case in chosen},
         "epochs": {f"nnUNetv2_train, {CONFIGURATION}": partial(measure_epochs, device, folder)},
-        "tests": {"tests/loss, tests/trainers/test_trainers.py": run_tests},
+        "tests": {"tests/loss, tests/trainers/test_lomix.py": run_tests},
         "kernels": {str(case): partial(measure_kernels, case, device, repeats) for case in chosen},
         "loss": {str(case): partial(measure_loss, case, device, repeats) for case in chosen},
         "correctness": {
@@ -330,5 +330,5 @@ def run_tests() -> Rows:
     """The tests that run on the device at hand; the last line of pytest's output says how they went."""
     side_by_side = ["-n", "4"] if find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *side_by_side]
-    code, output = run_for([*command, "tests/loss", "tests/trainers/test_trainers.py"], SECONDS_OF_TESTS, {})
+    code, output = run_for([*command, "tests/loss", "tests/trainers/test_lomix.py"], SECONDS_OF_TESTS, {})
     return [{"what": "pytest", "passed": code == 0, "summary": last_line(output).strip("= ")}]

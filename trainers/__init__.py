@@ -10,6 +10,7 @@ from difflib import get_close_matches
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.nnunet.registration import FOLDER, VARIABLE
+from nnunet_lomix.trainers.base import ends_with_a_sentence
 from nnunet_lomix.trainers.baselines import (
     nnUNetTrainerAdditiveMix,
     nnUNetTrainerEqualDeepSupervision,
@@ -24,7 +25,7 @@ from nnunet_lomix.trainers.emcad import (
     nnUNetTrainerEMCADLoMixPaper,
     nnUNetTrainerEMCADSingleOutput,
 )
-from nnunet_lomix.trainers.lomix import ends_with_a_sentence, nnUNetTrainerLoMix
+from nnunet_lomix.trainers.lomix import nnUNetTrainerLoMix
 
 TRAINERS = (
     nnUNetTrainerLoMix,

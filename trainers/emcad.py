@@ -6,36 +6,33 @@ that brings the loss.
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
+    nnUNetTrainerNoDeepSupervision,
+)
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.networks.alignment import output_strides
+from nnunet_lomix.trainers.base import BaseTrainer, ends_with_a_sentence
 from nnunet_lomix.trainers.baselines import (
     nnUNetTrainerAdditiveMix,
     nnUNetTrainerEqualDeepSupervision,
     nnUNetTrainerLoMixPaper,
 )
 from nnunet_lomix.trainers.lomix import nnUNetTrainerLoMix
-from nnunet_lomix.trainers.sentences import ends_with_a_sentence
 
 
-class EMCADTrainer(nnUNetTrainer):
+class EMCADTrainer(BaseTrainer):
     """Builds the network and the optimiser of the paper; to be named before a trainer that brings a loss.
 
     AdamW with a constant learning rate of 1e-4 and a weight decay of 1e-4. A training that starts anew gives the
     encoder pretrained weights if they are at hand, and its log says whether they were
     (:func:`~nnunet_lomix.networks.pvt.load_pretrained`).
-
-    Attributes:
-        epochs: length of the training; None for nnU-Net's default.
     """
 
-    epochs: int | None = None
     _continues = False  # from a checkpoint, whose weights replace all others
 
-    @ends_with_a_sentence
     def __init__(
         self,
         plans: dict,
@@ -44,12 +41,18 @@ class EMCADTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net wants its own signature
     ):
-        require_2d(PlansManager(plans).get_configuration(configuration))
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr = 1e-4
         self.weight_decay = 1e-4
-        if self.epochs is not None:
-            self.num_epochs = self.epochs
+
+    def check(self, configuration: ConfigurationManager) -> None:
+        super().check(configuration)
+        size = configuration.patch_size
+        if len(size) != 2:
+            raise LoMixError(
+                f"The EMCAD network is 2D, but this configuration has patches of {' x '.join(map(str, size))}: train "
+                "the configuration 2d with it, or this one with nnUNetTrainerLoMix."
+            )
 
     @staticmethod
     def build_network_architecture(
@@ -59,15 +62,10 @@ class EMCADTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The network with random weights; nnU-Net calls this to predict, too.
-
-        Raises:
-            LoMixError: the configuration isn't 2d.
-        """
+        """The network with random weights; nnU-Net calls this to predict, too."""
         # imports timm, which the look-up of the other trainers doesn't need
         from nnunet_lomix.networks.network import EMCADNetwork
 
-        require_2d(configuration_manager)
         return EMCADNetwork(num_input_channels, num_output_channels, enable_deep_supervision)
 
     @ends_with_a_sentence
@@ -96,37 +94,12 @@ class EMCADTrainer(nnUNetTrainer):
         return [[1 / stride for stride in axes] for axes in strides]
 
 
-def require_2d(configuration: ConfigurationManager) -> None:
-    """Refuse a configuration whose patches aren't two-dimensional.
-
-    Raises:
-        LoMixError: they aren't.
-    """
-    size = configuration.patch_size
-    if len(size) != 2:
-        raise LoMixError(
-            f"The EMCAD network is 2D, but this configuration has patches of {' x '.join(map(str, size))}: train the "
-            "configuration 2d with it, or this one with nnUNetTrainerLoMix."
-        )
-
-
 class nnUNetTrainerEMCAD(EMCADTrainer):
     """The paper's network, PVT-V2-B2 and EMCAD, and its AdamW, with nnU-Net's deep supervision; 2d only."""
 
 
-class nnUNetTrainerEMCADSingleOutput(EMCADTrainer):
+class nnUNetTrainerEMCADSingleOutput(EMCADTrainer, nnUNetTrainerNoDeepSupervision):
     """The paper's network, supervised at its finest output alone, by nnU-Net's loss; 2d only."""
-
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net wants its own signature
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.enable_deep_supervision = False
 
 
 class nnUNetTrainerEMCADLoMix(EMCADTrainer, nnUNetTrainerLoMix):

@@ -5,16 +5,14 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 from torch import distributed as dist
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss
 from nnunet_lomix.nnunet.checkpoints import STATE
-from nnunet_lomix.nnunet.datasets import require_root
-from nnunet_lomix.trainers.faults import FiniteTrainer
-from nnunet_lomix.trainers.resumable import ResumableTrainer
-from nnunet_lomix.trainers.sentences import ends_with_a_sentence
+from nnunet_lomix.trainers.base import BaseTrainer, ends_with_a_sentence
 from nnunet_lomix.weights.history import plot_history, write_history
 
 HISTORY = "lomix_weights"  # our key in nnU-Net's logger: for each epoch a dict from map to weight
@@ -41,7 +39,7 @@ class TrainingLog(logging.Handler):
             logger.setLevel(logging.INFO)
 
 
-class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
+class nnUNetTrainerLoMix(BaseTrainer):
     """LoMix: half nnU-Net's own loss, half that of all scales mixed by four operators, with weights that are learned.
 
     Change it by a subclass with other class attributes, in a folder of ``nnUNet_extTrainer``::
@@ -64,6 +62,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
         loss_weight_decay: weight decay of both.
         epochs: length of the training; None for nnU-Net's default.
+        loss_optimizer: of the loss's own parameters; None before the trainer is initialised, and if there are none.
     """
 
     operators: tuple[str, ...] = DEFAULT_OPERATORS
@@ -78,26 +77,20 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
     weights_lr = 1e-2
     fusion_lr = 1e-3
     loss_weight_decay = 0.0
-    epochs: int | None = None
+    loss: LoMixLoss  # nnU-Net's
+    loss_optimizer: torch.optim.Optimizer | None = None
+
+    def check(self, configuration: ConfigurationManager) -> None:
+        super().check(configuration)
+        # one of two losses would be dropped without a word
+        for base in self._combined_with():
+            if "_build_loss" in vars(base):
+                raise LoMixError(
+                    f"{type(self).__name__} combines {base.__name__}, which brings a loss of its own, with LoMix: "
+                    "leave it out, and set weight_ce and weight_dice, or override make_loss, instead."
+                )
 
     @ends_with_a_sentence
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net wants its own signature
-    ):
-        for variable in ("nnUNet_preprocessed", "nnUNet_results"):
-            require_root(variable)
-        self._refuse_other_losses()
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.epochs is not None:
-            self.num_epochs = self.epochs
-        self.loss: LoMixLoss  # -> self.initialize
-        self.loss_optimizer: torch.optim.Optimizer | None = None  # -> self.initialize
-
     def initialize(self) -> None:
         TrainingLog.open(self)
         self._require_several_outputs()
@@ -113,7 +106,6 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             for parameter in self.loss.parameters():
                 dist.broadcast(parameter.data, 0)
 
-    @ends_with_a_sentence
     def _build_loss(self) -> LoMixLoss:
         if self.label_manager.num_segmentation_heads < (1 if self.label_manager.has_regions else 2):
             raise LoMixError(
@@ -152,7 +144,6 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         anchor.loss.weight_ce, anchor.loss.weight_dice = self.weight_ce, self.weight_dice
         return anchor
 
-    @ends_with_a_sentence
     def _require_several_outputs(self) -> None:
         """Before the network is made, since one with a single output may not be made for these plans at all."""
         if len(self._get_deep_supervision_scales() or []) > 1:
@@ -176,15 +167,6 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             and base is not nnUNetTrainer
         ]
 
-    def _refuse_other_losses(self) -> None:
-        """One of two losses would be dropped without a word."""
-        for base in self._combined_with():
-            if "_build_loss" in vars(base):
-                raise LoMixError(
-                    f"{type(self).__name__} combines {base.__name__}, which brings a loss of its own, with LoMix: "
-                    "leave it out, and set weight_ce and weight_dice, or override make_loss, instead."
-                )
-
     def make_loss(self, *args: Any, **kwargs: Any) -> LoMixLoss:
         """The loss; a subclass may make another one.
 
@@ -206,22 +188,23 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             {"params": list(self.loss.operators.parameters()), "lr": self.fusion_lr},
         ]
         groups = [g for g in groups if g["params"]]
-        # fused, as this AdamW is told on the device whether to leave out a step
         return torch.optim.AdamW(groups, weight_decay=self.loss_weight_decay, fused=True) if groups else None
 
     def train_step(self, batch: dict) -> dict:
         if self.loss_optimizer is None:
             return super().train_step(batch)
         self.loss_optimizer.zero_grad(set_to_none=True)
-        scale = self.gradient_scale()  # nnU-Net's step may change it at its end, our gradients have the one before
+        scale = self.faults.scale()  # nnU-Net's step may change it at its end, our gradients have the one before
         result = super().train_step(batch)
         self.step_loss_optimizer(self.loss_optimizer, scale)
         return result
 
-    def step_loss_optimizer(self, optimizer: torch.optim.Optimizer, scale: Tensor) -> None:
-        """One step on the mean gradient of all ranks; none if it isn't finite, as the gradient scaler does.
+    def step_loss_optimizer(self, optimizer: torch.optim.Optimizer, scale: float) -> None:
+        """One step on the mean gradient of all ranks; none if it isn't finite, or the network made none.
 
-        The host waits for nothing: whether there is a step is decided on the device, as GradScaler tells an optimiser.
+        Args:
+            optimizer: of the loss's own parameters.
+            scale: what their gradients were multiplied by.
         """
         grads: list[Tensor] = []
         for p in self.loss.parameters():
@@ -234,13 +217,12 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             flat /= dist.get_world_size()
         means = flat.split([g.numel() for g in grads])
         torch._foreach_copy_(grads, [mean.view_as(g) for mean, g in zip(means, grads, strict=True)])
-        # the squares, too: AdamW keeps them, and an infinite one for ever; and no step where the network made none
-        finite = flat.dot(flat).isfinite() & (self.skipped.in_a_row == 0)
-        if getattr(optimizer, "_step_supports_amp_scaling", False) and flat.device.type in ("cuda", "cpu"):
-            optimizer.found_inf = finite.logical_not().to(torch.float32)  # type: ignore[attr-defined]
+        # the squares, too: AdamW keeps them, and an infinite one for ever
+        if self.faults.step_was_made() and flat.dot(flat).isfinite():
             optimizer.step()
-        elif finite:  # another optimiser of a subclass, or another device: there the host has to know
-            optimizer.step()
+
+    def parts_not_finite(self) -> list[str]:
+        return self.loss.maps_not_finite() or ["the anchor"]
 
     def on_epoch_end(self) -> None:
         weights = {m.name: w for m, w in zip(self.loss.maps, self.loss.weights().tolist(), strict=True)}
@@ -259,14 +241,18 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
 
     def add_state(self, checkpoint: dict) -> None:
         super().add_state(checkpoint)
-        checkpoint[STATE] |= self._loss_state() | {
+        checkpoint[STATE] = self._loss_state() | {
             "optimizer": self.loss_optimizer and self.loss_optimizer.state_dict(),
             # not left in nnU-Net's own dictionary: the progress plot of another trainer would stop where it ends
             "history": checkpoint["logging"].pop(HISTORY),
         }
 
-    def load_state(self, checkpoint: dict) -> None:
-        super().load_state(checkpoint)
+    @ends_with_a_sentence
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        super().load_checkpoint(filename_or_checkpoint)
+        checkpoint = filename_or_checkpoint
+        if isinstance(checkpoint, str):
+            checkpoint = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
         state = checkpoint.get(STATE)
         if state is None:
             if self.current_epoch >= self.num_epochs:
@@ -286,23 +272,15 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             )
         self.loss.load_state_dict(state["loss"])
         if self.loss_optimizer is not None:
-            self._load_loss_optimizer(self.loss_optimizer, state["optimizer"])
+            # its moments; learning rates, decay and kind of AdamW are those of the class, as it is now
+            settings = self.loss_optimizer.state_dict()["param_groups"]
+            self.loss_optimizer.load_state_dict(state["optimizer"] | {"param_groups": settings})
         self.logger.local_logger.my_fantastic_logging[HISTORY] = state["history"]
 
     def _loss_state(self) -> dict[str, Any]:
         """The part of our state that says what the loss is, and what it has learned."""
         maps = [m.name for m in self.loss.maps]
         return {"rule": self.rule, "anchor": self.anchor, "maps": maps, "loss": self.loss.state_dict()}
-
-    @staticmethod
-    def _load_loss_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-        """Restore the moments; learning rates, decay and kind of AdamW are those of the class, as it is now."""
-        kept = ("lr", "weight_decay", "fused", "foreach")
-        groups = [
-            group | {key: current[key] for key in kept}
-            for group, current in zip(state["param_groups"], optimizer.param_groups, strict=True)
-        ]
-        optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def kind_of(state: dict[str, Any]) -> tuple[Any, ...]:

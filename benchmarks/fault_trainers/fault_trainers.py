@@ -2,7 +2,8 @@
 
 It appends a line of JSON to ``events.jsonl`` in its fold folder wherever it has got a little further: what it does
 (``at``), how many epochs it has done (``position``, with the part of this one), and a digest of all that a training is
-made of where an epoch has ended and where the training goes on after an interruption. See ../faults.py.
+made of where an epoch has ended, behind ``checkpoint_latest.pth``, and where the training goes on after an
+interruption. See ../faults.py.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_lomix.nnunet.results import LATEST
 from nnunet_lomix.trainers import nnUNetTrainerLoMix
 
 EVENTS = "events.jsonl"
@@ -55,7 +57,7 @@ class nnUNetTrainerLoMixFaults(nnUNetTrainerLoMix):
         self.num_epochs = int(os.environ["FAULTS_EPOCHS"])
         self.num_iterations_per_epoch = self.steps_an_epoch = 3
         self.num_val_iterations_per_epoch = 2
-        self.reached = 0.0
+        self.finished_steps = 0  # of this epoch
         torch.set_num_threads(1)
         self.seed(0)
 
@@ -81,11 +83,17 @@ class nnUNetTrainerLoMixFaults(nnUNetTrainerLoMix):
 
     def train_step(self, batch: dict) -> dict:
         self.note("step")
-        return super().train_step(batch)
+        result = super().train_step(batch)
+        self.finished_steps += 1
+        return result
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
         self.note("validation")
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        self.finished_steps = 0
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
@@ -94,26 +102,27 @@ class nnUNetTrainerLoMixFaults(nnUNetTrainerLoMix):
     def save_checkpoint(self, filename: str) -> None:
         self.note(f"writing {os.path.basename(filename)}")
         super().save_checkpoint(filename)
-        self.note(f"behind writing {os.path.basename(filename)}")
+        latest = os.path.basename(filename) == LATEST
+        self.note(f"behind writing {os.path.basename(filename)}", **({"digest": self.digest()} if latest else {}))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
-        # within an epoch there is nothing to compare it with; where that has ended, there is
-        self.note("resume", **({} if self.finished_steps else {"digest": self.digest()}))
+        self.note("resume", digest=self.digest())
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Left out: it can simply be repeated."""
 
     def digest(self) -> str:
-        """Of network, loss, both optimisers, and what nnU-Net remembers."""
+        """Of network, loss, both optimisers, and what nnU-Net remembers of the epochs that have ended."""
         parts = (self.network, self.loss, self.optimizer, self.loss_optimizer)
         states = [part.state_dict() for part in parts if part is not None]
-        return digest([*states, self.logger.get_checkpoint(), self._best_ema, self.current_epoch])
+        log = {key: values[: self.current_epoch] for key, values in self.logger.get_checkpoint().items()}
+        return digest([*states, log, self._best_ema, self.current_epoch])
 
     def note(self, at: str, **more: str) -> None:
-        # at the end of an epoch its steps are forgotten before it is counted
-        self.reached = max(self.reached, round(self.current_epoch + self.finished_steps / self.steps_an_epoch, 3))
-        line = json.dumps({"at": at, "position": self.reached, **more}) + "\n"
+        ended = len(self.logger.get_value("epoch_end_timestamps", None))  # nnU-Net counts an epoch later
+        position = max(ended, self.current_epoch + self.finished_steps / self.steps_an_epoch)
+        line = json.dumps({"at": at, "position": round(position, 3), **more}) + "\n"
         file = os.open(Path(self.output_folder, EVENTS), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(file, line.encode())  # in one piece, so that a kill leaves whole lines
         os.close(file)

@@ -1,7 +1,10 @@
 """Trainers in this process, on preprocessed generated data, on the device at hand."""
 
+import itertools
 import json
 import logging
+import os
+import signal
 
 import pytest
 import torch
@@ -15,9 +18,11 @@ from ..conftest import DEVICE
 class Tiny:
     """Four epochs of two steps, on batches that depend on the epoch alone, so a resumed training sees the same."""
 
+    samples = 4  # of a batch
+
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.configuration_manager.configuration["batch_size"] = 4
+        self.configuration_manager.configuration["batch_size"] = self.samples
         self.num_epochs = 4
         self.num_iterations_per_epoch = 2
         self.num_val_iterations_per_epoch = 1
@@ -40,12 +45,13 @@ class LoMixTiny(Tiny, nnUNetTrainerLoMix):
 
 
 def batch(trainer, seed, samples=slice(None)):
-    """A batch of 4 samples: noise, and a target that follows it; the rank's part under DDP."""
+    """A batch: noise, and a target that follows it; the rank's part under DDP."""
     generator = torch.Generator().manual_seed(seed)
-    data = torch.randn(4, 1, *trainer.configuration_manager.patch_size, generator=generator)[samples]
+    data = torch.randn(trainer.samples, 1, *trainer.configuration_manager.patch_size, generator=generator)[samples]
     target = (data > 0).float() + (data > 1)
-    strides = [[round(1 / s) for s in scale] for scale in trainer._get_deep_supervision_scales()]
-    return {"data": data, "target": [target[(..., *(slice(None, None, s) for s in stride))] for stride in strides]}
+    strides = [[round(1 / s) for s in scale] for scale in trainer._get_deep_supervision_scales() or []]
+    targets = [target[(..., *(slice(None, None, s) for s in stride))] for stride in strides]
+    return {"data": data, "target": targets or target}
 
 
 @pytest.fixture
@@ -53,6 +59,7 @@ def make(prepared, tmp_path, monkeypatch, device):
     """Makes a trainer of a class; its results go to a folder of the test's own."""
     torch.set_num_threads(1)
     monkeypatch.setenv("nnUNet_compile", "f")  # on a GPU nnU-Net compiles, which takes longer than all tests
+    monkeypatch.setattr(lomix, "plot_history", lambda *args: None)  # takes longer than the epoch, too
 
     def make_trainer(cls, labels="classes", configuration="2d", dataset_json=None, initialize=True, device=device):
         nnunet = prepared(labels)
@@ -78,6 +85,19 @@ def train_steps(trainer, steps=1, samples=slice(None)):
     trainer.network.train()
     for step in range(steps):
         trainer.train_step(batch(trainer, step, samples))
+
+
+def send_behind(trainer, hook, call=1, number=signal.SIGTERM):
+    """Have this process get a signal behind a call of one of nnU-Net's hooks."""
+    own, calls = getattr(trainer, hook), itertools.count(1)
+
+    def wrapped(*args):
+        result = own(*args)
+        if next(calls) == call:
+            os.kill(os.getpid(), number)
+        return result
+
+    setattr(trainer, hook, wrapped)
 
 
 def assert_same(a, b):

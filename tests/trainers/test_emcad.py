@@ -1,8 +1,8 @@
 """The trainers with the paper's network: by nnU-Net's own commands, and in this process on preprocessed data."""
 
 import ast
-import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +19,15 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.networks.alignment import output_strides
 from nnunet_lomix.networks.network import EMCADNetwork
 from nnunet_lomix.networks.pvt import VARIABLE
+from nnunet_lomix.nnunet.checkpoints import read_checkpoint
 from nnunet_lomix.nnunet.network import check_network
+from nnunet_lomix.nnunet.results import LATEST
+from nnunet_lomix.trainers.base import BaseTrainer
 
-from ..conftest import CASES, EXTERNAL_TRAINERS, SHAPE, UNVALIDATED
-from .conftest import Tiny, assert_same
+from ..conftest import CASES, SHAPE, UNVALIDATED
+from .conftest import Tiny, assert_same, batch, send_behind, train_steps
 
 pytestmark = pytest.mark.end_to_end
-
-MINE = """
-from nnunet_lomix.trainers import nnUNetTrainerEMCADLoMix
-
-
-class nnUNetTrainerEMCADLoMixTiny(Tiny, nnUNetTrainerEMCADLoMix):
-    pass
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -47,29 +42,18 @@ def tiny(name, patch_size=(64, 64), **attributes):
     """One of our trainers, by name, for batches of two patches of any size."""
 
     class Small(Tiny):
+        samples = 2
+
         def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
             super().__init__(plans, configuration, fold, dataset_json, device)
-            self.configuration_manager.configuration |= {"batch_size": 2, "patch_size": list(patch_size)}
+            self.configuration_manager.configuration["patch_size"] = list(patch_size)
 
     return type(name, (Small, getattr(trainers, name)), attributes)
 
 
-def train_steps(trainer, steps=2):
-    trainer.network.train()
-    for step in range(steps):
-        generator = torch.Generator().manual_seed(step)
-        data = torch.randn(2, 1, *trainer.configuration_manager.patch_size, generator=generator)
-        target = (data > 0).float() + (data > 1)
-        strides = [[round(1 / s) for s in scale] for scale in trainer._get_deep_supervision_scales() or []]
-        targets = [target[..., ::y, ::x] for y, x in strides]
-        assert trainer.train_step({"data": data, "target": targets or target})["loss"] < 10
-
-
 def test_train_and_predict(own_results, tmp_path):
     nnunet = own_results("classes")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "mine.py").write_text((EXTERNAL_TRAINERS / "tiny_trainers.py").read_text() + MINE)
-    variables = {"nnUNet_extTrainer": str(tmp_path / "mine"), "HF_HUB_CACHE": str(tmp_path / "cache"), **UNVALIDATED}
+    variables = {"HF_HUB_CACHE": str(tmp_path / "cache"), **UNVALIDATED}
     trainer = ("-tr", "nnUNetTrainerEMCADLoMixTiny")
     output = nnunet.train(701, "2d", *trainer, **variables)
     assert "LoMix: 48 maps of 4 outputs" in output and "PVT-V2-B2 starts from random weights" in output
@@ -99,7 +83,7 @@ def test_every_trainer_trains(make, name, maps):
     assert not maps or trainer.loss.stride == plain.stride
     assert isinstance(trainer.network, EMCADNetwork)
     before = {name: p.clone() for name, p in [*trainer.network.named_parameters(), *trainer.loss.named_parameters()]}
-    train_steps(trainer)
+    train_steps(trainer, 2)
     after = dict([*trainer.network.named_parameters(), *trainer.loss.named_parameters()])
     assert all(p.isfinite().all() for p in after.values())
     unmoved = {name for name, p in after.items() if torch.equal(p, before[name])}
@@ -121,7 +105,7 @@ def test_the_optimiser_is_the_papers(make):
 def test_a_single_output(make):
     trainer = make(tiny("nnUNetTrainerEMCADSingleOutput", (40, 36)))
     assert isinstance(trainer.loss, DC_and_CE_loss) and trainer._get_deep_supervision_scales() is None
-    train_steps(trainer)
+    train_steps(trainer, 2)
     assert trainer.network(torch.zeros(2, 1, 40, 36)).shape == (2, 3, 40, 36)
     coarse = list(trainer.network.decoder.seg_layers[:-1].parameters())
     assert coarse and all(p.grad is None for p in coarse)
@@ -131,12 +115,57 @@ def test_a_single_output(make):
 def test_any_patch_size(make, name):
     trainer = make(tiny(name, (44, 21)))
     assert trainer._get_deep_supervision_scales() == [[1, 1], [1 / 4, 1], [1 / 4, 1], [1 / 4, 1]]
-    train_steps(trainer, 1)
-    trainer.set_deep_supervision_enabled(False)
-    assert trainer.network.eval()(torch.zeros(1, 1, 44, 21)).shape == (1, 3, 44, 21)
-    trainer.set_deep_supervision_enabled(True)
+    train_steps(trainer)
     sizes = [z.shape[2:] for z in trainer.network(torch.zeros(1, 1, 44, 21))]
     assert sizes == [(44 // y, 21 // x) for y, x in output_strides((44, 21))]
+    trainer.set_deep_supervision_enabled(False)
+    assert trainer.network.eval()(torch.zeros(1, 1, 44, 21)).shape == (1, 3, 44, 21)
+
+
+@pytest.mark.parametrize("name", [name for name in trainers.__all__ if "EMCAD" in name])
+def test_arms_differ_in_what_they_name_alone(name):
+    assert issubclass(getattr(trainers, name), BaseTrainer)
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_named(make):
+    """Of nnU-Net's own loss, which names no maps."""
+    trainer = make(tiny("nnUNetTrainerEMCAD"))
+    train_steps(trainer)
+    before = {key: w.clone() for key, w in trainer.network.named_parameters()}
+    head = trainer.network.decoder.seg_layers[-1]
+    hook = head.register_forward_hook(lambda module, inputs, z: z * torch.nan)
+    result = trainer.train_step(batch(trainer, 1) | {"keys": ["case_a", "case_b"]})
+    hook.remove()
+    assert_same(before, dict(trainer.network.named_parameters()))
+    trainer.on_train_epoch_start()
+    trainer.on_train_epoch_end([result])
+    log = Path(trainer.log_file).read_text()
+    assert "losses in training that weren't finite: 1; maps: the loss; cases: case_a, case_b." in log
+    assert "Epoch 0: 1 of 1 training steps were left out" in log
+    for value, field, sentence in [(torch.inf, "data", "image of sample 1 of"), (7, "target", "sample 1 .* label 7")]:
+        broken = batch(trainer, 0)
+        (broken["data"] if field == "data" else broken["target"][0])[1, 0, 5, 5] = value
+        with pytest.raises(LoMixError, match=sentence):
+            trainer.train_step(broken)
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerEMCAD", "nnUNetTrainerEMCADLoMix"])
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(make, name):
+    cls = tiny(name, (32, 32))
+    first = make(cls)
+    send_behind(first, "train_step")
+    with pytest.raises(SystemExit) as ended:
+        first.run_training()
+    assert ended.value.code == 128 + signal.SIGTERM
+    file = Path(first.output_folder, LATEST)
+    read_checkpoint(file)
+    second = make(cls, initialize=False)
+    second.load_checkpoint(str(file))
+    second.num_epochs = 1
+    for part in ("network", "optimizer"):
+        assert_same(getattr(first, part).state_dict(), getattr(second, part).state_dict())
+    second.run_training()
+    assert second.optimizer.state_dict()["state"][0]["step"] == 1 + 2
 
 
 def test_three_dimensions_are_refused_before_anything_is_written(make, tmp_path):
@@ -144,9 +173,6 @@ def test_three_dimensions_are_refused_before_anything_is_written(make, tmp_path)
         with pytest.raises(SystemExit, match="EMCAD network is 2D, .* patches of .* x .* x .*: train .* 2d with it"):
             make(getattr(trainers, name), configuration="3d_fullres", initialize=False)
     assert not list(tmp_path.iterdir())
-    configuration = make(trainers.nnUNetTrainerLoMix, configuration="3d_fullres", initialize=False)
-    with pytest.raises(LoMixError, match="EMCAD network is 2D"):
-        trainers.nnUNetTrainerEMCAD.build_network_architecture(None, configuration.configuration_manager, 1, 2)
 
 
 def test_pretrained_weights_are_for_a_training_that_starts_anew(make, monkeypatch, tmp_path):
@@ -191,27 +217,12 @@ def test_a_compiled_network_gets_pretrained_weights(make, monkeypatch, tmp_path)
     assert not trainer.network._orig_mod.decoder.deep_supervision
 
 
-def test_any_training_length_is_a_trainer(make):
-    for name in trainers.__all__:
-        if "EMCAD" in name:
-            assert make(getattr(trainers, f"{name}_7epochs"), initialize=False).num_epochs == 7
-            assert make(getattr(trainers, name), initialize=False).num_epochs == 1000
-
-
-def test_export_names_the_way_to_hand_it_over(prepared):
-    folder = prepared("classes").preprocessed / "Dataset701_classes"
-    plans, dataset_json = (json.loads((folder / f"{name}.json").read_text()) for name in ("nnUNetPlans", "dataset"))
-    checkpoint = {"trainer_name": "nnUNetTrainerEMCADLoMix", "init_args": {"configuration": "2d"}}
-    with pytest.raises(LoMixError, match="has its own build_network_architecture; give it by nnUNetv2_export_model_to"):
-        check_network(checkpoint, plans, dataset_json)
-
-
 def test_the_modules_of_the_trainers_import_no_timm():
     """nnU-Net's look-up imports them, whichever trainer is asked for; a network is imported where it is built."""
     for file in Path(trainers.__file__).parent.glob("*.py"):
         at_the_top = [ast.unparse(node) for node in ast.parse(file.read_text()).body]
         imports = [line for line in at_the_top if line.startswith(("import", "from"))]
-        assert imports or file.stem == "sentences"
+        assert imports
         assert not [line for line in imports if "timm" in line or "networks" in line and ".alignment" not in line]
     alignment = Path(trainers.__file__).parents[1] / "nnunet_lomix" / "networks" / "alignment.py"
     assert "timm" not in alignment.read_text()

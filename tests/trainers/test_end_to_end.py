@@ -101,16 +101,7 @@ def test_missing_variables_get_one_sentence(own_results):
     assert "nnUNet_preprocessed is not defined" in output.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    "trainer, message",
-    [
-        ("NoDeepSupervision", "deep supervision switched off: train it with nnUNetTrainerNoDeepSupervision."),
-        ("UnknownOperator", "unknown operator 'divide'; choose from: add, average, concat, fusion, max,"),
-        ("TooManyScales", "mixed_scales must be between 1 and the 3 outputs, got 9"),
-    ],
-)
-def test_a_mistake_in_a_subclass_gets_one_sentence(own_results, trainer, message):
-    nnunet = own_results("classes")
-    output = nnunet.train(701, "2d", "-tr", f"nnUNetTrainerLoMixTiny{trainer}", fails=True)
-    assert message in output.splitlines()[-1]
+def test_a_mistake_in_a_subclass_gets_one_sentence(own_results):
+    output = own_results("classes").train(701, "2d", "-tr", "nnUNetTrainerLoMixTinyUnknownOperator", fails=True)
+    assert "unknown operator 'divide'; choose from: add, average, concat, fusion, max," in output.splitlines()[-1]
     assert "Traceback" not in output

@@ -7,6 +7,7 @@ import pytest
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.trainers import faults, nnUNetTrainerLoMix
 
 from ..conftest import LABELS
@@ -18,7 +19,7 @@ PARTS = ("network", "optimizer", "loss_optimizer")
 
 
 @contextmanager
-def broken_logits(trainer, value, scale=0):
+def broken_logits(trainer, value=torch.nan, scale=0):
     """The network's output of a scale has the value in one pixel of one class."""
 
     def break_one(network, inputs, outputs):
@@ -67,7 +68,7 @@ def test_the_scaler_for_a_cpu_changes_no_bit_of_a_training(make):
     for trainer in (ours, without):
         train_steps(trainer, 3)
     assert_same_parts(ours, without)
-    assert ours.skipped.read() == (0, 0)
+    assert ours.faults.step_was_made()
 
 
 @pytest.mark.parametrize(
@@ -84,9 +85,9 @@ def test_a_step_on_broken_logits_leaves_no_trace(make, value, scale, steps, name
     assert not torch.tensor(result["loss"]).isfinite()
     assert_same_parts(broken, smooth)
     assert is_finite(broken)
-    (fault,) = broken.faults
-    assert name in fault.maps and fault.cases == ["case_0", "case_1", "case_2", "case_3"]
-    assert "z_0" not in fault.maps or name == "z_0"
+    (fault,) = broken.faults.losses
+    assert name in fault.parts and fault.cases == ["case_0", "case_1", "case_2", "case_3"]
+    assert "z_0" not in fault.parts or name == "z_0"
     broken.loss.rule.steps -= 1  # the offset of the grid follows from it
     for trainer in (broken, smooth):
         train_steps(trainer)
@@ -121,27 +122,36 @@ def test_a_training_goes_on_after_faults_and_its_log_counts_and_names_them(make)
     assert all(t.isfinite().all() for t in saved["network_weights"].values())
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("step", ["train_step", "validation_step"])
+@pytest.mark.parametrize("step, value", [("train_step", torch.nan), ("validation_step", torch.inf)])
 def test_an_image_that_is_not_finite_ends_the_training(make, step, value):
     trainer = make(LoMixTiny)
-    train_steps(trainer, 1)
-    trainer.current_epoch = 3
     before = {name: t.clone() for name, t in trainer.network.state_dict().items()}
     broken = named(batch(trainer, 0))
     broken["data"][2, 0, 5, 5] = value
-    with pytest.raises(SystemExit, match=r"^Epoch 3: the preprocessed image of case_2 has values that are NaN or inf"):
+    trainer.current_epoch = 3
+    with pytest.raises(LoMixError, match=r"^Epoch 3: the preprocessed image of case_2 has values that are NaN or inf"):
         getattr(trainer, step)(broken)
     assert "the preprocessed image of case_2 has values" in log_of(trainer)
     assert_same(before, dict(trainer.network.state_dict()))
 
 
 @pytest.mark.parametrize("step", ["train_step", "validation_step"])
-def test_a_label_that_is_no_class_ends_the_training(make, step):
-    trainer = make(LoMixTiny)
+@pytest.mark.parametrize(
+    "labels, value, sentence",
+    [
+        ("classes", 7, "the target has the label 7, but the 3 classes are 0 to 2"),
+        ("regions_ignore", 2, "the target has the value 2, but regions are 0 or 1"),
+    ],
+)
+def test_a_label_that_is_none_ends_the_training(make, step, labels, value, sentence):
+    regions = {"regions_class_order": [1, 2]} if "regions" in labels else {}
+    dataset_json = {"channel_names": {"0": "MRI"}, "labels": LABELS[labels], "file_ending": ".nii.gz", **regions}
+    trainer = make(LoMixTiny, dataset_json=dataset_json)
     broken = named(batch(trainer, 0))
-    broken["target"][0][1, 0, 5, 5] = 7
-    with pytest.raises(SystemExit, match=r"^Epoch 0, case_1: the target has the label 7, but the 3 classes are 0 to 2"):
+    if regions:
+        broken["target"] = [torch.cat([t > 0, t > 1, t < 0], 1).float() for t in broken["target"]]
+    broken["target"][0][1, 0, 5, 5] = value
+    with pytest.raises(LoMixError, match=rf"^Epoch 0, case_1: {sentence}"):
         getattr(trainer, step)(broken)
 
 
@@ -161,78 +171,55 @@ def test_overflow_under_autocast(make, dtype):
     half = torch.autocast(trainer.device.type, dtype)
     network.forward = half(network.forward)
     train_steps(trainer)
-    assert trainer.faults == [] and is_finite(trainer)
+    assert trainer.faults.losses == [] and is_finite(trainer)
     with torch.no_grad():
         network.decoder.seg_layers[-1].weight.mul_(1e6)  # logits beyond 65504, the greatest number of float16
     before = {name: t.clone() for name, t in network.state_dict().items()}
     trainer.train_step(named(batch(trainer, 1)))
-    assert len(trainer.faults) == (dtype == torch.float16)
+    assert len(trainer.faults.losses) == (dtype == torch.float16)
     if dtype == torch.float16:
-        assert "z_0" in trainer.faults[0].maps
+        assert "z_0" in trainer.faults.losses[0].parts
         assert_same(before, dict(network.state_dict()))
     assert is_finite(trainer)
 
 
-def test_faults_one_after_the_other_end_the_training(make):
+@pytest.mark.parametrize("fault", [broken_gradients, broken_logits])
+def test_steps_that_are_left_out_one_after_the_other_end_the_training(make, monkeypatch, fault):
+    assert faults.MOST_IN_A_ROW == 25
+    monkeypatch.setattr(faults, "MOST_IN_A_ROW", 3)
     trainer = make(LoMixTiny)
-    train_steps(trainer)
-    trainer.current_epoch = 7
-    few = faults.MOST_IN_A_ROW - 1
-    with broken_logits(trainer, torch.nan):
-        train_steps(trainer, few)
-    # a scale that was halved at each would be 0 after some hundred steps in the course of a training
-    assert trainer.device.type == "cuda" or trainer.gradient_scale() == 1
-    train_steps(trainer)  # a good one between
-    with broken_logits(trainer, torch.nan, 1):
-        train_steps(trainer, few)
-        sentence = (
-            r"^Epoch 7: the loss wasn't finite, 25 times one after the other, .* in the maps z_1, add_0_1, .*"
-            r"with the cases case_0, case_1, case_2, case_3\. Continue from the last checkpoint"
-        )
-        with pytest.raises(SystemExit, match=sentence):
-            trainer.train_step(named(batch(trainer, 0)))
-    assert is_finite(trainer)
-
-
-def test_gradients_that_overflow_again_and_again_end_the_training(make):
-    trainer = make(LoMixTiny)
-    trainer.on_train_epoch_start()
-    results = [trainer.train_step(batch(trainer, 0))]
-    with broken_gradients(trainer):
-        results += [trainer.train_step(batch(trainer, 0)) for _ in range(faults.MOST_IN_A_ROW)]
-    results += [trainer.train_step(batch(trainer, 0))]
-    with pytest.raises(SystemExit, match="Epoch 0: the gradients of 25 training steps one after the other weren't fin"):
-        trainer.on_train_epoch_end(results)
-    assert "Epoch 0: 25 of 27 training steps were left out" in log_of(trainer)
+    for epoch, rows in enumerate([(2, 2), (3,)]):
+        trainer.current_epoch, results = epoch, []
+        trainer.on_train_epoch_start()
+        for row in rows:
+            with fault(trainer):
+                results += [trainer.train_step(batch(trainer, 0)) for _ in range(row)]
+            results.append(trainer.train_step(batch(trainer, 0)))  # a good one
+        # a scale that was halved at each would be 0 after some hundred steps in the course of a training
+        assert trainer.device.type == "cuda" or trainer.faults.scale() == 1
+        if epoch == 0:
+            trainer.on_train_epoch_end(results)
+        else:
+            with pytest.raises(LoMixError, match="^Epoch 1: 3 training steps one after the other were left out.* --c;"):
+                trainer.on_train_epoch_end(results)
+    log = log_of(trainer)
+    assert "Epoch 0: 4 of 6 training steps were left out" in log
+    assert "Epoch 1: 3 of 4 training steps were left out" in log
+    assert "Epoch 1: 3 training steps one after the other" in log
     assert is_finite(trainer)
 
 
 def test_without_a_scaler_the_first_fault_ends_the_training(make):
-    """nnU-Net has none on MPS, so the step was made, and the network is lost."""
+    """nnU-Net has none on MPS, so the step was made, and the network is lost; a validation makes none."""
     trainer = make(LoMixTiny)
     trainer.grad_scaler = None
-    with broken_logits(trainer, torch.nan), pytest.raises(SystemExit, match="the loss wasn't finite, 1 times"):
-        train_steps(trainer)
-
-
-@pytest.mark.parametrize("labels", ["ignore", "regions_ignore"])
-def test_a_batch_of_ignored_pixels_alone_is_a_step_like_others(make, labels):
-    regions = {"regions_class_order": [1, 2]} if labels == "regions_ignore" else {}
-    trainer = make(
-        LoMixTiny,
-        dataset_json={"channel_names": {"0": "MRI"}, "labels": LABELS[labels], "file_ending": ".nii.gz", **regions},
-    )
-    ignored = batch(trainer, 0)
-    if regions:
-        ignored["target"] = [
-            t.new_tensor([0, 0, 1]).view(1, 3, 1, 1).expand(4, 3, *t.shape[2:]) for t in ignored["target"]
-        ]
-    else:
-        ignored["target"] = [torch.full_like(t, 3) for t in ignored["target"]]
-    result = trainer.train_step(ignored)
-    assert torch.tensor(result["loss"]).isfinite()
-    assert all(p.grad.isfinite().all() for p in [*trainer.network.parameters(), *trainer.loss.parameters()])
-    assert trainer.skipped.read() == (0, 0) and trainer.faults == [] and is_finite(trainer)
+    with broken_logits(trainer):
+        trainer.network.eval()
+        trainer.validation_step(batch(trainer, 0))
+        with pytest.raises(
+            LoMixError, match="^Epoch 0: the loss wasn't finite in the maps the anchor, .*sample 3.* is lost"
+        ):
+            train_steps(trainer)
 
 
 @pytest.mark.parametrize("part", ["network", "loss"])
@@ -244,7 +231,7 @@ def test_no_checkpoint_of_what_is_not_finite(make, tmp_path, part):
     name, parameter = list(getattr(trainer, part).named_parameters())[1]
     with torch.no_grad():
         parameter.view(-1)[0] = torch.nan
-    with pytest.raises(SystemExit, match=rf"^Epoch 0: .*{name} of the network or its loss .* so .*point.pth was not"):
+    with pytest.raises(LoMixError, match=rf"^Epoch 0: .*{name} of the network or its loss .* so .*point.pth was not"):
         trainer.save_checkpoint(str(file))
     assert file.read_bytes() == before
     assert [p.name for p in tmp_path.glob("checkpoint*")] == ["checkpoint.pth"]
@@ -262,7 +249,7 @@ def test_running_statistics_that_are_not_finite_reach_no_checkpoint(make, tmp_pa
     train_steps(trainer)
     hook.remove()
     assert all(p.isfinite().all() for p in trainer.network.parameters())
-    with pytest.raises(SystemExit, match="running_mean"):
+    with pytest.raises(LoMixError, match="running_mean"):
         trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
 
 
@@ -278,7 +265,7 @@ def test_a_training_moves_between_a_cpu_and_cuda_with_the_scale_of_each(make, tm
     torch.save(checkpoint | {"grad_scaler_state": cuda.state_dict()}, file)
     second = make(LoMixTiny, device=CPU)
     second.load_checkpoint(str(file))
-    assert second.gradient_scale() == 1
+    assert second.faults.scale() == 1
 
 
 def test_a_gradient_whose_square_overflows_is_no_step_of_the_loss(make):
@@ -287,5 +274,5 @@ def test_a_gradient_whose_square_overflows_is_no_step_of_the_loss(make):
     for trainer in (skipping, smooth):
         train_steps(trainer)
     next(skipping.loss.parameters()).grad[0] = 1e25
-    skipping.step_loss_optimizer(skipping.loss_optimizer, torch.ones((), device=skipping.device))
+    skipping.step_loss_optimizer(skipping.loss_optimizer, 1.0)
     assert_same_parts(skipping, smooth)

@@ -5,7 +5,7 @@ import os
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_lomix.trainers import nnUNetTrainerLoMix
+from nnunet_lomix.trainers import nnUNetTrainerEMCADLoMix, nnUNetTrainerLoMix
 
 
 class Tiny:
@@ -32,15 +32,9 @@ class nnUNetTrainerLoMixTiny(Tiny, nnUNetTrainerLoMix):
     pass
 
 
-class nnUNetTrainerLoMixTinyNoDeepSupervision(nnUNetTrainerLoMixTiny):
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.enable_deep_supervision = False
+class nnUNetTrainerEMCADLoMixTiny(Tiny, nnUNetTrainerEMCADLoMix):
+    pass
 
 
 class nnUNetTrainerLoMixTinyUnknownOperator(nnUNetTrainerLoMixTiny):
     operators = ("add", "divide")
-
-
-class nnUNetTrainerLoMixTinyTooManyScales(nnUNetTrainerLoMixTiny):
-    mixed_scales = 9

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch._dynamo import OptimizedModule
 
 from nnunet_lomix import LoMixLoss, trainers
@@ -20,6 +19,7 @@ from nnunet_lomix.trainers import lomix, nnUNetTrainerLoMix
 from .conftest import LoMixTiny, StockTiny, Tiny, assert_same, assert_same_training, batch, train_steps
 
 pytestmark = pytest.mark.end_to_end
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_network_is_nnunets_to_the_last_bit(make):
@@ -27,32 +27,6 @@ def test_the_network_is_nnunets_to_the_last_bit(make):
     assert_same(stock.network.state_dict(), ours.network.state_dict())
     data = batch(ours, 0)["data"].to(ours.device)
     assert_same([*stock.network(data)], [*ours.network(data)])
-
-
-def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(make):
-    whole = make(LoMixTiny)
-    whole.run_training()
-
-    class Interrupted(LoMixTiny):
-        def on_epoch_end(self):
-            super().on_epoch_end()
-            if self.current_epoch == 1:
-                self.current_epoch -= 1  # as nnU-Net saves it, at the end of an epoch
-                self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
-                raise KeyboardInterrupt
-
-    first = make(Interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        first.run_training()
-    second = make(LoMixTiny)
-    second.load_checkpoint(os.path.join(first.output_folder, "checkpoint_latest.pth"))
-    assert second.current_epoch == 1 and second.loss.stride == 2  # two steps of the four offsets of its grid
-    second.run_training()
-
-    for part in ("network", "loss", "optimizer", "loss_optimizer"):
-        assert_same_training(getattr(whole, part).state_dict(), getattr(second, part).state_dict())
-    assert_same_training(*(t.logger.get_value(lomix.HISTORY, None) for t in (whole, second)))
-    assert len(second.logger.get_value(lomix.HISTORY, None)) == 4
 
 
 def test_loss_parameters_have_a_learning_rate_of_their_own_and_no_weight_decay(make):
@@ -68,7 +42,7 @@ def test_loss_parameters_have_a_learning_rate_of_their_own_and_no_weight_decay(m
     before = {name: p.clone() for name, p in trainer.loss.named_parameters()}
     for p in trainer.loss.parameters():
         p.grad = torch.zeros_like(p)
-    trainer.step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
+    trainer.step_loss_optimizer(trainer.loss_optimizer, 1.0)
     assert_same(before, dict(trainer.loss.named_parameters()))
 
 
@@ -83,102 +57,35 @@ def test_gradients_are_unscaled_under_mixed_precision(make):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_no_step_on_gradients_that_are_not_finite(make):
+OTHERS = [  # than the default, LoMixTiny
+    {"operators": ("add",)},
+    {"operators": ("add", "fusion", "multiply", "concat")},  # the same parameters by name and shape
+    {"mixed_scales": 2},
+    {"rule": "softplus", "share": 0.0},
+    {"anchor": "z_0"},
+]
+# earlier versions had a module for each map, and before that named no anchor; a rule had its steps as a number
+EARLIER = [
+    lambda state: state["loss"].update({"operators.concat.weight": torch.zeros(3, 9)}),
+    lambda state: state.pop("anchor"),
+    lambda state: state.update(loss={"rule._extra_state": {"steps": 2}}),
+]
+
+
+def test_a_checkpoint_of_another_loss_or_version_is_refused(make, tmp_path):
+    file = tmp_path / "checkpoint.pth"
     trainer = make(LoMixTiny)
-    train_steps(trainer)
-    before = {name: p.clone() for name, p in trainer.loss.named_parameters()}
-    next(trainer.loss.parameters()).grad[0] = torch.inf
-    trainer.step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
-    assert_same(before, dict(trainer.loss.named_parameters()))
-
-
-def test_a_checkpoint_is_written_whole_or_not_at_all(make, tmp_path, monkeypatch):
-    trainer = make(LoMixTiny)
-    checkpoint = tmp_path / "checkpoint.pth"
-    checkpoint.write_text("the old one")
-    save = torch.save
-    for crash_at in (1, 2):
-        calls = []
-
-        def crash(state, file, calls=calls, crash_at=crash_at):
-            calls.append(file)
-            if len(calls) < crash_at:
-                return save(state, file)
-            with open(file, "w") as half:
-                half.write("half of the new one")
-            raise OSError("disk full")
-
-        monkeypatch.setattr(torch, "save", crash)
-        with pytest.raises(SystemExit, match="could not be written .disk full.; the one that was there is intact"):
-            trainer.save_checkpoint(str(checkpoint))
-        assert checkpoint.read_text() == "the old one"
-        assert [p.name for p in tmp_path.glob("checkpoint*")] == ["checkpoint.pth"]
-
-
-def test_checkpointing_can_be_disabled(make, tmp_path):
-    trainer = make(LoMixTiny)
-    trainer.disable_checkpointing = True
-    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
-    assert not (tmp_path / "checkpoint.pth").exists()
-
-
-def test_a_checkpoint_of_another_loss_is_refused(make, tmp_path):
-    class Written(LoMixTiny):
-        operators = ("add",)
-
-    class Other(Written):  # the same parameters by name and shape
-        operators = ("multiply",)
-
-    class More(Written):
-        operators = ("add", "multiply")
-
-    class Fewer(Written):
-        mixed_scales = 2
-
-    class FreeWeights(Written):
-        rule, share = "softplus", 0.0
-
-    class Anchored(Written):
-        anchor = "z_0"
-
-    make(Written).save_checkpoint(str(tmp_path / "checkpoint.pth"))
-    for cls in (LoMixTiny, Other, More, Fewer, FreeWeights, Anchored):
-        with pytest.raises(SystemExit, match="written by Written with other LoMix maps, or another rule or anchor"):
-            make(cls).load_checkpoint(str(tmp_path / "checkpoint.pth"))
-
-
-def test_a_checkpoint_of_an_earlier_version_is_refused(make, tmp_path):
-    """They had a module for each map, and before that named no anchor; the rule had its steps as a number."""
-
-    class Equal(LoMixTiny):
-        rule, operators = "equal", ()
-
-    changes = [
-        (LoMixTiny, lambda state: state["loss"].update({"operators.concat.weight": torch.zeros(3, 9)})),
-        (LoMixTiny, lambda state: state.pop("anchor")),
-        (Equal, lambda state: state.update(loss={"rule._extra_state": {"steps": 2}})),
-    ]
-    for cls, change in changes:
-        trainer, file = make(cls), tmp_path / "checkpoint.pth"
-        trainer.save_checkpoint(str(file))
+    trainer.save_checkpoint(str(file))
+    sentence = "by LoMixTiny with other LoMix maps, or another rule or anchor.* by another version .* as it was written"
+    for attributes in OTHERS:
+        with pytest.raises(SystemExit, match=sentence):
+            make(type("Other", (LoMixTiny,), attributes)).load_checkpoint(str(file))
+    for change in EARLIER:
         checkpoint = torch.load(file, weights_only=False)
         change(checkpoint["lomix"])
-        torch.save(checkpoint, file)
-        with pytest.raises(SystemExit, match="or by another version of nnunet_lomix: continue it as it was written"):
-            trainer.load_checkpoint(str(file))
-
-
-def test_a_resumed_training_has_the_learning_rates_of_its_class(make, tmp_path):
-    class Slower(LoMixTiny):
-        weights_lr = 1e-5
-
-    first = make(LoMixTiny)
-    train_steps(first)
-    first.save_checkpoint(str(tmp_path / "checkpoint.pth"))
-    second = make(Slower)
-    second.load_checkpoint(str(tmp_path / "checkpoint.pth"))
-    assert [g["lr"] for g in second.loss_optimizer.param_groups] == [1e-5, 1e-3]
-    assert_same(first.loss_optimizer.state_dict()["state"], second.loss_optimizer.state_dict()["state"])
+        torch.save(checkpoint, tmp_path / "earlier.pth")
+        with pytest.raises(SystemExit, match=sentence):
+            trainer.load_checkpoint(str(tmp_path / "earlier.pth"))
 
 
 def test_a_full_disk_does_not_end_a_training(make, monkeypatch):
@@ -200,11 +107,11 @@ def test_a_skipped_step_leaves_no_trace_and_the_next_one_counts(make):
         train_steps(trainer)
     for p in skipping.loss.parameters():
         p.grad = torch.full_like(p, torch.nan)
-    skipping.step_loss_optimizer(skipping.loss_optimizer, torch.ones((), device=skipping.device))
+    skipping.step_loss_optimizer(skipping.loss_optimizer, 1.0)
     for trainer in (skipping, smooth):
         for p in trainer.loss.parameters():
             p.grad = torch.ones_like(p)
-        trainer.step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
+        trainer.step_loss_optimizer(trainer.loss_optimizer, 1.0)
     assert_same(dict(skipping.loss.named_parameters()), dict(smooth.loss.named_parameters()))
     assert_same(skipping.loss_optimizer.state_dict()["state"], smooth.loss_optimizer.state_dict()["state"])
 
@@ -218,34 +125,26 @@ def test_an_optimizer_of_ones_own_skips_steps_that_are_not_finite(make):
     train_steps(trainer)
     before = {name: p.clone() for name, p in trainer.loss.named_parameters()}
     next(trainer.loss.parameters()).grad[0] = torch.nan
-    trainer.step_loss_optimizer(trainer.loss_optimizer, torch.ones((), device=trainer.device))
+    trainer.step_loss_optimizer(trainer.loss_optimizer, 1.0)
     assert_same(before, dict(trainer.loss.named_parameters()))
 
 
-def test_moments_of_an_unfused_optimizer_are_continued(make, tmp_path):
-    """As checkpoints had them before the step was decided on the device."""
+def test_a_resumed_training_has_its_moments_and_the_settings_of_its_class(make, tmp_path):
+    class Slower(LoMixTiny):
+        weights_lr = 1e-5
+
     first = make(LoMixTiny)
     train_steps(first)
     first.save_checkpoint(str(tmp_path / "checkpoint.pth"))
     checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=False)
     for group in checkpoint["lomix"]["optimizer"]["param_groups"]:
-        group["fused"] = None
-    torch.save(checkpoint, tmp_path / "old.pth")
-    second = make(LoMixTiny)
-    second.load_checkpoint(str(tmp_path / "old.pth"))
-    assert all(group["fused"] for group in second.loss_optimizer.param_groups)
-    for trainer in (first, second):
-        train_steps(trainer)
-    assert_same_training(first.loss.state_dict(), second.loss.state_dict())
-
-
-@pytest.mark.parametrize("other", ["nnUNetTrainerDiceCELoss_noSmooth", "nnUNetTrainerTopk10Loss"])
-@pytest.mark.parametrize("order", [1, -1])
-def test_two_losses_are_not_combined(make, other, order):
-    variant = recursive_find_trainer_class_by_name(other)
-    combined = type("Combined", (variant, nnUNetTrainerLoMix)[::order], {})
-    with pytest.raises(SystemExit, match=f"Combined combines {other}, which brings a loss of its own, with LoMix"):
-        make(combined, initialize=False)
+        group["fused"] = None  # as it was before the step was decided on the device
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    second = make(Slower)
+    second.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    assert [(g["lr"], g["fused"]) for g in second.loss_optimizer.param_groups] == [(1e-5, True), (1e-3, True)]
+    assert_same(first.loss_optimizer.state_dict()["state"], second.loss_optimizer.state_dict()["state"])
+    train_steps(second)
 
 
 def test_a_stock_checkpoint_can_be_continued_or_pretrain_and_back(make):
@@ -289,46 +188,19 @@ def test_a_dataset_without_foreground_is_refused(make):
 
 
 def test_weights_reach_every_logger_of_nnunet(make):
+    logged = {}
+
     class Recorder:
-        def __init__(self):
-            self.logged = {}
-
         def log(self, key, value, step):
-            self.logged[key, step] = value
-
-        def update_config(self, config):
-            pass
+            logged[key, step] = value
 
     trainer = make(LoMixTiny)
     trainer.num_epochs = 1
-    recorder = Recorder()
-    trainer.logger.loggers.append(recorder)
+    trainer.logger.loggers.append(Recorder())
     trainer.run_training()
-    weights = recorder.logged[lomix.HISTORY, 0]
+    weights = logged[lomix.HISTORY, 0]
     assert set(weights) == {m.name for m in trainer.loss.maps}
     assert sum(weights.values()) == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    "trainer, maps, total, stride",
-    [
-        ("nnUNetTrainerLoMix", 19, 1, 2),
-        ("nnUNetTrainerLoMixFixedWeights", 19, 1, 1),
-        ("nnUNetTrainerLoMixPaper", 19, 19 * 0.6931, 1),
-        ("nnUNetTrainerAdditiveMix", 7, 1, 1),
-        ("nnUNetTrainerEqualDeepSupervision", 3, 1, 1),
-    ],
-)
-def test_every_trainer_trains(make, trainer, maps, total, stride):
-    trainer = make(type(trainer, (Tiny, getattr(trainers, trainer)), {}))
-    assert (len(trainer.loss.maps), trainer.loss.stride) == (maps, stride)
-    assert float(trainer.loss.weights().sum()) == pytest.approx(total, rel=1e-4)
-    before = {name: p.clone() for name, p in trainer.loss.named_parameters()}
-    train_steps(trainer, 2)
-    assert all(not torch.equal(before[name], p) for name, p in trainer.loss.named_parameters())
-    if trainer.rule == "equal":
-        assert trainer.loss.weights().unique().tolist() == [pytest.approx(1 / maps)]
-    assert all(p.isfinite().all() for p in trainer.network.parameters())
 
 
 # The anchor on nnU-Net's own deep supervision
@@ -362,12 +234,11 @@ def test_deep_supervision_and_the_maps_add_up(make):
     assert set(trainer.loss.state_dict()) == set(mixture.state_dict())
 
 
-@pytest.mark.parametrize("labels", ["classes", "ignore"])
-def test_the_anchor_has_the_terms_of_the_maps(make, labels):
+def test_the_anchor_has_the_terms_of_the_maps(make):
     class OnlyDice(LoMixTiny):
         weight_ce, weight_dice = 0.0, 2.0
 
-    loss, whole = make(OnlyDice, labels).loss, make(LoMixTiny, labels).loss
+    loss, whole = make(OnlyDice, "ignore").loss, make(LoMixTiny, "ignore").loss
     z = [torch.randn(4, loss.num_classes, 64 // 2**j, 64 // 2**j) for j in range(3)]
     target = [torch.randint(2, (4, 1, *x.shape[2:])) for x in z]
     whole.anchor.loss.weight_ce = 0
@@ -380,6 +251,7 @@ def test_the_anchor_has_the_terms_of_the_maps(make, labels):
         ({"share": 1.2}, r"the share of the anchor must be between 0 and 1, got 1\.2"),
         ({"share": 1.2, "anchor": "z_0"}, r"the share of the anchor must be between 0 and 1, got 1\.2"),
         ({"anchor": "z_1"}, "the anchor must be 'z_0' or 'deep_supervision', not 'z_1'"),
+        ({"mixed_scales": 9}, "mixed_scales must be between 1 and the 3 outputs, got 9"),
         ({"stride": 0}, "the stride of the grid must be a whole number from 1 to 8, got 0"),
     ],
 )
@@ -404,35 +276,30 @@ def test_a_subclass_may_make_another_loss(make):
     torch.testing.assert_close(doubled.loss(outputs, target), 2 * plain.loss(outputs, target))
 
 
-def test_the_subclass_in_the_readme_trains(make):
-    code = re.search(r"```python\n(import torch\n.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.S)
-    names = {}
-    exec(code[1], names)
-    trainer = make(type("Tiny", (Tiny, names["nnUNetTrainerLoMixAdd"]), {}))
-    train_steps(trainer, 2)
-    assert (trainer.rule, trainer.share, len(trainer.loss.maps)) == ("equal", 0.7, 3 + 2 * 4)
-
-
-def test_the_operator_in_the_documents_trains(make):
-    text = (Path(__file__).parents[2] / "docs" / "method.md").read_text()
-    names = {}
-    exec(re.search(r"```python\n(import torch\n.*?)```", text, re.S)[1], names)
+@pytest.mark.parametrize(
+    "document, name, maps",
+    [("README.md", "nnUNetTrainerLoMixAdd", 11), ("docs/method.md", "nnUNetTrainerLoMixMin", 11)],
+)
+def test_the_subclasses_in_the_documents_train(make, document, name, maps):
+    names, known = {}, set(OPERATORS)
+    exec(re.search(r"```python\n(import torch\n.*?)```", (ROOT / document).read_text(), re.S)[1], names)
     try:
-        trainer = make(type("Tiny", (Tiny, names["nnUNetTrainerLoMixMin"]), {}))
+        trainer = make(type("Tiny", (Tiny, names[name]), {}))
         train_steps(trainer, 2)
-        assert [m.name for m in trainer.loss.maps][-4:] == ["my_min_0_1", "my_min_0_2", "my_min_1_2", "my_min_0_1_2"]
+        assert len(trainer.loss.maps) == maps
     finally:
-        del OPERATORS["my_min"]
+        for added in set(OPERATORS) - known:
+            del OPERATORS[added]
 
 
-def test_any_training_length_is_a_trainer(make):
-    assert make(trainers.nnUNetTrainerLoMix_20epochs, initialize=False).num_epochs == 20
-    assert make(trainers.nnUNetTrainerLoMix_1epoch, initialize=False).num_epochs == 1
-    assert make(trainers.nnUNetTrainerAdditiveMix_7epochs, initialize=False).num_epochs == 7
-    assert make(trainers.nnUNetTrainerLoMix, initialize=False).num_epochs == 1000
-    for name in ("nnUNetTrainerLoMix_0epochs", "nnUNetTrainerLoMix_epochs", "nnUNetTrainer_5epochs"):
+@pytest.mark.parametrize("name", trainers.__all__)
+def test_any_training_length_is_a_trainer(make, name):
+    assert make(getattr(trainers, name), initialize=False).num_epochs == 1000
+    assert make(getattr(trainers, f"{name}_1epoch"), initialize=False).num_epochs == 1
+    assert make(getattr(trainers, f"{name}_20epochs"), initialize=False).num_epochs == 20
+    for wrong in (f"{name}_0epochs", f"{name}_epochs", "nnUNetTrainer_5epochs"):
         with pytest.raises(AttributeError):
-            getattr(trainers, name)
+            getattr(trainers, wrong)
 
 
 def test_a_compiled_network_trains_and_is_saved_without_prefix(make, monkeypatch, tmp_path):
@@ -450,22 +317,16 @@ def test_a_compiled_network_trains_and_is_saved_without_prefix(make, monkeypatch
     assert_same_training(dict(saved["network_weights"]), dict(eager.network.state_dict()))
 
 
-def test_the_choice_of_a_backend_is_in_the_log_of_the_training(make):
-    first = make(LoMixTiny)
-    first.log_file += ".first"  # nnU-Net names them by the second
-    second = make(LoMixTiny)
-    train_steps(second, 2)
-    assert Path(second.log_file).read_text().count("the backend 'plain' computes the loss of 19 maps") == 1
-    assert not Path(first.log_file).exists()
-
-
-def test_the_handlers_of_an_application_stay(make):
+def test_the_choice_of_a_backend_is_in_the_log_of_the_training_alone(make):
     application, logger = logging.NullHandler(), logging.getLogger("nnunet_lomix")
     logger.addHandler(application)
     try:
-        for _ in range(2):
-            make(LoMixTiny)
+        first = make(LoMixTiny)
+        first.log_file += ".first"  # nnU-Net names them by the second
+        second = make(LoMixTiny)
+        train_steps(second, 2)
+        assert Path(second.log_file).read_text().count("the backend 'plain' computes the loss of 19 maps") == 1
+        assert not Path(first.log_file).exists()
         assert application in logger.handlers
-        assert sum(isinstance(handler, lomix.TrainingLog) for handler in logger.handlers) == 1
     finally:
         logger.removeHandler(application)

@@ -1,0 +1,245 @@
+"""What all our trainers are made of: nnU-Net's trainer, which survives interruptions and numbers that aren't finite."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from pathlib import Path
+from typing import NoReturn, ParamSpec, TypeVar
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.files import replacing, scratch
+from nnunet_lomix.locks import Lock
+from nnunet_lomix.nnunet.datasets import require_root
+from nnunet_lomix.nnunet.results import LATEST
+from nnunet_lomix.trainers.faults import Faults, UnitScaler
+from nnunet_lomix.trainers.signals import StopSignals
+
+TORCH_CANT_WRITE = ("inline_container", "PytorchStreamWriter", "iostream")  # parts of what it says then
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def ends_with_a_sentence(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """What a user can mend ends nnU-Net's command with its sentence, not with a traceback.
+
+    For what that command calls: a look-up, the making of a trainer, ``initialize``, ``load_checkpoint``,
+    ``run_training`` and ``perform_actual_validation``.
+    """
+
+    @wraps(method)
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return method(*args, **kwargs)
+        except LoMixError as error:
+            raise SystemExit(str(error)) from None
+
+    return wrapped
+
+
+class BaseTrainer(nnUNetTrainer):
+    """nnU-Net's trainer, which loses little when it is interrupted, and never trains or saves NaN without a word.
+
+    A training has its fold folder to itself. A checkpoint is written whole or not at all, and
+    ``checkpoint_latest.pth`` by the clock, too. What an interruption costs:
+
+    - SIGTERM, SIGUSR1 or SIGUSR2: the time since the epoch under way began. The step under way ends, a checkpoint is
+      written, and the exit status is 128 + the signal's number. With ``--c`` the epoch begins anew, with the weights
+      as they are: nothing that was learned is lost, and its steps are made once more. With several GPUs rank 0 does
+      this, and nnU-Net ends the others. Another signal, more than a second later, ends the training at once.
+    - a kill, or a machine that vanishes: what was trained since the last checkpoint, at most
+      ``seconds_between_checkpoints`` and one epoch.
+
+    A step whose gradients aren't finite is left out, also on a CPU. What was left out is in the log, and so is a loss
+    that wasn't finite, with the cases. An image that isn't finite ends the training, and so do 25 such steps one after
+    the other, and a checkpoint of a network that isn't finite (:mod:`~nnunet_lomix.trainers.faults`).
+
+    Attributes:
+        epochs: length of the training; None for nnU-Net's default.
+        seconds_between_checkpoints: at the end of an epoch ``checkpoint_latest.pth`` is written if the last one is
+            older than this, beside nnU-Net's own every 50 epochs.
+    """
+
+    epochs: int | None = None
+    seconds_between_checkpoints = 600.0
+    grad_scaler: torch.amp.GradScaler | None  # nnU-Net's
+    faults: Faults  # -> self.initialize
+
+    @ends_with_a_sentence
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net wants its own signature
+    ):
+        for variable in ("nnUNet_preprocessed", "nnUNet_results"):
+            require_root(variable)
+        self.check(PlansManager(plans).get_configuration(configuration))
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.epochs is not None:
+            self.num_epochs = self.epochs
+        self._signals = StopSignals()
+        self._last_saved = time.monotonic()
+
+    def check(self, configuration: ConfigurationManager) -> None:
+        """Refuse what this class can't train, before anything is written; a subclass may refuse more.
+
+        Raises:
+            LoMixError: it can't.
+        """
+
+    def initialize(self) -> None:
+        super().initialize()
+        if self.grad_scaler is None and self.device.type == "cpu":
+            self.grad_scaler = UnitScaler()
+        self.faults = Faults(self, self.parts_not_finite)
+
+    def parts_not_finite(self) -> list[str]:
+        """Which parts of the last loss weren't finite, by name; a subclass may know more."""
+        return ["the loss"]
+
+    @ends_with_a_sentence
+    def run_training(self) -> None:
+        with self._lock("training"), self._signals:
+            if self.local_rank == 0:
+                for left in Path(self.output_folder).glob("checkpoint_*.pth.tmp*"):  # by a process that was killed
+                    left.unlink(missing_ok=True)
+            if not self._signals.can_listen():
+                self.print_to_log_file("Signals end this training without a checkpoint: it isn't in the main thread.")
+            self._last_saved = time.monotonic()
+            try:
+                super().run_training()
+            except RuntimeError:
+                # a scheduler ends the data loaders, too, and other ranks; without them a step fails
+                self._stop_on_signal()
+                raise
+            if number := self._received_signal():
+                sentence = "The training has ended, its validation hasn't begun: do that by the same command with --c."
+                self._exit(number, sentence)
+
+    @ends_with_a_sentence
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        with self._lock("validation"):
+            super().perform_actual_validation(save_probabilities)
+
+    def _lock(self, activity: str) -> Lock | nullcontext[None]:
+        """The fold folder for this process alone; rank 0 has it for the others."""
+        if self.local_rank != 0:
+            return nullcontext()
+        try:
+            return Lock(Path(self.output_folder), activity)
+        except OSError as error:
+            raise LoMixError(f"{self.output_folder} can't be written ({error.strerror}).") from None
+
+    def on_epoch_start(self) -> None:
+        self._stop_on_signal()
+        super().on_epoch_start()
+
+    def train_step(self, batch: dict) -> dict:
+        # before a step, not behind one: what a subclass does behind its step belongs to it
+        self._stop_on_signal()
+        scale = self.faults.scale()
+        with self.faults.naming_broken_labels(batch):
+            result = super().train_step(batch)
+        self.faults.note_step(scale)
+        self.faults.note_loss(result["loss"], batch)
+        return result
+
+    def validation_step(self, batch: dict) -> dict:
+        self._stop_on_signal()
+        with self.faults.naming_broken_labels(batch):
+            result = super().validation_step(batch)
+        self.faults.note_loss(result["loss"], batch)
+        return result
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        self.faults.report("training", len(train_outputs))
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        self.faults.report("validation", len(val_outputs))
+
+    def on_epoch_end(self) -> None:
+        before = self._last_saved
+        super().on_epoch_end()
+        is_old = time.monotonic() - before > self.seconds_between_checkpoints
+        # nnU-Net writes its own before it knows whether this is the best epoch, and a training that goes on from there
+        # wouldn't know, either: so it is written once more
+        if (is_old or self._last_saved != before) and self.current_epoch < self.num_epochs:
+            self._save_latest()
+
+    def _save_latest(self) -> None:
+        self.save_checkpoint(os.path.join(self.output_folder, LATEST))
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint with our state, written in one stroke: a crash leaves the old file whole.
+
+        Raises:
+            LoMixError: the network or its loss isn't finite, or the disk is full.
+        """
+        if self.local_rank != 0:  # writes nothing in nnU-Net either, and must not remove the files of rank 0
+            return
+        if os.path.basename(filename) == LATEST:
+            self._last_saved = time.monotonic()
+        self.faults.require_finite(filename)
+        try:
+            with replacing(filename) as whole, scratch(whole) as stock:
+                super().save_checkpoint(str(stock))
+                if not stock.exists():  # checkpointing is disabled
+                    return
+                checkpoint = torch.load(stock, map_location="cpu", mmap=True, weights_only=False)
+                _forget_unfinished_epoch(checkpoint)
+                self.add_state(checkpoint)
+                torch.save(checkpoint, whole)
+                del checkpoint  # Windows removes no file that is mapped
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not any(part in str(error) for part in TORCH_CANT_WRITE):
+                raise
+            reason = error.strerror if isinstance(error, OSError) else "most likely no space is left on its disk"
+            old = "the one that was there is intact" if os.path.exists(filename) else "there was none before"
+            raise LoMixError(
+                f"{filename} could not be written ({reason or error}); {old}. Make room, and continue with --c."
+            ) from None
+
+    def add_state(self, checkpoint: dict) -> None:
+        """Add to what nnU-Net saves; for subclasses.
+
+        Args:
+            checkpoint: nnU-Net's, with copies of what the trainer has.
+        """
+
+    def _received_signal(self) -> signal.Signals | None:
+        """The one that the training has to obey; rank 0 does it for the others."""
+        return self._signals.received if self.local_rank == 0 else None
+
+    def _stop_on_signal(self) -> None:
+        """Where a signal has come, write a checkpoint and end the process."""
+        number = self._received_signal()
+        if number is None:
+            return
+        self._save_latest()
+        saved = "it begins anew, with the weights as they are: continue by the same command with --c"
+        if self.disable_checkpointing:
+            saved = "no checkpoint was written, as these are disabled"
+        self._exit(number, f"The training has stopped in epoch {self.current_epoch}; {saved}.")
+
+    def _exit(self, number: signal.Signals, sentence: str) -> NoReturn:
+        self.print_to_log_file(f"{number.name}: {sentence}")
+        raise SystemExit(128 + number)
+
+
+def _forget_unfinished_epoch(checkpoint: dict) -> None:
+    """Have a checkpoint of nnU-Net's, written at any time, say that the epoch under way hasn't begun."""
+    log = checkpoint["logging"]
+    ended = len(log["epoch_end_timestamps"])
+    checkpoint["current_epoch"] = ended
+    checkpoint["logging"] = {key: value[:ended] if isinstance(value, list) else value for key, value in log.items()}
