@@ -177,7 +177,9 @@ def run(arguments: Sequence[str], folder: Path) -> Result:
     terminated = signal.getsignal(signal.SIGTERM)  # some commands have a handler of their own
     # the demo without its steps, which have tests of their own
     steps = mock.patch.multiple("nnunet_lomix.demo.Steps", run=mock.DEFAULT, report=mock.DEFAULT)
-    machine = mock.patch.multiple("nnunet_lomix.experiments.local.ThisMachine", run=mock.DEFAULT)  # without trainings
+    machine = mock.patch.multiple(
+        "nnunet_lomix.experiments.local.ThisMachine", submit=mock.DEFAULT
+    )  # without trainings
     # --jobs without processes, whose start takes seconds
     with inside(folder), limited(SECONDS), steps, machine, parallel_config("sequential"):
         result = CliRunner().invoke(main, list(arguments))
