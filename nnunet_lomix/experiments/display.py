@@ -2,6 +2,7 @@
 
 import signal
 from collections import Counter
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -91,6 +92,10 @@ class Display:
             _print_lines(changed, self._console)
         self._shown = states
 
+    def tell(self, text: str) -> None:
+        """Print a line above the table."""
+        tell(text, self._console)
+
 
 def print_states(states: States, console: Console) -> None:
     """A table in a terminal, elsewhere a line for each training."""
@@ -115,11 +120,19 @@ def tell(text: str, console: Console) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_obstacles(states: States, console: Console) -> None:
-    """Why trainings are not done: the ends of logs, who else works on them, jobs that SLURM ended without a word."""
+def print_obstacles(states: States, waiting: Mapping[Training, str], console: Console) -> None:
+    """Why trainings are not done: the ends of logs, who else works on them, jobs that SLURM ended without a word.
+
+    Args:
+        states: of all trainings.
+        waiting: what some of them wait for.
+        console: where to print.
+    """
     for training, state in states.items():
         for line in _explain(training, state):
             tell(line, console)
+    for training, obstacle in waiting.items():
+        tell(f"{training.name} waits for {obstacle}.", console)
 
 
 def _explain(training: Training, state: State) -> list[str]:

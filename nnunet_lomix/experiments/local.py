@@ -5,14 +5,13 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Sequence
 from functools import cached_property
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.job import finish, start
 from nnunet_lomix.experiments.machine import Machine
-from nnunet_lomix.experiments.preparation import Preparation
+from nnunet_lomix.experiments.preparation import Todo
 from nnunet_lomix.experiments.training import States, Training
 
 SECONDS_BETWEEN_POLLS = 0.5
@@ -60,17 +59,17 @@ class ThisMachine(Machine):
         if beyond and VISIBLE not in os.environ:
             raise LoMixError(f"There is no GPU {', '.join(beyond)} here, but {', '.join(there)}: give these as gpus.")
 
-    def submit(self, trainings: Sequence[Training], preparations: Sequence[Preparation]) -> None:
-        for preparation in preparations:
+    def submit(self, todo: Todo) -> None:
+        for preparation in todo.preparations:
             preparation.run()
-        self._waiting.extend(trainings)
+        self._waiting.extend(todo.ready)
 
     def is_busy(self, states: States) -> bool:
         return bool(self._waiting or self._running)
 
     def wait(self) -> None:
         end = time.monotonic() + SECONDS_BETWEEN_STATES
-        while self._waiting or self._running:
+        while True:
             for slot, variables in enumerate(self.slots):
                 if self._waiting and slot not in self._running:
                     training = self._waiting.popleft()
@@ -81,7 +80,7 @@ class ThisMachine(Machine):
                 if process.poll() is not None:
                     del self._running[slot]
                     finish(training, process)
-            if time.monotonic() > end:
+            if not self.is_busy({}) or time.monotonic() > end:
                 return
 
     def stop(self) -> None:

@@ -1,7 +1,7 @@
 """What must be there before trainings start: plans, preprocessed data, folds, and trainers that take them."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,10 +45,13 @@ class Preparation:
         """Refuse what can't be prepared or trained.
 
         Raises:
-            LoMixError: there is no such fold, plans or configuration, or a trainer refuses plans that are there.
+            LoMixError: there is no such trainer, fold or configuration, or a trainer refuses plans that are there.
         """
         from nnunet_lomix.nnunet.refusals import require_trainable  # slow to import
+        from nnunet_lomix.nnunet.trainer_lookup import look_up_trainer
 
+        for trainer in dict.fromkeys(t.trainer for t in self.trainings):
+            look_up_trainer(trainer)
         require_folds(self.dataset, [int(t.fold) for t in self.trainings if t.fold != "all"])
         self.list_commands()
         for trainer, plans, configuration in dict.fromkeys(
@@ -96,10 +99,36 @@ class Preparation:
         return any(t.fold != "all" for t in self.trainings) and not (self.folder / SPLITS).exists()
 
 
-def find_preparations(trainings: Sequence[Training]) -> list[Preparation]:
-    """A preparation for each dataset."""
-    datasets = dict.fromkeys(t.dataset for t in trainings)
-    return [Preparation(name, tuple(t for t in trainings if t.dataset == name)) for name in datasets]
+@dataclass(frozen=True)
+class Todo:
+    """What is left of an experiment.
+
+    Attributes:
+        ready: trainings that can start once they are prepared.
+        waiting: those that can't yet, and what they wait for.
+        preparations: for both, one for each dataset.
+    """
+
+    ready: list[Training]
+    waiting: dict[Training, str]
+    preparations: list[Preparation]
+
+
+def find_todo(trainings: Iterable[Training]) -> Todo:
+    """Sort trainings that are not done.
+
+    Raises:
+        LoMixError: plans or folds are not nnU-Net's.
+    """
+    obstacles = {training: find_obstacle(training) for training in trainings}
+    datasets: dict[str, list[Training]] = {}
+    for training in obstacles:
+        datasets.setdefault(training.dataset, []).append(training)
+    return Todo(
+        [training for training, obstacle in obstacles.items() if not obstacle],
+        {training: obstacle for training, obstacle in obstacles.items() if obstacle},
+        [Preparation(dataset, tuple(own)) for dataset, own in datasets.items()],
+    )
 
 
 def find_obstacle(training: Training) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -11,10 +11,10 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.experiments.display import Display, count, print_obstacles, print_states, tell
 from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.local import ThisMachine
-from nnunet_lomix.experiments.machine import Machine
-from nnunet_lomix.experiments.preparation import find_obstacle, find_preparations
+from nnunet_lomix.experiments.machine import Machine, find_unfinished
+from nnunet_lomix.experiments.preparation import Todo, find_todo
 from nnunet_lomix.experiments.slurm import Slurm
-from nnunet_lomix.experiments.training import ACTIVE, State, States, Training
+from nnunet_lomix.experiments.training import State, States
 from nnunet_lomix.locks import Lock
 
 
@@ -26,7 +26,7 @@ def show_status(experiment: Experiment, console: Console) -> None:
     """
     states = _choose_machine(experiment).read_states()
     print_states(states, console)
-    print_obstacles(states, console)
+    print_obstacles(states, {}, console)
 
 
 def run_experiment(experiment: Experiment, console: Console, retry: bool = False, dry_run: bool = False) -> None:
@@ -43,129 +43,63 @@ def run_experiment(experiment: Experiment, console: Console, retry: bool = False
     """
     machine = _choose_machine(experiment)
     machine.check(dry_run)
-    _check_trainers(experiment)
     states = machine.read_states()
-    unfinished = _find_unfinished(states, retry)
-    for preparation in find_preparations(unfinished):
+    todo = find_todo(find_unfinished(states, retry))
+    for preparation in todo.preparations:
         preparation.check()
     if dry_run:
-        _print_commands(machine, unfinished)
-        print(f"# {count(states)}")
+        print(*_list_commands(machine, todo), f"# {count(states)}", sep="\n")
         return
-    with _locked(experiment):
-        try:
-            states = _run(machine, console, retry)
-        except KeyboardInterrupt:
-            raise LoMixError(machine.interrupted) from None
-        finally:
-            machine.stop()
-        _conclude(experiment, states, console)
-
-
-def _run(machine: Machine, console: Console, retry: bool) -> States:
-    """The loop: read the states, show them, start what can start; until nothing runs or can start any more.
-
-    Returns:
-        The states at the end.
-    """
-    tried: set[Training] = set()
-    states: States | None = None
-    with Display(console) as display:
-        while True:
-            try:
-                states = machine.read_states()
-            except (
-                LoMixError,
-                OSError,
-            ) as error:  # a network or a scheduler that is away for a moment ends no training
-                if states is None:
-                    raise
-                tell(f"{error} Looking again.", console)
-                machine.wait()
-                continue
-            display.show(states)
-            # nor is what somebody ends meanwhile, or takes out of a queue, started again by this command
-            tried.update(training for training, state in states.items() if state in ACTIVE)
-            unfinished = [training for training in _find_unfinished(states, retry) if training not in tried]
-            # the second stage of a cascade may have become ready
-            ready = [training for training in unfinished if not find_obstacle(training)]
-            if ready:
-                machine.submit(ready, find_preparations(unfinished))
-                tried.update(ready)
-            elif not machine.is_busy(states):
-                return states
-            machine.wait()
-
-
-def _find_unfinished(states: States, retry: bool) -> list[Training]:
-    """What this command has to run."""
-    chosen = {State.MISSING, State.INTERRUPTED} | ({State.FAILED} if retry else set())
-    return [training for training, state in states.items() if state in chosen]
+    with _claim_folders(experiment):
+        with Display(console) as display:
+            states, waiting = machine.run(display, retry)
+        print_obstacles(states, waiting, console)
+        if len(experiment.trainers) > 1:
+            _compare(experiment, states, console)
+    if set(states.values()) != {State.DONE}:
+        hint = "with --retry to try the failed ones again" if State.FAILED in states.values() else "to go on"
+        raise LoMixError(f"Not all trainings are done ({count(states)}): run the same command again {hint}.")
 
 
 def _choose_machine(experiment: Experiment) -> Machine:
     return ThisMachine(experiment) if experiment.slurm is None else Slurm(experiment)
 
 
-def _check_trainers(experiment: Experiment) -> None:
-    from nnunet_lomix.nnunet.trainer_lookup import look_up_trainer  # slow to import
-
-    for trainer in experiment.trainers:
-        look_up_trainer(trainer)
-    for folder in experiment.results:
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LoMixError(f"The results folder {folder} can't be made: {error.strerror}.") from None
-
-
-def _locked(experiment: Experiment) -> Lock:
+def _claim_folders(experiment: Experiment) -> Lock:
+    """Make the folders of an experiment, and have its own for this process alone."""
     try:
+        for folder in experiment.results:
+            Path(folder).mkdir(parents=True, exist_ok=True)
         return Lock(Path(experiment.out), "nnunet_lomix run")
     except OSError as error:
-        raise LoMixError(f"{experiment.out} can't be written ({error.strerror}): choose another --out.") from None
+        place = error.filename or experiment.out
+        raise LoMixError(f"{place} can't be written ({error.strerror}): choose another --out or --results.") from None
 
 
-def _print_commands(machine: Machine, unfinished: Sequence[Training]) -> None:
+def _list_commands(machine: Machine, todo: Todo) -> Iterator[str]:
     """nnU-Net's commands, as a shell takes them."""
-    for preparation in find_preparations(unfinished):
-        for command in preparation.list_commands():
-            print(shlex.join(command))
+    for preparation in todo.preparations:
+        yield from map(shlex.join, preparation.list_commands())
     usual = os.environ.get("nnUNet_results")
-    ready = [training for training in unfinished if not find_obstacle(training)]
-    for number, training in enumerate(ready):
+    for number, training in enumerate(todo.ready):
         variables = {} if str(training.results) == usual else training.variables()
         words = [f"{name}={shlex.quote(value)}" for name, value in (variables | machine.variables(number)).items()]
-        print(" ".join([*words, shlex.join(training.command(machine.options))]))
-
-
-def _conclude(experiment: Experiment, states: States, console: Console) -> None:
-    """Why trainings are not done, and the report of everything that is complete."""
-    print_obstacles(states, console)
-    for training in _find_unfinished(states, retry=True):
-        obstacle = find_obstacle(training)
-        if obstacle:
-            tell(f"{training.name} waits for {obstacle}.", console)
-    if len(experiment.trainers) > 1:
-        _compare(experiment, states, console)
-    if set(states.values()) != {State.DONE}:
-        hint = "with --retry to try the failed ones again" if State.FAILED in states.values() else "to go on"
-        raise LoMixError(f"Not all trainings are done ({count(states)}): run the same command again {hint}.")
+        yield " ".join([*words, shlex.join(training.command(machine.options))])
 
 
 def _compare(experiment: Experiment, states: States, console: Console) -> None:
+    """The report of everything that is complete."""
     from nnunet_lomix.compare import compare_into, read_results  # slow to import
 
-    groups: dict[tuple[str, str, str], list[State]] = {}
+    groups: dict[tuple[str, str, str], set[State]] = {}
     for training, state in states.items():
-        groups.setdefault((training.dataset, training.plans, training.configuration), []).append(state)
-    for (dataset, plans, configuration), own in groups.items():
-        if set(own) == {State.DONE}:
-            folder = Path(experiment.out).absolute() / "report" / f"{dataset}__{plans}__{configuration}"
-            try:
-                source = read_results(
-                    dataset, configuration, experiment.trainers, plans, experiment.folds, experiment.results
-                )
-                compare_into(folder, source, console, jobs=min(8, os.cpu_count() or 1))
-            except LoMixError as error:  # the others have theirs
-                tell(f"There is no report of {dataset} {plans} {configuration}: {error}", console)
+        groups.setdefault((training.dataset, training.plans, training.configuration), set()).add(state)
+    for dataset, plans, configuration in (group for group, own in groups.items() if own == {State.DONE}):
+        folder = Path(experiment.out).absolute() / "report" / f"{dataset}__{plans}__{configuration}"
+        try:
+            source = read_results(
+                dataset, configuration, experiment.trainers, plans, experiment.folds, experiment.results
+            )
+            compare_into(folder, source, console, jobs=min(8, os.cpu_count() or 1))
+        except LoMixError as error:  # the others have theirs
+            tell(f"There is no report of {dataset} {plans} {configuration}: {error}", console)

@@ -20,7 +20,7 @@ from nnunet_lomix.errors import LoMixError, UsageError
 from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.job import INTERRUPTED, finish, start
 from nnunet_lomix.experiments.machine import Machine
-from nnunet_lomix.experiments.preparation import Preparation
+from nnunet_lomix.experiments.preparation import Preparation, Todo
 from nnunet_lomix.experiments.training import ACTIVE, States, Training
 from nnunet_lomix.files import replacing
 
@@ -70,17 +70,16 @@ class Slurm(Machine):
         if not dry_run and not all(map(shutil.which, ("sbatch", "squeue"))):
             raise LoMixError("SLURM's commands (sbatch, squeue) are not on the PATH: run this on a login node.")
 
-    def submit(self, trainings: Sequence[Training], preparations: Sequence[Preparation]) -> None:
-        unprepared = {p.dataset: p for p in preparations if p.list_commands()}
-        for preparation in preparations:
-            own = [t for t in trainings if t.dataset == preparation.dataset]
-            if preparation.dataset in unprepared and own:
-                self._submit_after(preparation, own)
-            elif preparation.dataset not in unprepared:
+    def submit(self, todo: Todo) -> None:
+        prepared: list[Training] = []
+        for preparation in todo.preparations:
+            own = [t for t in todo.ready if t.dataset == preparation.dataset]
+            if not preparation.list_commands():
                 preparation.run()  # the folds may be missing
-        ready = [t for t in trainings if t.dataset not in unprepared]
-        if ready:
-            self._submit_trainings(ready, self._sbatch, {})
+                prepared += own
+            elif own:
+                self._submit_after(preparation, own)
+        self._submit_trainings(prepared, self._sbatch, {})
 
     def is_busy(self, states: States) -> bool:
         return not set(ACTIVE).isdisjoint(states.values())
@@ -116,14 +115,12 @@ class Slurm(Machine):
     def _submit_trainings(
         self, trainings: Sequence[Training], options: Mapping[str, Any], note: Mapping[str, str]
     ) -> None:
-        jobs: list[str] = []
         for i in range(0, len(trainings), LARGEST_ARRAY):
             part = trainings[i : i + LARGEST_ARRAY]
-            submitted = self._submit([TrainingJob(t, self.options, _variables()) for t in part], options)
-            for training, job in zip(part, submitted, strict=True):
+            jobs = self._submit([TrainingJob(t, self.options, _variables()) for t in part], options)
+            for training, job in zip(part, jobs, strict=True):
                 training.write_note({"job": job, **note})
-            jobs += submitted
-        print(f"SLURM has taken {len(jobs)} jobs: {jobs[0]} to {jobs[-1]}.", flush=True)
+            print(f"SLURM has taken {len(jobs)} jobs: {jobs[0]} to {jobs[-1]}.", flush=True)
 
     def _submit(self, jobs: Sequence[Callable[[], None]], options: Mapping[str, Any]) -> list[str]:
         """Submit an array, whose jobs find what they shall call in files that are named after them."""

@@ -94,6 +94,14 @@ def test_two_experiments_into_one_folder(setting, hold_lock):
     assert f"{setting.out} is in use: nnunet_lomix run by process {process.pid}" in error and not setting.started()
 
 
+@pytest.mark.parametrize("place", ["out", "results"])
+def test_a_folder_that_cannot_be_made(setting, place):
+    (setting.folder / "file").touch()
+    folder = str(setting.folder / "file/folder")
+    _, error = setting.run(**{place: folder if place == "out" else (folder,)})
+    assert f"{folder} can't be written (Not a directory): choose another --out or --results." == error
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
