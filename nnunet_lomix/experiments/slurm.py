@@ -95,21 +95,20 @@ class Slurm(Machine):
         if noted and not shutil.which("squeue"):
             print("squeue is not on the PATH: what was submitted counts as queued.", file=sys.stderr)
             return noted
-        return {job for cluster in {_cluster(job) for job in noted} for job in _list_queue(cluster)}
+        clusters = {job.partition(";")[2] for job in noted}
+        return {job for cluster in clusters for job in _list_queue(cluster)}
 
     def _submit_after(self, preparation: Preparation, trainings: Sequence[Training]) -> None:
         """Submit trainings of a dataset that is prepared first, by a job without GPUs."""
         without = {key: value for key, value in self._sbatch.items() if key not in FOR_GPUS}
         (needed,) = self._submit([partial(prepare, preparation, _variables())], without)
-        array = needed.partition("_")[0]
+        array, cluster = needed.split("_")[0], needed.partition(";")[2]
         dependency = ",".join(filter(None, [self._sbatch.get("dependency"), f"afterok:{array}"]))
         options = self._sbatch | {"dependency": dependency, "kill_on_invalid_dep": "yes"}
-        if _cluster(needed):
-            options["clusters"] = _cluster(needed)
         try:
-            self._submit_trainings(trainings, options, {"after": needed})
+            self._submit_trainings(trainings, options | ({"clusters": cluster} if cluster else {}), {"after": needed})
         except LoMixError:
-            subprocess.run(["scancel", *_on(_cluster(needed)), array], check=False)
+            subprocess.run(["scancel", *_on(cluster), array], check=False)
             raise
 
     def _submit_trainings(
@@ -138,7 +137,7 @@ class Slurm(Machine):
                 f"sbatch has named no job, but said {' '.join(answer.split())!r}: look with squeue what it has taken, "
                 "and end that with scancel, before you run this again."
             )
-        number, cluster = named.groups()
+        number, cluster = named[1], named[2] or options.get("clusters", "")
         for i, job in enumerate(jobs):
             submission = DelayedSubmission(job)
             submission.set_timeout(0, REQUEUES)
@@ -248,18 +247,12 @@ def _has_ended(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
     """Whether a process ends within a time; its status is left for whoever waits for it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        try:
-            if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-                return True
-        except ChildProcessError:
-            return True
-        time.sleep(SECONDS_BETWEEN_POLLS)
+        with suppress(ChildProcessError):
+            if not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                time.sleep(SECONDS_BETWEEN_POLLS)
+                continue
+        return True
     return False
-
-
-def _cluster(job: str) -> str:
-    """Where a job is if that isn't the cluster of this node; else nothing."""
-    return job.partition(";")[2]
 
 
 def _on(cluster: str) -> list[str]:

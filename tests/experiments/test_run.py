@@ -94,6 +94,15 @@ def test_two_experiments_into_one_folder(setting, hold_lock):
     assert f"{setting.out} is in use: nnunet_lomix run by process {process.pid}" in error and not setting.started()
 
 
+def test_the_status_of_many_planned_trainings_needs_no_torch(setting):
+    code = "import sys; from nnunet_lomix.cli import main; main(sys.argv[1:], standalone_mode=False);"
+    code += "assert not {'torch', 'submitit', 'nnunetv2.training'} & sys.modules.keys()"
+    own = ["-d", DATASET, "-c", "2d", "-tr", *map(str, range(100)), "-f", *map(str, range(10))]
+    own += ["--results", *(str(setting.folder / str(seed)) for seed in range(3)), "--slurm", "time=1"]
+    done = subprocess.run([sys.executable, "-c", code, "status", *own], capture_output=True, text=True)
+    assert done.stdout.endswith("\n3000 missing\n"), done.stderr
+
+
 @pytest.mark.parametrize("place", ["out", "results"])
 def test_a_folder_that_cannot_be_made(setting, place):
     (setting.folder / "file").touch()
