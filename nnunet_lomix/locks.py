@@ -1,14 +1,14 @@
 """Locks: a folder that one process at a time may work in.
 
-A lock is the operating system's lock on a file, by POSIX's ``lockf``: it ends with the process that holds it, however
-that dies, is kept when the process becomes another program by ``exec``, and is not inherited by its children. The file
-itself stays; whoever holds the lock has written into it who that is.
+A lock is the operating system's on a file, by POSIX's ``lockf``: it ends with the process that holds it, however that
+dies, is kept when the process becomes another program by ``exec``, and is not inherited by its children. The file
+itself stays, and says who holds the lock or held it last.
 
 A process that closes any file of that name gives up its lock. Therefore all locks of a process on one folder share an
-open file, and nothing here opens the file in the process that holds the lock.
+open file, and nothing here opens the file again in that process.
 """
 
-import json
+import errno
 import logging
 import os
 import socket
@@ -16,26 +16,24 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import Any
 
 from fasteners import InterProcessLock
 
 from nnunet_lomix.errors import LoMixError
 
 NAME = "nnunet_lomix.lock"
-PATIENCE = 1.0  # seconds, as whoever asks whether a lock is held takes it for a moment
-# what this process holds; by its id, too, as its children have a copy of this, but not the locks
-_HELD: "weakref.WeakValueDictionary[tuple[int, Path], InterProcessLock]" = weakref.WeakValueDictionary()
-_TAKEN: set[tuple[int, Path]] = set()  # what this program has ever asked for
-_KEPT: list[InterProcessLock] = []  # until the process ends
+PATIENCE = 1.0  # seconds, as is_locked takes the lock for a moment
+KEPT = "NNUNET_LOMIX_LOCK"  # variable: process, file and folder of a lock that is kept over exec
+# by the process, too, as a child that was forked has a copy of this, but not the locks
+_HELD: "weakref.WeakValueDictionary[tuple[int, str], InterProcessLock]" = weakref.WeakValueDictionary()
 logger = logging.getLogger(__name__)
 
 
 class Lock:
     """Holds the lock of a folder until it is released or the process ends.
 
-    The process that holds a lock may take it again, and so may its children while it lives, as the ranks of a training
-    on several GPUs do. On a file system without locks nobody is refused.
+    A process that holds a lock may take it again. A lock that was kept over ``exec`` serves the new program and its
+    children, such as the ranks of a training on several GPUs. On a file system without locks nobody is refused.
 
     Args:
         folder: is made if it isn't there.
@@ -43,19 +41,19 @@ class Lock:
 
     Raises:
         LoMixError: another process holds the lock; the sentence names it.
-        OSError: the folder can't be written.
+        OSError: the folder or its lock file can't be written; of somebody else's file the text says whose it is.
     """
 
     def __init__(self, folder: Path, activity: str) -> None:
-        key = _key(folder)
-        self._lock = _HELD.get(key)
-        if self._lock is not None:
+        self._key = _key(folder)
+        self._lock = _HELD.get(self._key)
+        process, file, path = os.environ.get(KEPT, "0 0 ").split(" ", 2)
+        kept_by = int(process) if path == self._key[1] else None
+        if kept_by == os.getpid():
+            _write_owner(int(file), activity)
+        if self._lock is not None or kept_by in (os.getpid(), os.getppid()):
             return
-        # the lock makes folders by recursion, whose error reads as if the file system had no locks
-        folder.mkdir(parents=True, exist_ok=True)
-        # to read the file gives up, for an instant, a lock that this process has from before it became this program
-        kept = key not in _TAKEN and _is_of(read_owner(folder), os.getpid())
-        _TAKEN.add(key)
+        folder.mkdir(parents=True, exist_ok=True)  # fasteners' error would read as if the file system had no locks
         lock = InterProcessLock(folder / NAME)
         try:
             held = lock.acquire(timeout=PATIENCE)
@@ -64,23 +62,23 @@ class Lock:
         except threading.ThreadError:
             logger.warning("The file system of %s has no locks: start nothing else that writes there.", folder)
             held = True  # better a training without a lock than none
-        # closed with the last Lock of this process
-        weakref.finalize(lock, lock.lockfile.close)
-        if held:
-            self._lock = _HELD[key] = lock
-            _KEPT.extend([lock] if kept else [])
-        elif not _is_of(read_owner(folder), os.getppid()):
+        except PermissionError as error:
+            raise _name_user(error, folder / NAME) from None
+        weakref.finalize(lock, lock.lockfile.close)  # with the last Lock of this process
+        if not held:
             raise LoMixError(f"{folder} is in use: {describe_owner(folder)}. Wait until it has ended, or end it first.")
+        self._lock = _HELD[self._key] = lock
 
     def release(self) -> None:
         """Others may have it, once every Lock of this process on the folder is released."""
         self._lock = None
 
     def keep_over_exec(self) -> None:
-        """The lock stays until this process ends, also when it becomes another program."""
+        """The lock stays when this process becomes another program, until that ends."""
         if self._lock is not None:
-            os.set_inheritable(self._lock.lockfile.fileno(), True)
-            _KEPT.append(self._lock)
+            file = self._lock.lockfile.fileno()
+            os.set_inheritable(file, True)
+            os.environ[KEPT] = f"{os.getpid()} {file} {self._key[1]}"
 
     def __enter__(self) -> "Lock":
         return self
@@ -91,61 +89,45 @@ class Lock:
 
 def is_locked(folder: Path) -> bool:
     """Whether a process other than this one holds the lock of a folder."""
-    file = folder / NAME
-    if _key(folder) in _HELD or not file.is_file():
+    if _key(folder) in _HELD or not (folder / NAME).is_file():
         return False
-    lock = InterProcessLock(file)
+    lock = InterProcessLock(folder / NAME)
     try:
-        held = lock.acquire(blocking=False)
-    except (threading.ThreadError, OSError):  # no locks there, or somebody else's folder
+        free = lock.acquire(blocking=False)
+    except (threading.ThreadError, OSError):  # no locks there, or somebody else's file
         return False
     lock.lockfile.close()
-    return not held
-
-
-def read_owner(folder: Path) -> dict[str, Any]:
-    """What the holder of a folder's lock has written, or one that held it before; nothing if this process holds it.
-
-    Returns:
-        ``activity``, ``pid``, ``host`` and ``since`` (Unix time), or an empty dict.
-    """
-    if _key(folder) in _HELD:
-        return {}
-    try:
-        owner = json.loads((folder / NAME).read_text())
-        types = {"activity": str, "pid": int, "host": str, "since": int | float}
-        return owner if all(isinstance(owner[key], kind) for key, kind in types.items()) else {}
-    except (OSError, ValueError, TypeError, KeyError):  # damaged, or about to be written
-        return {}
+    return not free
 
 
 def describe_owner(folder: Path) -> str:
-    """Who holds a folder's lock.
+    """Who holds a folder's lock, or held it last: activity, process, host and time. Not for the holder itself.
 
     >>> describe_owner(Path("missing"))
     'another process works there'
     """
-    owner = read_owner(folder)
-    if not owner:
-        return "another process works there"
     try:
-        since = time.strftime(" since %Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
-    except (ValueError, OverflowError, OSError):  # no time that a clock can show
-        since = ""
-    return f"{owner['activity']} by process {owner['pid']} on {owner['host']}{since}"
+        return (folder / NAME).read_text(errors="replace").strip() or "another process works there"
+    except OSError:
+        return "another process works there"
 
 
-def _key(folder: Path) -> tuple[int, Path]:
+def _key(folder: Path) -> tuple[int, str]:
     # unlike resolve, realpath raises nothing for a link that leads to itself
-    return os.getpid(), Path(os.path.realpath(folder))
-
-
-def _is_of(owner: dict[str, Any], process: int) -> bool:
-    return owner.get("pid") == process and owner.get("host") == socket.gethostname()
+    return os.getpid(), os.path.realpath(folder)
 
 
 def _write_owner(file: int, activity: str) -> None:
     """By the file that is open, as closing another one would give up the lock."""
-    owner = {"activity": activity, "pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
     os.ftruncate(file, 0)
-    os.write(file, json.dumps(owner).encode())
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    os.write(file, f"{activity} by process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+
+
+def _name_user(error: PermissionError, file: Path) -> OSError:
+    """The same error, which says whose the file is if there is one."""
+    try:
+        remedy = "let it be removed or made writable for you"
+        return PermissionError(errno.EACCES, f"its {file.name} is of the user {file.owner()}: {remedy}", str(file))
+    except (OSError, KeyError, NotImplementedError):  # no file or no name, or Windows
+        return error

@@ -1,23 +1,19 @@
-"""What the terminal shows of an experiment: a table of states that changes, or a line for each change."""
+"""What the terminal shows of an experiment: a table of states that changes, elsewhere a line for each change."""
 
 import signal
-import time
 from collections import Counter
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.experiments.experiment import Experiment
-from nnunet_lomix.experiments.training import Record, State, Training, describe_progress, log_file, read_state
+from nnunet_lomix.experiments.training import State, States, Training, describe_progress
 from nnunet_lomix.locks import describe_owner, is_locked
 
 LAST_LINES = 15  # of the log of a failed training
-SECONDS_BETWEEN_TABLES = 2
 ROWS = 40  # of a table; of more models the trainings are counted
 STYLES = {
     State.DONE: "green",
@@ -27,7 +23,6 @@ STYLES = {
     State.FAILED: "red",
     State.MISSING: "dim",
 }
-States = Mapping[Training, State]
 
 
 def describe(training: Training, state: State) -> str:
@@ -47,95 +42,59 @@ def count(states: States) -> str:
 
 def make_table(states: States) -> Table:
     """A row for each model, a column for each fold."""
-    trainings = list(states)
-    rows: dict[tuple[str, ...], dict[str, Training]] = {}
-    for training in trainings:
-        rows.setdefault(_key(training), {})[training.fold] = training
-    folds = list(dict.fromkeys(t.fold for t in trainings))
+    rows: dict[tuple[str, ...], dict[str, Text]] = {}
+    for training, state in states.items():
+        key = (training.dataset, training.configuration, training.plans, training.trainer, str(training.seed))
+        rows.setdefault(key, {})[training.fold] = Text(describe(training, state), STYLES[state])
+    folds = list(dict.fromkeys(training.fold for training in states))
     # what all have in common is said once, in the title
     heads = ("dataset", "configuration", "plans", "trainer", "seed")
     shown = [i for i, head in enumerate(heads) if head == "trainer" or len({row[i] for row in rows}) > 1]
     common = [key for i, key in enumerate(next(iter(rows), ())) if i not in shown and heads[i] != "seed"]
     table = Table(title=" ".join(common), caption=count(states), title_justify="left", caption_justify="left")
-    for i in shown:
-        table.add_column(heads[i])
-    for fold in folds:
-        table.add_column(f"fold {fold}")
-    for row, own in rows.items():
-        cells = [_cell(own.get(fold), states) for fold in folds]
-        table.add_row(*(Text(row[i]) for i in shown), *cells)
+    for head in [*(heads[i] for i in shown), *(f"fold {fold}" for fold in folds)]:
+        table.add_column(head)
+    for row, cells in rows.items():
+        table.add_row(*(Text(row[i]) for i in shown), *(cells.get(fold, Text()) for fold in folds))
     return table
 
 
-def _key(training: Training) -> tuple[str, ...]:
-    return training.dataset, training.configuration, training.plans, training.trainer, str(training.seed)
-
-
-def _cell(training: Training | None, states: States) -> Text:
-    if training is None:
-        return Text()
-    return Text(describe(training, states[training]), STYLES[states[training]])
-
-
-def read_states(experiment: Experiment) -> dict[Training, State]:
-    """The states of all trainings, now.
-
-    Raises:
-        LoMixError: a dataset isn't there, a variable is not set, or SLURM doesn't answer.
-    """
-    jobs: Collection[str] = ()
-    if experiment.slurm is not None:
-        from nnunet_lomix.experiments.slurm import list_queue  # slow to import
-
-        jobs = list_queue()
-    out = Path(experiment.out)
-    return {training: read_state(training, out, jobs) for training in experiment.list_trainings()}
-
-
 class Display:
-    """The states of all trainings: a table that changes in a terminal, elsewhere a line for each change."""
+    """Shows states as they change; what is done already when it begins gets no line.
 
-    def __init__(self, experiment: Experiment, console: Console, seconds: float = SECONDS_BETWEEN_TABLES) -> None:
-        self.experiment = experiment
-        self.console = console
-        self.seconds = seconds
-        self.states = read_states(experiment)
-        self._read_at = time.monotonic()
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+    Args:
+        console: where.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown: States = {}
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> "Display":
         if self._live:
             self._live.start()
-        self._show({})
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live:
             self._live.stop()
+        elif error is None:
+            self._console.print(count(self._shown), highlight=False)
 
-    def refresh(self) -> None:
-        """Read and show the states, if that was not just done."""
-        if time.monotonic() - self._read_at < self.seconds:
-            return
-        before, self._read_at = self.states, time.monotonic()
-        try:
-            self.states = read_states(self.experiment)
-        except (LoMixError, OSError) as error:  # a network or a scheduler that is away for a moment ends no training
-            _print(f"{error} Looking again.", self.console)
-            return
-        self._show(before)
-
-    def _show(self, before: States) -> None:
+    def show(self, states: States) -> None:
         if self._live:
-            self._live.update(_table_or_count(self.states), refresh=True)
-            return
-        for training, state in self.states.items():
-            if before and state is not before.get(training):
-                _print_line(training, state, self.console)
+            self._live.update(_table_or_count(states), refresh=True)
+        else:
+            changed = {t: s for t, s in states.items() if s is not self._shown.get(t, State.DONE)}
+            _print_lines(changed, self._console)
+        self._shown = states
 
-
-def _table_or_count(states: States) -> Table | str:
-    return make_table(states) if len({t.model for t in states}) <= ROWS else count(states)
+    def tell(self, text: str) -> None:
+        """Print a line above the table."""
+        tell(text, self._console)
 
 
 def print_states(states: States, console: Console) -> None:
@@ -143,47 +102,55 @@ def print_states(states: States, console: Console) -> None:
     if console.is_terminal:
         console.print(_table_or_count(states))
     else:
-        for training, state in states.items():
-            _print_line(training, state, console)
+        _print_lines(states, console)
         console.print(count(states), highlight=False)
 
 
-def _print_line(training: Training, state: State, console: Console) -> None:
-    _print(f"{training.name}: {describe(training, state)}", console)
+def _table_or_count(states: States) -> Table | str:
+    return make_table(states) if len({t.model for t in states}) <= ROWS else count(states)
 
 
-def _print(text: str, console: Console) -> None:
-    """A line as it is, whatever a path or somebody else's log contains."""
+def _print_lines(states: States, console: Console) -> None:
+    for training, state in states.items():
+        tell(f"{training.name}: {describe(training, state)}", console)
+
+
+def tell(text: str, console: Console) -> None:
+    """Print a line as it is, whatever a path or somebody else's log contains."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_obstacles(states: States, experiment: Experiment, console: Console) -> None:
-    """Why trainings are not done: the ends of logs, who else works on them, jobs that SLURM ended without a word."""
-    out = Path(experiment.out)
+def print_obstacles(states: States, waiting: Mapping[Training, str], console: Console) -> None:
+    """Why trainings are not done: the ends of logs, who else works on them, jobs that SLURM ended without a word.
+
+    Args:
+        states: of all trainings.
+        waiting: what some of them wait for.
+        console: where to print.
+    """
     for training, state in states.items():
-        record = Record.of(training, out).read()
-        if state is State.FAILED:
-            log = log_file(training, out)
-            if record.get("exit") in (-signal.SIGKILL, 128 + signal.SIGKILL):
-                _print(f"{training.name} was killed; its machine may have too little memory.", console)
-            _print(f"{training.name} failed; the end of {log}:", console)
-            lines = [line for line in _read_text(log).splitlines() if line.strip()]
-            for line in lines[-LAST_LINES:]:
-                _print(f"    {line}", console)
-        elif state is State.RUNNING:
-            # without a lock there is only a young log, and the last owner of the lock may be long gone
-            folder = training.folder.path
-            who = describe_owner(folder) if is_locked(folder) else "by hand, it seems, as its log is young"
-            _print(f"{training.name} is in use: {who}.", console)
-        elif "job" in record and state in (State.INTERRUPTED, State.MISSING):
-            text = f"{training.name}: its job {record['job']} has left SLURM's queue before the end; what it wrote"
-            if "after" in record:
-                text += f", or job {record['after']}, which had to prepare the dataset"
-            _print(f"{text}: {out / 'slurm'}", console)
+        for line in _explain(training, state):
+            tell(line, console)
+    for training, obstacle in waiting.items():
+        tell(f"{training.name} waits for {obstacle}.", console)
 
 
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace")
-    except OSError:
-        return ""
+def _explain(training: Training, state: State) -> list[str]:
+    note = {} if state is State.DONE else training.read_note()
+    if state is State.FAILED:
+        killed = note.get("exit") in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        why = [f"{training.name} was killed; its machine may have too little memory."] if killed else []
+        log = training.log.read_text(errors="replace") if training.log.exists() else ""
+        lines = [f"    {line}" for line in log.splitlines() if line.strip()]
+        return [*why, f"{training.name} failed; the end of {training.log}:", *lines[-LAST_LINES:]]
+    if state is State.RUNNING:
+        # without a lock there is only a young log, and the last owner of the lock may be long gone
+        folder = training.folder.path
+        who = describe_owner(folder) if is_locked(folder) else "by hand, it seems, as its log is young"
+        return [f"{training.name} is in use: {who}."]
+    if "job" in note and state in (State.INTERRUPTED, State.MISSING):
+        after = f", or job {note['after']}, which had to prepare the dataset" if "after" in note else ""
+        folder = training.out / "slurm"
+        text = f"{training.name}: its job {note['job']} has left SLURM's queue before the end; what it wrote{after}"
+        return [f"{text}: {folder}"]
+    return []

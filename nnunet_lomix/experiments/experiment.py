@@ -62,9 +62,10 @@ class Experiment:
 
         results = [Path(folder) for folder in self.results] or [require_root("nnUNet_results")]
         datasets = [name_dataset(dataset) for dataset in self.datasets]
+        out = Path(self.out).absolute()
         axes = (datasets, self.configurations, self.plans, self.trainers, enumerate(results), self.folds)
         return [
-            Training(dataset, configuration, plans, trainer, fold, folder, seed)
+            Training(dataset, configuration, plans, trainer, fold, folder, out, seed)
             for dataset, configuration, plans, trainer, (seed, folder), fold in itertools.product(*axes)
         ]
 

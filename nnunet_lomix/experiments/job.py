@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.experiments.experiment import Experiment
-from nnunet_lomix.experiments.training import Record, Training, log_file
+from nnunet_lomix.experiments.training import Training
 from nnunet_lomix.locks import NAME as LOCK
 from nnunet_lomix.locks import Lock
 from nnunet_lomix.nnunet.commands import find_program
@@ -25,24 +24,23 @@ INTERRUPTIONS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, s
 INTERRUPTED = {-number for number in INTERRUPTIONS} | {128 + number for number in INTERRUPTIONS}
 
 
-def start(training: Training, experiment: Experiment, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(training: Training, options: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start nnU-Net's command for what a training still lacks; its output goes to the end of its log.
 
     Args:
         training: which.
-        experiment: with a device.
+        options: further arguments of nnUNetv2_train.
         variables: environment variables beside those of this process.
 
     Raises:
         LoMixError: nnU-Net isn't installed.
     """
-    command = training.command(str(experiment.device), experiment.options)
-    command[0] = find_program(command[0], os.environ.get("PATH", os.defpath))
-    log = log_file(training, Path(experiment.out))
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    program, *arguments = training.command(options)
+    program = find_program(program, os.environ.get("PATH", os.defpath))
+    training.log.parent.mkdir(parents=True, exist_ok=True)
+    with training.log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", __name__, str(training.folder.path), *command],
+            [sys.executable, "-m", __name__, str(training.folder.path), program, *arguments],
             env={**os.environ, "PYTHONUNBUFFERED": "1", **training.variables(), **variables},
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -51,7 +49,7 @@ def start(training: Training, experiment: Experiment, variables: Mapping[str, st
         )
 
 
-def finish(training: Training, experiment: Experiment, process: subprocess.Popen[bytes]) -> None:
+def finish(training: Training, process: subprocess.Popen[bytes]) -> None:
     """Note how a process has ended if it has failed, and end what it may have left behind."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # loaders of a training that was killed
@@ -59,17 +57,19 @@ def finish(training: Training, experiment: Experiment, process: subprocess.Popen
     with suppress(OSError):
         os.utime(training.folder.path / LOCK)
     if process.returncode not in INTERRUPTED | {0, IN_USE}:
-        Record.of(training, Path(experiment.out)).write({"exit": process.returncode})
+        training.write_note({"exit": process.returncode})
 
 
 def main() -> None:
     folder, program, *arguments = sys.argv[1:]
     try:
         lock = Lock(Path(folder), ACTIVITY)
-        lock.keep_over_exec()
-    except (LoMixError, OSError) as error:
+    except LoMixError as error:
         print(error, file=sys.stderr)
-        sys.exit(IN_USE if isinstance(error, LoMixError) else 1)
+        sys.exit(IN_USE)
+    except OSError as error:
+        sys.exit(f"{folder} can't be written ({error.strerror}).")
+    lock.keep_over_exec()
     os.execv(program, [program, *arguments])
 
 

@@ -11,15 +11,16 @@ from pathlib import Path
 
 from nnunet_lomix.files import replacing
 from nnunet_lomix.locks import NAME as LOCK
-from nnunet_lomix.locks import is_locked, read_owner
+from nnunet_lomix.locks import describe_owner, is_locked
 from nnunet_lomix.nnunet.results import SUMMARY, FoldFolder, ModelFolder
 
 # A training by nnU-Net's own trainers that was started by hand holds no lock. It is taken to run as long as its log
 # is younger than this; an epoch writes several lines. So is one of an experiment that was killed with its machine.
 SECONDS_OF_SILENCE = 600
-ACTIVITIES = ("training", "validation")  # for which our trainers themselves take the lock of a fold folder
+ACTIVITIES = ("training by ", "validation by ")  # for which our trainers themselves take the lock of a fold folder
 PRETRAINED = "-pretrained_weights"
 LAST_BYTES = 4096  # of a log, where the last epoch is looked for
+Note = Mapping[str, str | int]
 
 
 class State(Enum):
@@ -27,10 +28,13 @@ class State(Enum):
 
     DONE = "done"  # trained and validated
     RUNNING = "running"
-    QUEUED = "queued"  # by SLURM
+    QUEUED = "queued"  # by a scheduler
     INTERRUPTED = "interrupted"  # it can be continued
     FAILED = "failed"  # nnU-Net ended it with an error
     MISSING = "missing"
+
+
+ACTIVE = (State.RUNNING, State.QUEUED)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Training:
         dataset: name.
         configuration, plans, trainer, fold: as in nnU-Net's commands.
         results: what ``nnUNet_results`` names for it.
-        seed: number of this folder within the experiment.
+        out: the experiment's folder.
+        seed: number of the results folder within the experiment.
     """
 
     dataset: str
@@ -50,6 +55,7 @@ class Training:
     trainer: str
     fold: str
     results: Path
+    out: Path
     seed: int = 0
 
     @property
@@ -66,97 +72,80 @@ class Training:
         seed = f" of seed {self.seed}" if self.seed else ""
         return f"{self.dataset}/{self.model.path.name}/fold_{self.fold}{seed}"
 
-    def command(self, device: str, options: Sequence[str] = ()) -> list[str]:
-        """nnU-Net's command that brings it further from where it is now.
+    @property
+    def log(self) -> Path:
+        """Where the output of nnU-Net's commands is appended."""
+        folder = self.folder.path
+        return self.out / f"logs/seed_{self.seed}" / self.dataset / folder.parent.name / f"{folder.name}.log"
 
-        Args:
-            device: "cuda", "cpu" or "mps".
-            options: further arguments of nnUNetv2_train.
+    @property
+    def note(self) -> Path:
+        """What the experiment notes of it: its job in a queue, or with what exit status nnU-Net failed."""
+        return self.log.with_suffix(".json")
+
+    def read_note(self) -> Note:
+        """``job``, and ``after`` for the job that it waits for, or ``exit``; nothing if there is no note.
+
+        A note of the same experiment with another results folder is about another training, and isn't read.
         """
-        folder = self.folder
+        try:
+            content = json.loads(self.note.read_text())
+        except (OSError, ValueError):
+            return {}
+        mine = isinstance(content, dict) and content.get("folder") == str(self.folder.path.absolute())
+        return content if mine else {}
+
+    def write_note(self, content: Note) -> None:
+        self.note.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.note) as temporary:
+            temporary.write_text(json.dumps({"folder": str(self.folder.path.absolute()), **content}))
+
+    def is_done(self) -> bool:
+        """Whether it is trained and validated."""
+        return (self.folder.path / SUMMARY).is_file()
+
+    def command(self, options: Sequence[str]) -> list[str]:
+        """nnU-Net's command that brings it further from where it is now, with further arguments of nnUNetv2_train."""
         arguments = [self.dataset, self.configuration, self.fold, "-tr", self.trainer, "-p", self.plans]
-        continued = ["--c"] if folder.last_checkpoint() else []
-        step = ["--val"] if folder.is_finished() else continued
+        continued = ["--c"] if self.folder.last_checkpoint() else []
+        step = ["--val"] if self.folder.is_finished() else continued
         if step and PRETRAINED in options:  # belongs to the beginning, and nnU-Net refuses it later
             at = options.index(PRETRAINED)
             options = [*options[:at], *options[at + 2 :]]
-        return ["nnUNetv2_train", *arguments, "-device", device, *options, *step]
+        return ["nnUNetv2_train", *arguments, *options, *step]
 
     def variables(self) -> dict[str, str]:
         """nnU-Net's variable for the results folder; the others are those of the process."""
         return {"nnUNet_results": str(self.results)}
 
 
-@dataclass(frozen=True)
-class Record:
-    """What an experiment notes about a training: its job in SLURM's queue, or with what exit status nnU-Net failed.
-
-    Attributes:
-        file: where.
-        folder: the fold folder of the training; a record of another one is not read.
-    """
-
-    file: Path
-    folder: Path
-
-    @classmethod
-    def of(cls, training: Training, out: Path) -> "Record":
-        """Below the output folder of the experiment."""
-        return cls(_logs(training, out).with_suffix(".json"), training.folder.path.absolute())
-
-    def read(self) -> dict[str, str | int]:
-        """``job``, and ``after`` for the job that it waits for, or ``exit``; nothing if there is no record."""
-        try:
-            content = json.loads(self.file.read_text())
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) and content.get("folder") == str(self.folder) else {}
-
-    def write(self, content: Mapping[str, str | int]) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.file) as temporary:
-            temporary.write_text(json.dumps({"folder": str(self.folder), **content}))
-
-    def remove(self) -> None:
-        self.file.unlink(missing_ok=True)
+States = Mapping[Training, State]
 
 
-def log_file(training: Training, out: Path) -> Path:
-    """Where the output of nnU-Net's commands for a training is appended."""
-    return _logs(training, out).with_suffix(".log")
-
-
-def _logs(training: Training, out: Path) -> Path:
-    folder = training.folder.path
-    return out / "logs" / f"seed_{training.seed}" / training.dataset / folder.parent.name / folder.name
-
-
-def read_state(training: Training, out: Path, jobs: Collection[str] = ()) -> State:
+def read_state(training: Training, note: Note, jobs: Collection[str]) -> State:
     """How far a training is, by the files that nnU-Net has written, whoever started it.
 
     Args:
         training: which.
-        out: output folder of the experiment, with its records.
-        jobs: what SLURM has in its queue, waiting or running.
+        note: of the experiment.
+        jobs: what a scheduler has in its queue, waiting or running.
     """
-    folder = training.folder
-    if (folder.path / SUMMARY).is_file():
+    if training.is_done():
         return State.DONE
-    started = folder.path.is_dir()
-    if started and is_locked(folder.path):
+    folder = training.folder.path
+    started = folder.is_dir()
+    if started and is_locked(folder):
         return State.RUNNING
-    record = Record.of(training, out)
-    noted = record.read()
-    if noted.get("job") in jobs:
+    if note.get("job") in jobs:
         return State.QUEUED
-    log = last_log(folder) if started else None
+    log = last_log(training.folder) if started else None
     # where our trainers have been, who runs holds the lock
-    ours = read_owner(folder.path).get("activity") in ACTIVITIES
-    if log and not ours and _is_alive(log, [folder.path / LOCK, record.file]):
+    ours = log is not None and describe_owner(folder).startswith(ACTIVITIES)
+    if log and not ours and _is_alive(log, [folder / LOCK, training.note]):
         return State.RUNNING
-    if "exit" in noted:
+    if "exit" in note:
         return State.FAILED
-    return State.INTERRUPTED if log or folder.last_checkpoint() else State.MISSING
+    return State.INTERRUPTED if log or training.folder.last_checkpoint() else State.MISSING
 
 
 def _is_alive(log: Path, ends: Sequence[Path]) -> bool:

@@ -27,17 +27,16 @@ def look_up_trainer(name: str) -> type[nnUNetTrainer]:
         TrainerNotFound: the look-up found no such trainer.
         LoMixError: the look-up failed, mostly since a module that nnU-Net searches can't be imported.
     """
-    not_found = (
-        f"Could not find requested nnunet trainer {name} ",  # nnU-Net's
-        f"nnunet_lomix has no trainer {name!r}",  # of our own folder, for a name that looks like one of ours
-    )
+    theirs = f"Could not find requested nnunet trainer {name} "
+    ours = f"nnunet_lomix has no trainer {name!r}"  # for a name that looks like one of ours; it suggests that one
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the look-up prints where it searches
             return recursive_find_trainer_class_by_name(name)
     # the modules that nnU-Net searches may raise anything at all when they are imported
     except (Exception, SystemExit) as error:
-        if str(error).startswith(not_found):
-            raise TrainerNotFound(f"nnU-Net finds no trainer {name}.") from None
+        if str(error).startswith((theirs, ours)):
+            sentence = str(error) if str(error).startswith(ours) else f"nnU-Net finds no trainer {name}."
+            raise TrainerNotFound(sentence) from None
         raise LoMixError(f"nnU-Net's look-up of trainers failed: {describe(error)}.") from error
 
 

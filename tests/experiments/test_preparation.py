@@ -1,132 +1,103 @@
-"""What must be planned and preprocessed before the trainings of an experiment."""
+"""What is prepared and refused before the trainings of an experiment; which commands, is told in tests/nnunet."""
 
 import json
+import os
+import pickle
 import shutil
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.experiments.preparation import Preparation, find_first_stage, find_preparations
+from nnunet_lomix.experiments.preparation import Preparation, find_obstacle, find_todo
 from nnunet_lomix.experiments.training import Training
+from nnunet_lomix.locks import NAME as LOCK
 
-NAMES = ("raw", "preprocessed", "results")
-DATASET = "Dataset701_classes"
-
-
-@pytest.fixture
-def folders(prepared, tmp_path, monkeypatch):
-    """A dataset that nnU-Net has planned and preprocessed, to be changed."""
-    shared = prepared("classes")
-    for name in NAMES:
-        if name != "results":
-            shutil.copytree(getattr(shared, name), tmp_path / name)
-    for name in NAMES:
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    return tmp_path
+from ..fuzz.world import DATASET
+from .conftest import make_cascade
 
 
-def trainings(folders: Path, *configurations: str, fold: str = "0", plans: str = "nnUNetPlans", dataset=DATASET):
-    return [Training(dataset, c, plans, "nnUNetTrainer", fold, folders / "results") for c in configurations]
-
-
-def commands(*wanted: Training) -> list[tuple[str, ...]]:
-    return [command for preparation in find_preparations(wanted) for command in preparation.list_commands()]
-
-
-def test_nothing_is_missing(folders):
-    assert commands(*trainings(folders, "2d", "3d_fullres")) == []
-
-
-def test_preprocessing_that_is_missing_or_was_not_finished(folders):
-    data = folders / "preprocessed" / DATASET / "nnUNetPlans_2d"
-    next(data.glob("*.pkl")).unlink()
-    expected = ("nnUNetv2_preprocess", "-d", "701", "-plans_name", "nnUNetPlans", "-c", "2d", "--no_pbar")
-    assert commands(*trainings(folders, "2d", "3d_fullres")) == [expected]
-    shutil.rmtree(data)
-    assert commands(*trainings(folders, "2d")) == [expected]
-    shutil.rmtree(folders / "raw")
-    with pytest.raises(LoMixError, match="is not preprocessed, and not in nnUNet_raw"):
-        find_preparations(trainings(folders, "2d"))
-
-
-def test_a_wrong_number_in_dataset_json_is_not_believed(folders):
-    file = folders / "preprocessed" / DATASET / "dataset.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"numTraining": 99}))
-    assert commands(*trainings(folders, "2d")) == []
-
-
-def test_plans_that_are_missing(folders):
-    planning = ("nnUNetv2_plan_experiment", "-d", "701", "-pl", "nnUNetPlannerResEncM")
-    data = ("nnUNetv2_preprocess", "-d", "701", "-plans_name", "nnUNetResEncUNetMPlans", "-c", "2d", "--no_pbar")
-    assert commands(*trainings(folders, "2d", plans="nnUNetResEncUNetMPlans")) == [planning, data]
-    (folders / "preprocessed" / DATASET / "dataset_fingerprint.json").unlink()
-    fingerprint = ("nnUNetv2_extract_fingerprint", "-d", "701", "--no_pbar")
-    assert commands(*trainings(folders, "2d", plans="nnUNetResEncUNetMPlans")) == [fingerprint, planning, data]
-    with pytest.raises(LoMixError, match="has no plans mine, and nnU-Net no planner"):
-        find_preparations(trainings(folders, "2d", plans="mine"))
-    with pytest.raises(LoMixError, match="has no configuration 2D in its nnUNetPlans: there are 2d, 3d_fullres"):
-        find_preparations(trainings(folders, "2D"))
-    with pytest.raises(LoMixError, match="Dataset9_x' is not the name of a dataset"):
-        find_preparations(trainings(folders, "2d", dataset="Dataset9_x"))
+def prepare(setting, **changes) -> Preparation:
+    (preparation,) = find_todo(setting.trainings(**changes)).preparations
+    return preparation
 
 
 @pytest.mark.end_to_end
-def test_other_plans_leave_the_data_alone_that_trainings_may_be_reading(folders):
+def test_other_plans_leave_the_data_alone_that_trainings_may_be_reading(prepared, tmp_path, monkeypatch):
     """nnU-Net's own command for both would write the data anew, which these plans have in common."""
-    data = folders / "preprocessed" / DATASET / "nnUNetPlans_2d"
-    before = {file.name: file.stat().st_mtime_ns for file in data.iterdir()}
-    (preparation,) = find_preparations(trainings(folders, "2d", plans="nnUNetResEncUNetMPlans"))
-    preparation.run(folders / "logs" / "log")
-    assert preparation.list_commands() == []
-    assert (folders / "preprocessed" / DATASET / "nnUNetResEncUNetMPlans.json").is_file()
-    assert {file.name: file.stat().st_mtime_ns for file in data.iterdir()} == before
+    for name in ("raw", "preprocessed"):
+        shutil.copytree(getattr(prepared("classes"), name), tmp_path / name)
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    folder = tmp_path / "preprocessed/Dataset701_classes"
+    before = {file.name: file.stat().st_mtime_ns for file in (folder / "nnUNetPlans_2d").iterdir()}
+    training = Training(folder.name, "2d", "nnUNetResEncUNetMPlans", "nnUNetTrainer", "0", tmp_path, tmp_path)
+    (preparation,) = find_todo([training]).preparations
+    preparation.run()
+    assert preparation.list_commands() == [] and (folder / "nnUNetResEncUNetMPlans.json").is_file()
+    assert {file.name: file.stat().st_mtime_ns for file in (folder / "nnUNetPlans_2d").iterdir()} == before
 
 
-def test_folds_that_are_not_there(folders):
-    with pytest.raises(LoMixError, match="has the folds 0 to 4, not 5"):
-        find_preparations(trainings(folders, "2d", fold="5"))
-    assert not find_preparations(trainings(folders, "2d", fold="all"))[0].folded
-    folder = folders / "preprocessed" / DATASET
-    splits = [{"train": ["case_0"], "val": ["case_1"]}] * 7
-    (folder / "splits_final.json").write_text(json.dumps(splits))
-    (preparation,) = find_preparations(trainings(folders, "2d", fold="6"))
-    preparation.run(folders / "log")
-    assert json.loads((folder / "splits_final.json").read_text()) == splits
-
-
-def test_nnunets_own_folds_are_written_before_trainings_start_side_by_side(folders):
-    file = folders / "preprocessed" / DATASET / "splits_final.json"
-    file.unlink(missing_ok=True)
-    Preparation(DATASET, (("nnUNetPlans", "2d"),), folded=False).run(folders / "log")
+def test_nnunets_own_folds_are_written_before_trainings_start_side_by_side(setting):
+    file = setting.dataset / "splits_final.json"
+    file.unlink()
+    prepare(setting, folds=("all",)).run()
     assert not file.exists()
-    Preparation(DATASET, (("nnUNetPlans", "2d"),), folded=True).run(folders / "log")
+    prepare(setting).run()
     splits = json.loads(file.read_text())
-    assert len(splits) == 5 and sorted(case for fold in splits for case in fold["val"]) == [
-        f"case_{i}" for i in range(5)
-    ]
+    assert len(splits) == 5 and sorted(case for fold in splits for case in fold["val"]) == list("abcdef")
 
 
-def test_forged_plans_get_a_sentence(folders):
-    file = folders / "preprocessed" / DATASET / "nnUNetPlans.json"
-    plans = json.loads(file.read_text())
-    plans["configurations"]["2d"] = {"inherits_from": "2d"}
-    file.write_text(json.dumps(plans))
-    with pytest.raises(LoMixError, match=r"nnUNetPlans.json is not nnU-Net's"):
-        find_preparations(trainings(folders, "2d"))
+def test_folds_that_are_there_stay(setting):
+    before = (setting.dataset / "splits_final.json").read_text()
+    prepare(setting).run()
+    assert (setting.dataset / "splits_final.json").read_text() == before
+    assert not (setting.dataset / LOCK).exists()  # there was nothing to do
 
 
-def test_the_second_stage_of_a_cascade_waits_for_the_first(folders):
-    folder = folders / "preprocessed" / DATASET
-    plans = json.loads((folder / "nnUNetPlans.json").read_text())
-    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
-    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
-    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
-    first, second = trainings(folders, "3d_lowres", "3d_cascade_fullres")
-    assert find_first_stage(first) is None
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_read_only_data_serves_if_nothing_is_missing_and_gets_a_remedy_if_something_is(setting):
+    pickled = pickle.dumps(prepare(setting))
+    setting.folder.chmod(0o755)
+
+    def run_as_somebody() -> str:
+        """What it says in a process that may only read; relative paths, as tests' folders are closed to others."""
+        variables = "nnUNet_preprocessed='preprocessed', nnUNet_raw='raw'"
+        code = (
+            "import os, pickle, sys; preparation = pickle.load(sys.stdin.buffer); preparation.list_commands();"
+            f"os.chdir({str(setting.folder)!r}); os.environ.update({variables});"
+            "os.setuid(65534)\ntry: print(preparation.run())\nexcept Exception as error: print(type(error), error)"
+        )
+        return subprocess.check_output([sys.executable, "-c", code], input=pickled).decode()
+
+    assert run_as_somebody() == "None\n"
+    (setting.dataset / "splits_final.json").unlink()
+    refusal = run_as_somebody()
+    assert f"LoMixError'> preprocessed/{DATASET} can't be written (Permission denied), but" in refusal
+
+
+def test_a_second_stage_waits_for_the_predictions_of_the_cases_of_its_fold(setting):
+    make_cascade(setting.dataset)
+    (setting.dataset / "nnUNetPlans_2d/left_out.pkl").touch()
+    cascade = {"configurations": ("3d_lowres", "3d_cascade_fullres"), "trainers": ("nnUNetTrainer",)}
+    first, second, on_all = (
+        t for t in setting.trainings(**cascade, folds=("0", "all")) if t.fold + t.configuration != "all3d_lowres"
+    )
+    assert find_obstacle(first) == ""
     predicted = first.model.path / "predicted_next_stage" / "3d_cascade_fullres"
     predicted.mkdir(parents=True)
-    for case in range(5):
-        assert find_first_stage(second) == "3d_lowres"
-        (predicted / f"case_{case}.b2nd").touch()
-    assert find_first_stage(second) is None
+    for number, case in enumerate("abcdef"):
+        waits = "3d_lowres of its trainer, which must be trained and validated on all folds, and has not predicted "
+        names = {3: "d, e, f", 5: "f"}.get(number, f"{case}, ")
+        assert find_obstacle(second).startswith(waits + names)
+        (predicted / f"{case}.b2nd").touch()
+    assert find_obstacle(second) == "" and find_obstacle(on_all).endswith("predicted left_out")
+    (setting.dataset / "nnUNetPlans.json").unlink()
+    assert find_obstacle(on_all).startswith("3d_lowres of its trainer")
+
+
+def test_a_trainer_that_refuses_the_plans_is_told_after_planning_too(setting):
+    """The folds are missing, so there is something to do; the network of the setting has a single output."""
+    (setting.dataset / "splits_final.json").unlink()
+    with pytest.raises(LoMixError, match="nnUNetTrainerLoMix mixes several decoder outputs"):
+        prepare(setting, trainers=("nnUNetTrainerLoMix",)).run()

@@ -1,7 +1,11 @@
-"""An experiment on a real SLURM of one node: jobs are requeued, cancelled and signalled, and nothing is lost."""
+"""An experiment on SLURM: first what its commands are told, by scripts in their place, then a real one of one node.
+
+On the real one jobs are requeued, cancelled and signalled, and nothing is lost.
+"""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -10,14 +14,151 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nnunet_lomix.experiments import slurm
 from nnunet_lomix.nnunet.commands import find_program
 
 from ..conftest import NnUNet, write_dataset
+from ..fuzz.world import DATASET
 from .cluster import Cluster, why_not
+from .conftest import invoke, write_program
 
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=why_not())]
+
+def slurm_of_one_node(test):
+    return pytest.mark.slurm(pytest.mark.skipif(bool(why_not()), reason=why_not())(test))
+
+
+# what each of SLURM's commands is told is kept; sbatch answers what is in a file, and squeue has what is in another
+SCRIPT = """#!/bin/sh
+echo "$(basename $0) $*" >> {folder}/asked
+[ $(basename $0) = sbatch ] && cp $1 {folder}/script && cat {folder}/answer && exit
+[ $(basename $0) != squeue ] && exit
+[ -e {folder}/away ] && rm {folder}/away && echo "no answer" >&2 && exit 1
+[ $(grep -c squeue {folder}/asked) -le 4 ] && cat {folder}/queue || true
+"""
+QUEUE = "".join(f"12_{i}\n" for i in range(4))
 EPOCHS = 10
 MODEL = "Dataset701_classes/nnUNetTrainerLoMixTiny__nnUNetPlans__2d"
+
+
+class Commands:
+    """SLURM's commands as scripts, on a login node of a setting."""
+
+    def __init__(self, setting, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = setting.folder / "slurm"
+        for name in ("sbatch", "squeue", "scancel"):
+            write_program(self.folder / name, SCRIPT.format(folder=self.folder))
+        monkeypatch.setenv("PATH", f"{self.folder}:{os.environ['PATH']}")
+        monkeypatch.setattr(slurm, "SECONDS_BETWEEN_STATES", 0.2)
+        self.setting = setting
+
+    def run(self, answer: str = "12", queue: str = "", **options) -> tuple[str, str]:
+        """Output and last sentence of a run; what is in the queue is cancelled after squeue has named it four times."""
+        (self.folder / "answer").write_text(answer)
+        (self.folder / "queue").write_text(queue)
+        (self.folder / "asked").write_text("")
+        return self.setting.run(slurm={"time": "1:00:00", **options})
+
+    def asked(self) -> list[str]:
+        return (self.folder / "asked").read_text().splitlines()
+
+    def flags(self) -> list[str]:
+        """What the script that was submitted asks of sbatch."""
+        lines = (self.folder / "script").read_text().splitlines()
+        return [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
+
+
+@pytest.fixture
+def commands(setting, monkeypatch) -> Commands:
+    return Commands(setting, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "cluster"),
+    [
+        ("Submitted batch job 12\n", {}, ""),
+        ("sbatch: a word of the site\n12\n", {}, ""),
+        ("Submitted batch job 12 on cluster far\n", {"clusters": "near,far"}, "far"),
+        ("12;far\n", {}, "far"),
+        ("12\n", {"clusters": "near,far"}, "near,far"),
+    ],
+)
+def test_a_job_is_known_again_whatever_sbatch_calls_it(commands, answer, options, cluster):
+    queue = f"CLUSTER: {cluster}\n{QUEUE}" if cluster else QUEUE
+    for submitted in (1, 0):  # a second command waits for what the first one has submitted, and has been cancelled
+        output, error = commands.run(answer, queue, **options)
+        assert "fold_1: queued" in output and "4 missing" in error
+        assert "its job 12_3" in output and "has left SLURM's queue before the end" in output
+        asked = commands.asked()
+        assert len([line for line in asked if line.startswith("sbatch")]) == submitted
+        asked = [line for line in asked if line.startswith("squeue")]
+        assert all(f"--clusters={cluster} " in line if cluster else "--clusters" not in line for line in asked)
+
+
+def test_what_names_no_job_is_told_as_it_may_have_been_taken(commands):
+    _, error = commands.run("All is well.")
+    assert "sbatch has named no job, but said 'All is well.': look with squeue" in error
+
+
+def test_a_moment_without_an_answer_ends_nothing(commands):
+    (commands.folder / "away").touch()
+    output, error = commands.run(queue=QUEUE)
+    assert "SLURM's squeue has refused: no answer. Looking again." in output and "fold_0: queued" in output
+
+
+def test_trainings_after_a_preparation_go_to_its_cluster_and_it_is_cancelled_if_they_are_refused(commands):
+    next((commands.setting.dataset / "nnUNetPlans_2d").glob("*.pkl")).unlink()
+    commands.run("12;far", clusters="near,far", gres="gpu:1")
+    flags = commands.flags()
+    assert {"--clusters=far", "--dependency=afterok:12", "--kill-on-invalid-dep=yes", "--gres=gpu:1"} < set(flags)
+    shutil.rmtree(commands.setting.out)
+    refusing = "#!/bin/sh\ngrep -q dependency $1 && echo 'too many' >&2 && exit 1\necho '12;far'\n"
+    write_program(commands.folder / "sbatch", refusing)
+    _, error = commands.run(clusters="near,far", gres="gpu:1")
+    assert error == "SLURM's sbatch has refused: too many." and "scancel --clusters=far 12" in commands.asked()
+
+
+def test_off_the_cluster_a_plan_is_checked_and_its_commands_are_printed(setting, monkeypatch):
+    monkeypatch.setenv("PATH", str(setting.folder / "bin"))
+    plan = setting.folder / "plan.yaml"
+    text = f"datasets: {DATASET}\nconfigurations: 2d\ntrainers: nnUNetTrainer\nfolds: 0\nout: {setting.out}\n"
+    plan.write_text(text + "slurm: {partition: gpu, time: 1:00:00}")
+    command = f"nnUNetv2_train {DATASET} 2d 0 -tr nnUNetTrainer -p nnUNetPlans -device cuda"
+    assert invoke("run", plan, "--dry-run") == (0, f"{command}\n# 1 missing\n")
+    assert "(sbatch, squeue) are not on the PATH: run this on a login node." in invoke("run", plan)[1]
+    assert "fold_0: missing" in invoke("status", plan)[1]
+    setting.trainings(folds=("0",))[0].write_note({"job": "12_3"})
+    assert "1 queued" in invoke("status", plan)[1] and "counts as queued" in invoke("run", plan, "--dry-run")[1]
+    for slurm_options, sentence in (
+        ("partition: gpu", "slurm needs a time limit"),
+        ("time: 1, signal_delay_s: soon", "array_parallelism and signal_delay_s must be numbers"),
+    ):
+        plan.write_text(f"{text}slurm: {{{slurm_options}}}")
+        code, output = invoke("run", plan, "--dry-run")
+        assert code == 2 and sentence in output.replace("\n", " ")
+
+
+def test_a_script_has_what_the_user_named_and_no_default_of_submitits(commands):
+    commands.run(partition="gpu", exclusive="true", comment="my word", wckey="false")
+    folder = commands.setting.out / "slurm"
+    assert sorted(commands.flags()) == [
+        "--array=0-3",
+        "--comment='my word'",
+        f"--error={folder}/%A_%a_0_log.err",
+        "--exclusive",
+        "--job-name=nnunet_lomix",
+        "--open-mode=append",
+        f"--output={folder}/%A_%a_0_log.out",
+        "--partition=gpu",
+        "--requeue",
+        "--signal=USR2@120",
+        "--time=1:00:00",
+    ]
+    numbers = {"array_parallelism": "2", "signal_delay_s": 60, "nodes": 1, "cpus-per-task": 3}
+    commands.run(setup=["module load x"], requeue="false", **numbers)
+    assert {"--array=0-3%2", "--signal=USR2@60", "--nodes=1", "--cpus-per-task=3"} < set(commands.flags())
+    assert "--requeue" not in commands.flags()
+    script = (commands.folder / "script").read_text()
+    assert "\nexport SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK\nmodule load x\n" in script
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +211,7 @@ class Runs:
 
 
 def wait_for(condition, process: "subprocess.Popen[str]") -> None:
-    for _ in range(1200):
+    for _ in range(4000):  # a busy machine takes its time
         if condition():
             return
         assert process.poll() is None, process.communicate()[0]
@@ -90,14 +231,12 @@ def require_that_nothing_was_lost(epochs: list[int]) -> None:
     assert sorted(set(epochs)) == list(range(EPOCHS)) and len(epochs) - EPOCHS in (0, 1), epochs
 
 
+@slurm_of_one_node
 def test_jobs_that_are_requeued_cancelled_and_signalled_end_in_a_report(runs, cluster):
     run = runs.start("run", "plan.yaml")
     wait_for(lambda: cluster.ask("squeue", "--noheader", "--format=%j").count("nnunet_lomix") > 1, run)
-    array = next(
-        line.split("_")[0]
-        for line in cluster.ask("squeue", "--noheader", "--array", "--format=%i").split()
-        if "_" in line
-    )
+    queue = cluster.ask("squeue", "--noheader", "--array", "--format=%i").split()
+    array = max(int(job.split("_")[0]) for job in queue)  # the first one prepares
     # of our trainer, by fold
     jobs = {fold: f"{array}_{3 + fold}" for fold in range(3)}
     for fold, end in {
@@ -110,7 +249,7 @@ def test_jobs_that_are_requeued_cancelled_and_signalled_end_in_a_report(runs, cl
     for fold in (0, 2):  # SLURM itself would wait for two minutes
         wait_for(lambda fold=fold: "PENDING" in cluster.ask("squeue", "-h", "-j", jobs[fold], "--format=%T"), run)
         cluster.ask("scontrol", "update", f"JobId={jobs[fold]}", "StartTime=now")
-    output = run.communicate(timeout=300)[0]
+    output = run.communicate(timeout=900)[0]
 
     # the cancelled one is not started again by itself
     assert run.returncode == 1 and "5 done, 1 interrupted" in output, output
@@ -119,13 +258,14 @@ def test_jobs_that_are_requeued_cancelled_and_signalled_end_in_a_report(runs, cl
     assert "5 done, 1 interrupted" in status.communicate()[0]
 
     run = runs.start("run", "plan.yaml")
-    output = run.communicate(timeout=300)[0]
+    output = run.communicate(timeout=900)[0]
     assert run.returncode == 0 and "6 done" in output, output
     assert (runs.folder / "nnunet_lomix_run/report/Dataset701_classes__nnUNetPlans__2d/report.html").is_file()
     for fold in range(3):
         require_that_nothing_was_lost(epochs_of(runs.fold(fold)))
 
 
+@slurm_of_one_node
 def test_a_job_that_is_preempted_comes_back(runs, cluster):
     """SLURM sends SIGTERM, and ends and requeues the job after a time of grace, unless it has ended by itself."""
     options = ("-tr", "nnUNetTrainerLoMixTiny", "-f", "3", "--out", "preempted")
@@ -136,6 +276,6 @@ def test_a_job_that_is_preempted_comes_back(runs, cluster):
     wait_for(lambda: "PENDING" in cluster.ask("squeue", "-h", "-j", job, "--format=%T"), run)
     assert "1 queued" in runs.start("status", "plan.yaml", *options).communicate()[0]
     cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
-    output = run.communicate(timeout=300)[0]
+    output = run.communicate(timeout=900)[0]
     assert run.returncode == 0 and "1 done" in output, output
     require_that_nothing_was_lost(epochs_of(runs.fold(3)))
