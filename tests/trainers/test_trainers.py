@@ -404,8 +404,9 @@ def test_a_subclass_may_make_another_loss(make):
     torch.testing.assert_close(doubled.loss(outputs, target), 2 * plain.loss(outputs, target))
 
 
-def test_the_subclass_in_the_readme_trains(make):
-    code = re.search(r"```python\n(import torch\n.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.S)
+def test_the_subclass_in_the_documents_trains(make):
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    code = re.search(r"```python\n(import torch\n.*?)```", text, re.S)
     names = {}
     exec(code[1], names)
     trainer = make(type("Tiny", (Tiny, names["nnUNetTrainerLoMixAdd"]), {}))
