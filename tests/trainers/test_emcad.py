@@ -20,7 +20,6 @@ from nnunet_lomix.networks.alignment import output_strides
 from nnunet_lomix.networks.network import EMCADNetwork
 from nnunet_lomix.networks.pvt import VARIABLE
 from nnunet_lomix.nnunet.checkpoints import read_checkpoint
-from nnunet_lomix.nnunet.network import check_network
 from nnunet_lomix.nnunet.results import LATEST
 from nnunet_lomix.trainers.base import BaseTrainer
 

@@ -278,7 +278,7 @@ def test_a_subclass_may_make_another_loss(make):
 
 @pytest.mark.parametrize(
     "document, name, maps",
-    [("README.md", "nnUNetTrainerLoMixAdd", 11), ("docs/method.md", "nnUNetTrainerLoMixMin", 11)],
+    [("docs/training.md", "nnUNetTrainerLoMixAdd", 11), ("docs/method.md", "nnUNetTrainerLoMixMin", 11)],
 )
 def test_the_subclasses_in_the_documents_train(make, document, name, maps):
     names, known = {}, set(OPERATORS)
