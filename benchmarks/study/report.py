@@ -21,12 +21,10 @@ COLUMNS = 4  # of panels
 
 def write_report(folder: Path) -> None:
     """Write the tables and the pictures beside the CSV files, and print the tables."""
-    scores, curves, weights = (read_table(folder, name) for name in ("scores", "curves", "weights"))
+    scores, curves = (read_table(folder, name) for name in ("scores", "curves"))
     text = as_text({**summarise(scores), "Outputs, each against z_0 of the same runs": outputs(scores)})
     (folder / "table.md").write_text(text)
     draw_curves(curves).savefig(folder / "curves.png", dpi=90)
-    if "Dataset900_Planted" in set(weights["dataset"]):
-        draw_weights(weights[weights["dataset"] == "Dataset900_Planted"]).savefig(folder / "weights.png", dpi=90)
     print(text)
 
 
@@ -118,23 +116,6 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
         ax.set(title=title, xlabel="training steps", ylabel="pseudo Dice of z_0")
         ax.grid(alpha=0.3)
         ax.legend(frameon=False, loc="lower right")
-    return figure
-
-
-def draw_weights(weights: pd.DataFrame) -> Figure:
-    """Weights at the end of the trainings as a heat map of arm × map, relative to equal weights of all maps but z_0."""
-    table = weights.groupby(["arm", "map"], sort=False)["weight"].mean().unstack("map")
-    table = table.div(table.sum(axis=1), axis=0)
-    others = table.drop(columns="z_0")
-    relative = others.div(others.mean(axis=1), axis=0)
-    figure = Figure(figsize=(2 + 0.62 * len(relative.columns), 1.6 + 0.4 * len(relative)), layout="constrained")
-    ax = figure.subplots()
-    image = ax.imshow(relative, cmap="RdBu", vmin=0, vmax=2, aspect="auto")
-    for (y, x), value in np.ndenumerate(relative.to_numpy()):
-        ax.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color="w" if abs(value - 1) > 0.7 else "k")
-    ax.set_xticks(range(len(relative.columns)), relative.columns, rotation=60, ha="right")
-    ax.set_yticks(range(len(relative)), [f"{arm}   z_0 {table.loc[arm, 'z_0']:.0%}" for arm in relative.index])
-    figure.colorbar(image, label="weight (1: the mean of all but z_0)")
     return figure
 
 
