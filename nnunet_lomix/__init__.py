@@ -6,7 +6,7 @@ imported here: :class:`LoMixLoss` is loaded when it is first asked for.
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["LoMixLoss"]
 
 # An installation has the trainers in this folder. A clone has them beside it, and Python, started in the clone's own
