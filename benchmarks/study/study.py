@@ -31,17 +31,15 @@ from generated import write_datasets
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from report import write_report
 from rich.progress import track
-from skimage.morphology import skeletonize
 
 from nnunet_lomix.cli import Command
-from nnunet_lomix.compare.metrics import METRICS
 from nnunet_lomix.compare.scoring import ScoringSettings, score_case
-from nnunet_lomix.compare.segmentations import find_reader, read_segmentation
 from nnunet_lomix.errors import UsageError
 from nnunet_lomix.nnunet.commands import folders_below, run_command, trainers_first
 from nnunet_lomix.nnunet.curves import read_curves
 from nnunet_lomix.nnunet.datasets import SPLITS, Split, list_cases, read_splits, write_splits
 from nnunet_lomix.nnunet.results import FoldFolder, ModelFolder, read_dataset_json, read_json
+from nnunet_lomix.nnunet.segmentations import find_reader
 from nnunet_lomix.weights.history import TABLE
 
 TRAINERS_FOLDER = Path(__file__).parent / "study_trainers"
@@ -294,29 +292,16 @@ def score(predictions: Path, dataset: Path, thin: bool) -> pd.DataFrame:
     """
     description = read_json(dataset / "dataset.json", "labels")
     labels = {name: (value,) for name, value in description["labels"].items() if value}
+    metrics = ["Dice", "NSD", "clDice"] if thin else ["Dice", "NSD"]
     rows = []
     for reference in sorted((dataset / "gt_segmentations").iterdir()):
         prediction = predictions / reference.name
         if prediction.exists():
-            settings = ScoringSettings(labels, None, 1.0, find_reader(description, reference), placed=False)
-            values = score_case(reference, {"": prediction}, settings)[""].scores
-            row = dict(zip(METRICS, np.mean(values, axis=0), strict=True))
-            case = {"case": reference.name.split(".")[0], "dice": row["Dice"], "nsd": row["NSD"]}
-            rows.append(case | {"cldice": cl_dice_of_case(reference, prediction, settings) if thin else np.nan})
+            settings = ScoringSettings(labels, None, find_reader(description, reference), metrics, placed=False)
+            values = pd.DataFrame(score_case(reference, {"": prediction}, settings)[""].scores)  # metrics by classes
+            means = values.mean(axis=1).reindex(["Dice", "NSD", "clDice"]).rename(str.lower)
+            rows.append({"case": reference.name.split(".")[0], **means})
     return pd.DataFrame(rows)
-
-
-def cl_dice_of_case(reference: Path, prediction: Path, settings: ScoringSettings) -> float:
-    expected, predicted = (read_segmentation(file, settings.reader)[0] for file in (reference, prediction))
-    return np.mean([cl_dice(expected == value, predicted == value) for (value,) in settings.labels.values()])
-
-
-def cl_dice(expected: np.ndarray, predicted: np.ndarray) -> float:
-    """Harmonic mean of how much of each centre line is in the other mask (Shit et al., CVPR 2021)."""
-    if not (expected.any() and predicted.any()):
-        return float(not (expected.any() or predicted.any()))
-    precision, sensitivity = expected[skeletonize(predicted)].mean(), predicted[skeletonize(expected)].mean()
-    return float(2 * precision * sensitivity / (precision + sensitivity)) if precision + sensitivity else 0.0
 
 
 if __name__ == "__main__":

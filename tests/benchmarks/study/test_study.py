@@ -57,17 +57,6 @@ def test_differences_are_paired_by_case_and_seed() -> None:
     assert float(fusion["Dice, difference"].split()[0]) == pytest.approx(np.mean(truth), abs=0.006)
 
 
-def test_cl_dice_is_of_centre_lines() -> None:
-    import study
-
-    line, half, thick = np.zeros((3, 20, 20), dtype=bool)
-    line[10, 2:18], half[10, 2:10], thick[9:12, 2:18] = True, True, True
-    assert study.cl_dice(line, line) == 1 and study.cl_dice(line, np.roll(line, 5, 0)) == 0
-    assert study.cl_dice(line, half) == pytest.approx(2 * 1 * 0.5 / 1.5)
-    assert study.cl_dice(thick, line) > 0.95  # where the Dice is 0.5
-    assert study.cl_dice(line, line & False) == 0 and study.cl_dice(line & False, line & False) == 1
-
-
 def test_every_arm_is_a_trainer_that_differs_from_its_base_only_as_it_says() -> None:
     import arms
 
