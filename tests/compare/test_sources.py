@@ -156,6 +156,21 @@ def test_folds_that_not_all_have_are_refused_or_left_out_by_name(trees, damage):
         read(intersection=True, folds=["0", "4"])
 
 
+def test_what_nnunet_can_validate_is_told_from_what_must_be_trained(trees):
+    """nnUNetv2_train --val loads checkpoint_final.pth, which an untrained or interrupted fold hasn't."""
+    trees.add("A")
+    remove_fold(trees)
+    fold = trees.folder / "results" / DATASET / "B__nnUNetPlans__2d" / "fold_1"
+    with pytest.raises(
+        LoMixError, match="train with nnUNetv2_train, as B__nnUNetPlans__2d/fold_1 isn't trained to the end"
+    ):
+        read()
+    fold.mkdir()
+    (fold / "checkpoint_final.pth").touch()
+    with pytest.raises(LoMixError, match="no validation of fold 1: run nnUNetv2_train with --val, choose"):
+        read()
+
+
 def test_without_a_common_fold_there_is_nothing_to_compare(trees):
     for trainer, fold in (("A", "0"), ("B", "1")):
         shutil.rmtree(trees.add(trainer) / f"fold_{fold}")
@@ -210,6 +225,7 @@ def test_cases_that_no_trainer_has_validated_are_missed(trees):
         (["A", "A"], ["results"], "All 2 are called A, which makes them seeds of one trainer: give each its --names"),
         (["A"], ["results"], "a name for each of the 2 --trainers, not 1"),
         ((), ["results", "results"], "A is given twice with the same folder"),
+        (["A"] * 2, ["results", "results"], "A is given twice with the same folder"),
     ],
 )
 def test_refuses_wrong_names(trees, names, results, message):
@@ -357,6 +373,10 @@ def test_one_folder_by_two_paths_is_no_second_seed(folders):
     for names in ((), ["o", "o", "n"]):
         with pytest.raises(UsageError, match="given twice with the same folder"):
             read_plain(folders, "old", "link", "new", names=names)
+    with pytest.raises(
+        UsageError, match="old is given twice with the same folder: trainers and seeds are in different"
+    ):
+        read_plain(folders, "old", "old")
 
 
 @pytest.mark.parametrize("wrong", ["new", "data/truth", "both"])
