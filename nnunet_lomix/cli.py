@@ -67,8 +67,8 @@ class Commands(click.Group):
                 signal.signal(number, handler)
 
 
-# Ctrl-C, a plain kill or the end of a job's time, a terminal that is closed
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Ctrl-C, a plain kill or the end of a job's time, a terminal that is closed; Windows lacks the last one
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def clean_up_when_stopped() -> None:

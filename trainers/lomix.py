@@ -12,6 +12,7 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss
 from nnunet_lomix.nnunet.checkpoints import STATE
 from nnunet_lomix.nnunet.datasets import require_root
+from nnunet_lomix.nnunet.internals import set_logged
 from nnunet_lomix.trainers.faults import FiniteTrainer
 from nnunet_lomix.trainers.resumable import ResumableTrainer
 from nnunet_lomix.trainers.sentences import ends_with_a_sentence
@@ -108,7 +109,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
             f"{', '.join(self.operators) or 'none'}; weighting rule: {self.rule}; share of the anchor, {self.anchor}: "
             f"{self.share}; stride of the grid of pixels: {self.stride}"
         )
-        self.logger.local_logger.my_fantastic_logging[HISTORY] = []
+        set_logged(self, HISTORY, [])
         if self.is_ddp:
             for parameter in self.loss.parameters():
                 dist.broadcast(parameter.data, 0)
@@ -276,7 +277,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
                     "this folder."
                 )
             self.print_to_log_file("The checkpoint has no LoMix state: the weights of the maps start anew.")
-            self.logger.local_logger.my_fantastic_logging[HISTORY] = [{} for _ in range(self.current_epoch)]
+            set_logged(self, HISTORY, [{} for _ in range(self.current_epoch)])
             return
         if kind_of(state) != kind_of(self._loss_state()):
             raise LoMixError(
@@ -287,7 +288,7 @@ class nnUNetTrainerLoMix(FiniteTrainer, ResumableTrainer):
         self.loss.load_state_dict(state["loss"])
         if self.loss_optimizer is not None:
             self._load_loss_optimizer(self.loss_optimizer, state["optimizer"])
-        self.logger.local_logger.my_fantastic_logging[HISTORY] = state["history"]
+        set_logged(self, HISTORY, state["history"])
 
     def _loss_state(self) -> dict[str, Any]:
         """The part of our state that says what the loss is, and what it has learned."""
