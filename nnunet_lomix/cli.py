@@ -91,6 +91,7 @@ def info() -> None:
     """Print versions and trainers, and whether nnU-Net finds them or why not."""
     from nnunet_lomix.info import print_info  # slow to import
 
+    clean_up_when_stopped()
     if not print_info():
         raise SystemExit(1)
 
@@ -376,4 +377,5 @@ def status(plan: str | None, slurm: tuple[str, ...], **options: Any) -> None:
     from nnunet_lomix.experiments import read_experiment  # slow to import
     from nnunet_lomix.experiments.run import show_status
 
+    clean_up_when_stopped()
     show_status(read_experiment(plan, {**options, "slurm": _split_pairs(slurm)}), Console())
