@@ -75,7 +75,7 @@ def test_descriptions_of_a_model(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "file.json can't be read: Expecting"),
+        ("{", r"file.json can't be read: Expecting .*; nnU-Net writes it beside what it trains\.$"),
         ("[]", "file.json is not nnU-Net's"),
         pytest.param("[" * 100_000, "file.json can't be read: maximum recursion depth", id="nested"),
         ('{"a": 1}', "it lacks one of a, b, text, object"),
