@@ -203,19 +203,22 @@ class Lists(Command):
         return super().parse_args(ctx, spread)
 
 
-@main.command(cls=Lists)
-@click.option("-d", "--dataset", help="Number or name of a dataset whose folds are trained and validated; with:")
-@click.option("-c", "--configuration", help="2d, 3d_fullres, …")
-@click.option("-tr", "--trainers", multiple=True, metavar="A B…", help="Trainers, the reference first.")
-@click.option("-p", "--plans", default="nnUNetPlans", help="Their plans.")
-@click.option("-f", "--folds", multiple=True, metavar="0 1…", help="Folds; by default all that are validated.")
-@click.option(
+RESULTS = click.option(
     "--results",
     multiple=True,
     type=click.Path(),
     metavar="DIR…",
     help="Results folders, one for each seed; by default $nnUNet_results.",
 )
+
+
+@main.command(cls=Lists)
+@click.option("-d", "--dataset", help="Number or name of a dataset whose folds are trained and validated; with:")
+@click.option("-c", "--configuration", help="2d, 3d_fullres, …")
+@click.option("-tr", "--trainers", multiple=True, metavar="A B…", help="Trainers, the reference first.")
+@click.option("-p", "--plans", default="nnUNetPlans", help="Their plans.")
+@click.option("-f", "--folds", multiple=True, metavar="0 1…", help="Folds; by default all that are validated.")
+@RESULTS
 @click.option("--references", type=click.Path(), metavar="DIR", help="Instead of a dataset: true segmentations; with:")
 @click.option(
     "--predictions",
@@ -310,13 +313,7 @@ def describes_an_experiment(command: Callable[..., None]) -> Callable[..., None]
         click.option("-tr", "--trainers", multiple=True, metavar="A B…", help="The first is the report's reference."),
         click.option("-p", "--plans", multiple=True, metavar="P…", help="By default nnUNetPlans."),
         click.option("-f", "--folds", multiple=True, metavar="0 1…", help="By default 0 1 2 3 4."),
-        click.option(
-            "--results",
-            multiple=True,
-            type=click.Path(),
-            metavar="DIR…",
-            help="Results folders, one for each seed; by default $nnUNet_results.",
-        ),
+        RESULTS,
         click.option(
             "--device", type=click.Choice(["cuda", "cpu", "mps"]), help="By default CUDA where there is a GPU."
         ),
