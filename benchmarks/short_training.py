@@ -21,7 +21,7 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.nnunet.commands import run_command, trainers_first
 from nnunet_lomix.nnunet.curves import read_curves
 from nnunet_lomix.nnunet.datasets import name_dataset, require_root
-from nnunet_lomix.nnunet.results import SUMMARY, FoldFolder, ModelFolder
+from nnunet_lomix.nnunet.results import SUMMARY, FoldFolder, ModelFolder, read_json
 
 TRAINERS_FOLDER = Path(__file__).parent / "short_trainers"
 PLANS = "nnUNetPlans"
@@ -82,8 +82,8 @@ def train(results: Path, dataset: str, configuration: str, trainer: str, seed: i
 
 def read_dice(fold: FoldFolder) -> Dice:
     """The last pseudo Dice of a finished training, and its validation Dice."""
-    validated = (fold.path / SUMMARY).is_file()
-    validation = fold.read_summary()["foreground_mean"]["Dice"] if validated else nan
+    summary = fold.path / SUMMARY
+    validation = read_json(summary, "foreground_mean")["foreground_mean"]["Dice"] if summary.is_file() else nan
     return Dice(read_curves(fold)["pseudo_dice"].iloc[-1], validation)
 
 

@@ -44,16 +44,6 @@ class FoldFolder:
         files = (self.path / name for name in (FINAL, LATEST, BEST))
         return next((file for file in files if file.is_file()), None)
 
-    def read_summary(self) -> dict[str, Any]:
-        """nnU-Net's ``summary.json`` of the validation.
-
-        Raises:
-            LoMixError: it isn't there, or isn't nnU-Net's.
-        """
-        return read_json(
-            self.path / SUMMARY, "metric_per_case", "foreground_mean", remedy="run nnUNetv2_train with --val"
-        )
-
 
 @dataclass(frozen=True)
 class ModelFolder:

@@ -1,10 +1,8 @@
 """Results folders, against the names and files that nnU-Net itself gives and writes."""
 
 import json
-import math
 
 import pytest
-from nnunetv2.evaluation.evaluate_predictions import save_summary_json
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunet_lomix.errors import LoMixError
@@ -45,19 +43,6 @@ def test_the_last_checkpoint_is_the_one_that_a_training_goes_on_from(tmp_path):
         (tmp_path / name).touch()
         assert fold.last_checkpoint() == tmp_path / name
     assert fold.is_finished()
-
-
-def test_the_summary_is_nnunets(tmp_path):
-    fold = FoldFolder(tmp_path)
-    with pytest.raises(LoMixError, match="validation/summary.json isn't there: run nnUNetv2_train with --val"):
-        fold.read_summary()
-    fold.validation.mkdir()
-    case = {"reference_file": "r", "prediction_file": "p", "metrics": {1: {"Dice": 0.5}, (1, 2): {"Dice": math.nan}}}
-    results = {"metric_per_case": [case], "mean": {1: {"Dice": 0.5}}, "foreground_mean": {"Dice": 0.5}}
-    save_summary_json(results, str(tmp_path / "validation" / "summary.json"))
-    assert fold.read_summary()["foreground_mean"] == {"Dice": 0.5}
-    metrics = fold.read_summary()["metric_per_case"][0]["metrics"]
-    assert metrics["1"] == {"Dice": 0.5} and math.isnan(metrics["(1, 2)"]["Dice"])
 
 
 def test_descriptions_of_a_model(tmp_path):
