@@ -67,8 +67,8 @@ class Commands(click.Group):
                 signal.signal(number, handler)
 
 
-# Ctrl-C, a plain kill or the end of a job's time, a terminal that is closed
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Ctrl-C, a plain kill or the end of a job's time, a terminal that is closed; Windows lacks the last one
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def clean_up_when_stopped() -> None:
@@ -91,6 +91,7 @@ def info() -> None:
     """Print versions and trainers, and whether nnU-Net finds them or why not."""
     from nnunet_lomix.info import print_info  # slow to import
 
+    clean_up_when_stopped()
     if not print_info():
         raise SystemExit(1)
 
@@ -202,19 +203,22 @@ class Lists(Command):
         return super().parse_args(ctx, spread)
 
 
-@main.command(cls=Lists)
-@click.option("-d", "--dataset", help="Number or name of a dataset whose folds are trained and validated; with:")
-@click.option("-c", "--configuration", help="2d, 3d_fullres, …")
-@click.option("-tr", "--trainers", multiple=True, metavar="A B…", help="Trainers, the reference first.")
-@click.option("-p", "--plans", default="nnUNetPlans", help="Their plans.")
-@click.option("-f", "--folds", multiple=True, metavar="0 1…", help="Folds; by default all that are validated.")
-@click.option(
+RESULTS = click.option(
     "--results",
     multiple=True,
     type=click.Path(),
     metavar="DIR…",
     help="Results folders, one for each seed; by default $nnUNet_results.",
 )
+
+
+@main.command(cls=Lists)
+@click.option("-d", "--dataset", help="Number or name of a dataset whose folds are trained and validated; with:")
+@click.option("-c", "--configuration", help="2d, 3d_fullres, …")
+@click.option("-tr", "--trainers", multiple=True, metavar="A B…", help="Trainers, the reference first.")
+@click.option("-p", "--plans", default="nnUNetPlans", help="Their plans.")
+@click.option("-f", "--folds", multiple=True, metavar="0 1…", help="Folds; by default all that are validated.")
+@RESULTS
 @click.option("--references", type=click.Path(), metavar="DIR", help="Instead of a dataset: true segmentations; with:")
 @click.option(
     "--predictions",
@@ -309,13 +313,7 @@ def describes_an_experiment(command: Callable[..., None]) -> Callable[..., None]
         click.option("-tr", "--trainers", multiple=True, metavar="A B…", help="The first is the report's reference."),
         click.option("-p", "--plans", multiple=True, metavar="P…", help="By default nnUNetPlans."),
         click.option("-f", "--folds", multiple=True, metavar="0 1…", help="By default 0 1 2 3 4."),
-        click.option(
-            "--results",
-            multiple=True,
-            type=click.Path(),
-            metavar="DIR…",
-            help="Results folders, one for each seed; by default $nnUNet_results.",
-        ),
+        RESULTS,
         click.option(
             "--device", type=click.Choice(["cuda", "cpu", "mps"]), help="By default CUDA where there is a GPU."
         ),
@@ -376,4 +374,5 @@ def status(plan: str | None, slurm: tuple[str, ...], **options: Any) -> None:
     from nnunet_lomix.experiments import read_experiment  # slow to import
     from nnunet_lomix.experiments.run import show_status
 
+    clean_up_when_stopped()
     show_status(read_experiment(plan, {**options, "slurm": _split_pairs(slurm)}), Console())

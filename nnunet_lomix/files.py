@@ -50,4 +50,6 @@ def building(folder: Path) -> Iterator[Path]:
         made = Path(temporary, folder.name)
         made.mkdir()
         yield made
+        if folder.is_dir():  # an empty one, which not every system replaces
+            folder.rmdir()
         os.rename(made, folder)

@@ -103,11 +103,19 @@ def test_what_knows_nnunet_knows_no_command(module):
         assert is_part(name, *shared) or not is_part(name, "nnunet_lomix"), name
 
 
+def test_only_its_own_folder_and_trainers_import_nnunet():
+    users = [m for m in MODULES if any(is_part(name, "nnunetv2") for name in imported_names(m))]
+    assert len(users) > 5
+    allowed = ("nnunet_lomix.nnunet", "nnunet_lomix.trainers", "nnunet_lomix.demo.trainers_folder")
+    assert [m for m in users if not is_part(m, *allowed, "nnunet_lomix.experiments.preparation")] == []
+
+
 def test_each_library_that_is_imported_is_required():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    required = set(re.findall(r"^([A-Za-z0-9_]+)", config["options"]["install_requires"], re.MULTILINE))
-    required = required - {"pyyaml", "pillow"} | {"yaml", "PIL"}  # those that are imported by other names
+    listed = set(re.findall(r"^([A-Za-z0-9_-]+)", config["options"]["install_requires"], re.MULTILINE))
+    imported_as = {"pyyaml": "yaml", "pillow": "PIL", "scikit-image": "skimage"}
+    required = {imported_as.get(name, name) for name in listed}
     imported = {name.partition(".")[0] for module in MODULES for name in imported_names(module)}
     come_with = {"markupsafe", "triton"}  # with jinja2, and with torch where it supports Triton
     assert imported - sys.stdlib_module_names - come_with - {"nnunet_lomix"} == required

@@ -12,6 +12,7 @@ from torch import distributed as dist
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss
 from nnunet_lomix.nnunet.checkpoints import STATE
+from nnunet_lomix.nnunet.internals import set_logged
 from nnunet_lomix.trainers.base import BaseTrainer, ends_with_a_sentence
 from nnunet_lomix.weights.history import plot_history, write_history
 
@@ -101,7 +102,7 @@ class nnUNetTrainerLoMix(BaseTrainer):
             f"{', '.join(self.operators) or 'none'}; weighting rule: {self.rule}; share of the anchor, {self.anchor}: "
             f"{self.share}; stride of the grid of pixels: {self.stride}"
         )
-        self.logger.local_logger.my_fantastic_logging[HISTORY] = []
+        set_logged(self, HISTORY, [])
         if self.is_ddp:
             for parameter in self.loss.parameters():
                 dist.broadcast(parameter.data, 0)
@@ -262,7 +263,7 @@ class nnUNetTrainerLoMix(BaseTrainer):
                     "this folder."
                 )
             self.print_to_log_file("The checkpoint has no LoMix state: the weights of the maps start anew.")
-            self.logger.local_logger.my_fantastic_logging[HISTORY] = [{} for _ in range(self.current_epoch)]
+            set_logged(self, HISTORY, [{} for _ in range(self.current_epoch)])
             return
         if kind_of(state) != kind_of(self._loss_state()):
             raise LoMixError(
@@ -275,7 +276,7 @@ class nnUNetTrainerLoMix(BaseTrainer):
             # its moments; learning rates, decay and kind of AdamW are those of the class, as it is now
             settings = self.loss_optimizer.state_dict()["param_groups"]
             self.loss_optimizer.load_state_dict(state["optimizer"] | {"param_groups": settings})
-        self.logger.local_logger.my_fantastic_logging[HISTORY] = state["history"]
+        set_logged(self, HISTORY, state["history"])
 
     def _loss_state(self) -> dict[str, Any]:
         """The part of our state that says what the loss is, and what it has learned."""

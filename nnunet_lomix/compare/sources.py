@@ -17,8 +17,7 @@ from nnunet_lomix.errors import LoMixError, UsageError
 from nnunet_lomix.nnunet.curves import CURVE_COLUMNS, read_all_curves
 from nnunet_lomix.nnunet.datasets import (
     SPLITS,
-    find_images,
-    find_labels,
+    find_part,
     find_root,
     list_cases,
     name_dataset,
@@ -182,7 +181,7 @@ def read_results(
     if "all" in folds:
         notes.append("Fold all is validated on the cases that it was trained with: this says nothing about others.")
     references = _pick_references(require_references(dataset), ending, cases)
-    images = find_images(dataset)
+    images = find_part(dataset, "imagesTr")
     _, reader = next(iter(planned.values()))
     return Source(
         references=references,
@@ -197,7 +196,7 @@ def read_results(
         folds=tuple(folds),
         notes=(*notes, *match_notes, *curve_notes),
         images=_list_images(images, ending, cases) if images else {},
-        spacings=_find_spacings(references, predictions.values(), reader, find_labels(dataset)),
+        spacings=_find_spacings(references, predictions.values(), reader, find_part(dataset, "labelsTr")),
         curves=curves,
     )
 

@@ -67,31 +67,25 @@ def claim_folder(out: Path, settings: Settings) -> Lock:
         LoMixError: ``out`` belongs to something else, to a demo of the same ``dim`` with other settings, or to a demo
             that runs.
     """
-    file = out / SETTINGS_FILE
+    file, wanted = out / SETTINGS_FILE, asdict(settings)
     if out.is_dir() and {entry.name for entry in out.iterdir()} - {LOCK} and not file.is_file():
         raise LoMixError(f"{out} is not empty and not the folder of a demo: choose another --out.")
     try:
         lock = Lock(out, "demo")
-        _note_settings(file, settings)
+        demos = read_json(file) if file.is_file() else {}
+        found = demos.setdefault(f"{settings.dim}D", wanted)
+        for name, value in wanted.items():
+            noted = found.get(name) if isinstance(found, dict) else found
+            if noted != value:
+                raise LoMixError(
+                    f"{file} is of a {settings.dim}D demo with {name} = {noted}, not {value}: choose another --out, or "
+                    "delete that folder."
+                )
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(demos, indent=4))
     except OSError as error:
         raise LoMixError(f"{out} can't be written ({error.strerror}): choose another --out.") from None
     return lock
-
-
-def _note_settings(file: Path, settings: Settings) -> None:
-    demos = read_json(file) if file.is_file() else {}
-    wanted = asdict(settings)
-    found = demos.setdefault(f"{settings.dim}D", wanted)
-    if not isinstance(found, dict):
-        raise LoMixError(f"{file} is damaged: choose another --out, or delete that file.")
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise LoMixError(
-                f"{file.parent} holds a {settings.dim}D demo with {name} = {found.get(name)}, not {value}: "
-                "choose another --out, or delete that folder."
-            )
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps(demos, indent=4))
 
 
 def find_device() -> str:

@@ -95,27 +95,18 @@ def require_references(dataset: str) -> Path:
         LoMixError: neither is there.
     """
     places = {"nnUNet_preprocessed": "gt_segmentations", "nnUNet_raw": "labelsTr"}
-    for variable, place in places.items():
-        root = find_root(variable)
-        if root is not None and (root / dataset / place).is_dir():
-            return root / dataset / place
-    looked = " nor ".join(f"{dataset}/{place} in {variable}" for variable, place in places.items())
+    for variable, part in places.items():
+        folder = find_part(dataset, part, variable)
+        if folder is not None:
+            return folder
+    looked = " nor ".join(f"{dataset}/{part} in {variable}" for variable, part in places.items())
     raise LoMixError(f"There are no references: neither {looked}; set these variables.")
 
 
-def find_images(dataset: str) -> Path | None:
-    """The folder of the raw training images of a dataset, by its name; None if it isn't there."""
-    return _find_raw(dataset, "imagesTr")
-
-
-def find_labels(dataset: str) -> Path | None:
-    """The folder of the raw training labels of a dataset, by its name; None if it isn't there."""
-    return _find_raw(dataset, "labelsTr")
-
-
-def _find_raw(dataset: str, place: str) -> Path | None:
-    root = find_root("nnUNet_raw")
-    return root / dataset / place if root is not None and (root / dataset / place).is_dir() else None
+def find_part(dataset: str, part: str, variable: str = "nnUNet_raw") -> Path | None:
+    """A folder of a dataset, by its name: ``imagesTr``, ``labelsTr``, …; None if it isn't there."""
+    root = find_root(variable)
+    return root / dataset / part if root is not None and (root / dataset / part).is_dir() else None
 
 
 def list_cases(folder: Path, ending: str) -> dict[str, Path]:

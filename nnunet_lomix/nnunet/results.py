@@ -44,16 +44,6 @@ class FoldFolder:
         files = (self.path / name for name in (FINAL, LATEST, BEST))
         return next((file for file in files if file.is_file()), None)
 
-    def read_summary(self) -> dict[str, Any]:
-        """nnU-Net's ``summary.json`` of the validation.
-
-        Raises:
-            LoMixError: it isn't there, or isn't nnU-Net's.
-        """
-        return read_json(
-            self.path / SUMMARY, "metric_per_case", "foreground_mean", remedy="run nnUNetv2_train with --val"
-        )
-
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -113,7 +103,7 @@ def read_json(
     Args:
         file: which.
         keys: that it must have.
-        remedy: what the user should do if it isn't there, for the message.
+        remedy: what the user should do if it isn't there or damaged, for the message.
         types: further keys that it must have, ``str`` or ``dict`` as nnU-Net gives them.
 
     Raises:
@@ -126,7 +116,7 @@ def read_json(
     except OSError as error:
         raise LoMixError(f"{file} can't be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:  # no JSON, or nested too deeply
-        raise LoMixError(f"{file} can't be read: {error}.") from None
+        raise LoMixError(f"{file} can't be read: {error}; {remedy}.") from None
     if not isinstance(content, dict) or not {*keys, *types} <= content.keys():
         raise LoMixError(f"{file} is not nnU-Net's: it lacks one of {', '.join((*keys, *types))}.")
     for key, kind in types.items():

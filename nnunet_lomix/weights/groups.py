@@ -1,8 +1,10 @@
 """Which folds are shown together: those of one model, but folds with few training cases apart from the others."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.nnunet.datasets import SPLITS, Split, find_root, read_splits, require_utf8
@@ -22,36 +24,33 @@ def read_groups(folders: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
         LoMixError: a folder is neither a model's nor a fold's, no fold has weights, a file can't be trusted, or folds
             of a group have different maps.
     """
-    models: dict[Path, dict[str, FoldFolder]] = {}
-    for fold in _list_all_folds(folders):
-        models.setdefault(fold.path.parent, {})[fold.path.name] = fold
-    groups, notes, left_out = [], [], []
-    for title, (model, folds) in zip(name_models(list(models)), models.items(), strict=True):
-        splits = _read_splits_of(model)
-        by_name: dict[str, list[FoldFolder]] = {}
-        for fold in folds.values():
-            by_name.setdefault(f"{title}{_describe_cases(fold, splits)}", []).append(fold)
+    read = {fold: read_history(fold) for fold in dict.fromkeys(_list_all_folds(folders))}
+    left_out = ", ".join(str(fold.path) for fold, history in read.items() if history is None)
+    found = {fold: history for fold, history in read.items() if history is not None}
+    if not found:
+        raise LoMixError(f"LoMix has not ended an epoch in {left_out}: wait for the first one, or name other folders.")
+    notes = [f"Without {left_out}: LoMix has not ended an epoch there."] if left_out else []
+    groups: dict[str, dict[str, pd.DataFrame]] = {}
+    models = list(dict.fromkeys(fold.path.parent for fold in found))
+    for model, title in zip(models, name_models(models), strict=True):
+        own, splits = [fold for fold in found if fold.path.parent == model], _read_splits_of(model)
         # nnU-Net's own split has 5 folds; further ones come from a splits_final.json
-        added = [name for name, fold in folds.items() if fold.fold.isdecimal() and int(fold.fold) >= 5]
-        if splits is None and 0 < len(added) < len(folds):
+        added = [fold.path.name for fold in own if fold.fold.isdecimal() and int(fold.fold) >= 5]
+        if splits is None and 0 < len(added) < len(own):
             notes.append(
                 f"{title} is one column, though {', '.join(added)} may have fewer training cases than the other folds: "
                 f"set nnUNet_preprocessed, in which {model.parent.name}/{SPLITS} says how many."
             )
-        for name, own in by_name.items():
-            found = {fold.path.name: read_history(fold) for fold in own}
-            left_out += [fold.path for fold in own if found[fold.path.name] is None]
-            histories = {fold: history for fold, history in found.items() if history is not None}
-            if len({frozenset(history) for history in histories.values()}) > 1:
-                raise LoMixError(f"{' and '.join(histories)} of {name} have different maps: show them one by one.")
-            for history in list(histories.values())[:1]:
-                groups.append(Group(name, histories, [m for m in map(parse_map, history) if m is not None]))
-    listed = ", ".join(map(str, left_out))
-    if not groups:
-        raise LoMixError(f"LoMix has not ended an epoch in {listed}: wait for the first one, or name other folders.")
-    if left_out:
-        notes.insert(0, f"Without {listed}: LoMix has not ended an epoch there.")
-    return groups, notes
+        for fold in own:
+            groups.setdefault(f"{title}{_describe_cases(fold, splits)}", {})[fold.path.name] = found[fold]
+    return [_make_group(name, histories) for name, histories in groups.items()], notes
+
+
+def _make_group(name: str, histories: Mapping[str, pd.DataFrame]) -> Group:
+    (first, *others) = histories.values()
+    if any(set(other) != set(first) for other in others):
+        raise LoMixError(f"{' and '.join(histories)} of {name} have different maps: show them one by one.")
+    return Group(name, histories, [m for m in map(parse_map, first) if m is not None])
 
 
 def _list_all_folds(folders: Sequence[str | Path]) -> Iterator[FoldFolder]:

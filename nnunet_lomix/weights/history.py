@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nnunet_lomix.errors import LoMixError, explaining
+from nnunet_lomix.errors import LoMixError, describe
 from nnunet_lomix.files import replacing
 from nnunet_lomix.loss.maps import ORIGINAL, Map
 from nnunet_lomix.nnunet.checkpoints import STATE, read_checkpoint
@@ -48,33 +48,37 @@ def read_history(fold: FoldFolder) -> pd.DataFrame | None:
     Raises:
         LoMixError: the checkpoint is another trainer's, or the file isn't right.
     """
-    file: Path | None = fold.path / TABLE
-    if file is not None and file.is_file():
-        with explaining(f"{file} can't be read"):
-            return _require_weights(pd.read_csv(file, index_col="epoch"), file)
-    file = fold.last_checkpoint()
-    if file is None:
+    table, checkpoint = fold.path / TABLE, fold.last_checkpoint()
+    if table.is_file():
+        remedy = "remove it, and the weights in the checkpoint are shown"
+        try:
+            history = pd.read_csv(table, index_col="epoch")
+        except Exception as error:  # pandas raises many kinds
+            raise LoMixError(f"{table} can't be read: {describe(error).rstrip('.')}; {remedy}.") from None
+        return _require_weights(history, table, remedy)
+    if checkpoint is None:
         return None
-    state = read_checkpoint(file).get(STATE)
+    state = read_checkpoint(checkpoint).get(STATE)
     if state is None:
-        raise LoMixError(f"{file} has no LoMix state: it was not written by a trainer of nnunet_lomix.")
-    # LoMix's trainer may have saved a finished checkpoint of another trainer again, without an epoch of its own
-    return _require_weights(pd.DataFrame(state["history"]), file) if any(state["history"]) else None
+        raise LoMixError(f"{checkpoint} has no LoMix state: it was not written by a trainer of nnunet_lomix.")
+    if not any(state["history"]):  # a finished checkpoint of another trainer, which LoMix's has saved again
+        return None
+    return _require_weights(pd.DataFrame(state["history"]), checkpoint, "name another folder")
 
 
-def _require_weights(history: pd.DataFrame, file: Path) -> pd.DataFrame:
+def _require_weights(history: pd.DataFrame, file: Path, remedy: str) -> pd.DataFrame:
     """Gives the history back, if it is a table of weights that can be shown; ``file`` is where it comes from.
 
     Raises:
-        LoMixError: it isn't.
+        LoMixError: it isn't; ends with the remedy.
     """
     numeric = all(pd.api.types.is_numeric_dtype(kind) for kind in history.dtypes)
     named = all(parse_map(name) is not None for name in history.columns)
     if not numeric or not named or "z_0" not in history or len(history.columns) < 2:
-        raise LoMixError(f"{file} is not a table of LoMix weights, a column for each map, z_0 among them.")
+        raise LoMixError(f"{file} is not a table of LoMix weights, a column for each map, z_0 among them: {remedy}.")
     last = history[-1:].to_numpy()
     if not np.isfinite(last).all() or (last < 0).any() or not last.any():
-        raise LoMixError(f"{file} has no weights for its last epoch.")
+        raise LoMixError(f"{file} has no weights for its last epoch: {remedy}.")
     return history
 
 

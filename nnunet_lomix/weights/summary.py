@@ -160,7 +160,8 @@ def _write_column(group: Group) -> dict[str, str]:
     if len(lengths) > 1:
         column["agreement"] = with_minus(f"{agreement(group):.2f}")
     for (kind, name), share in (100 * shares(group)).iterrows():
-        several = f" ({share['low']:.1f} to {share['high']:.1f})" if share["low"] < share["high"] else ""
+        low, high = (f"{share[end]:.1f}" for end in ("low", "high"))
+        several = f" ({low} to {high})" if low != high else ""
         gain = percent(100 * (share["mean"] / share["equal"] - 1))
         column[f"scale {name}" if kind == "scale" else name] = f"{share['mean']:.1f}{several} {gain:>6}"
     return column

@@ -1,10 +1,16 @@
-"""Downloads as they come out of their archives, with tiny images."""
+"""Downloads as they come out of their archives, with tiny images, and what becomes of them."""
 
+import json
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
+
+from nnunet_lomix.convert import convert
+from nnunet_lomix.errors import LoMixError
+from tests.conftest import NnUNet
 
 SCANS = (*range(1, 11), *range(21, 41))
 SHAPE = (4, 8, 8)  # z, y, x
@@ -102,3 +108,41 @@ def write_clinicdb(folder: Path, ending=".tif", size=(12, 16)) -> Path:
     names = map(str, range(1, 613))
     write_pictures(folder / "CVC-ClinicDB/Original", folder / "CVC-ClinicDB/Ground Truth", names, ending, size=size)
     return folder
+
+
+def read_all(folder: Path) -> tuple[dict, list, dict[str, np.ndarray]]:
+    """``dataset.json``, the folds, and the labels of all cases."""
+    description = json.loads((folder / "dataset.json").read_text())
+    ending = description["file_ending"]
+    labels = {
+        file.name.removesuffix(ending): sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+        for file in sorted((folder / "labelsTr").iterdir())
+    }
+    images = {file.name.removesuffix(f"_0000{ending}") for file in (folder / "imagesTr").iterdir()}
+    assert images == set(labels) and description["numTraining"] == len(labels)
+    folds = json.loads((folder / "splits_final.json").read_text())
+    assert {case for fold in folds for part in fold.values() for case in part} == set(labels)
+    for fold in folds:
+        assert not set(fold["train"]) & set(fold["val"])
+        assert all(len(set(part)) == len(part) for part in fold.values())
+    return description, folds, labels
+
+
+def require_nothing(nnunet: NnUNet) -> None:
+    left = [path for root in (nnunet.raw, nnunet.preprocessed) if root.exists() for path in root.iterdir()]
+    assert not left, left
+
+
+def refuse(kind: str, source: Path, nnunet: NnUNet, *texts: str) -> None:
+    """It is refused with these texts, and nothing is written."""
+    with pytest.raises(LoMixError) as raised:
+        convert(kind, source)
+    message = str(raised.value)
+    assert all(text in message for text in texts), message
+    require_nothing(nnunet)
+
+
+def replace(file: Path, content: bytes) -> None:
+    """Another file in its place, as it may be a link."""
+    file.unlink()
+    file.write_bytes(content)

@@ -8,12 +8,14 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from PIL import Image
 
+from nnunet_lomix.convert import convert
 from nnunet_lomix.convert.polyp import find, split, write_image, write_mask
 from nnunet_lomix.errors import LoMixError
 
-from .downloads import write_clinicdb, write_layout, write_picture
+from .downloads import draw_picture, read_all, write_clinicdb, write_layout, write_picture
 
 MASK = np.array([[0, 0, 1], [1, 1, 0]], np.uint8)
 
@@ -149,3 +151,18 @@ def test_names_that_become_one_are_refused(tmp_path):
         (folder / part / "2.tif").rename(folder / part / "01.tif")
     with pytest.raises(LoMixError, match="has pictures whose names differ by zeros or spaces alone"):
         find(folder)
+
+
+def test_clinicdb(whole, nnunet):
+    folder = convert("polyp", whole["polyp"])
+    description, folds, labels = read_all(folder)
+    assert folder.name == "Dataset603_CVCClinicDB" and description["labels"] == {"background": 0, "polyp": 1}
+    assert description["channel_names"] == {"0": "R", "1": "G", "2": "B"} and description["file_ending"] == ".png"
+    assert [(len(fold["train"]), len(fold["val"])) for fold in folds] == [(490, 61), (490, 61)] + 3 * [(25, 61)]
+    assert not set(folds[0]["val"]) & set(folds[1]["val"])
+    for number in range(1, 613):
+        picture, mask = draw_picture(str(number))
+        assert np.array_equal(labels[f"{number:03}"], mask // 255)
+        if number % 50 == 0:  # nnU-Net's own reader
+            channels, _ = NaturalImage2DIO().read_images([str(folder / f"imagesTr/{number:03}_0000.png")])
+            assert np.array_equal(channels[:, 0], picture.transpose(2, 0, 1))

@@ -82,7 +82,7 @@ def test_references_are_nnunets_copy_or_the_raw_labels(folders, monkeypatch):
 
 
 def test_images_are_those_that_nnunet_trains_on(folders, monkeypatch):
-    assert datasets.find_images(NAME) is None
+    assert datasets.find_part(NAME, "imagesTr") is None
     raw = folders / "raw" / NAME
     for part in ("imagesTr", "labelsTr"):
         (raw / part).mkdir()
@@ -91,18 +91,9 @@ def test_images_are_those_that_nnunet_trains_on(folders, monkeypatch):
         file.touch()
     known = get_filenames_of_train_images_and_targets(str(raw), {"file_ending": ".nii.gz"})
     assert known["a_1"]["images"] == [str(file) for file in files]
-    assert datasets.find_images(NAME) == files[0].parent
+    assert datasets.find_part(NAME, "imagesTr") == files[0].parent
     monkeypatch.delenv("nnUNet_raw")
-    assert datasets.find_images(NAME) is None
-
-
-def test_labels_are_the_raw_ones(folders, monkeypatch):
-    assert datasets.find_labels(NAME) is None
-    raw = folders / "raw" / NAME / "labelsTr"
-    raw.mkdir()
-    assert datasets.find_labels(NAME) == raw
-    monkeypatch.delenv("nnUNet_raw")
-    assert datasets.find_labels(NAME) is None
+    assert datasets.find_part(NAME, "imagesTr") is None
 
 
 def test_names_that_begin_with_a_dot_are_no_cases(tmp_path):

@@ -74,5 +74,7 @@ def test_a_checkpoint_that_lomix_only_saved_again_has_no_weights(fold, history):
 )
 def test_other_tables_are_refused(fold, table, text):
     (fold.path / "lomix_weights.csv").write_text(table)
-    with pytest.raises(LoMixError, match=f"lomix_weights.csv .*{text}"):
+    with pytest.raises(
+        LoMixError, match=f"lomix_weights.csv .*{text}.*[:;] remove it, and the weights in the checkpoint are shown.$"
+    ):
         read_history(fold)

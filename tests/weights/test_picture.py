@@ -110,6 +110,8 @@ def test_folds_are_shown_by_their_mean_and_range():
     assert bar.get_width() == pytest.approx(np.mean(add))
     ends = operators.collections[0].get_segments()[1][:, 0]
     np.testing.assert_allclose(ends, sorted(add))
+    dashed = [segment[0, 0] for segment in operators.collections[1].get_segments()]
+    np.testing.assert_allclose(dashed, 3 * [100 / 3])  # 4 of 12 maps each
     assert len(scales.patches) == 4 and sum(bar.get_width() for bar in scales.patches) == pytest.approx(100)
 
 
