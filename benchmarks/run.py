@@ -232,6 +232,19 @@ def echo_comparison(base: Record, new: Record) -> None:
 
 
 @main.command()
+@click.option(
+    "--folder", type=click.Path(file_okay=False, path_type=Path), default="nnunet_lomix_demo", show_default=True
+)
+def documents(folder: Path) -> None:
+    """Run the demo, and write the documents' pictures and tables anew. Needs chromium, and playwright."""
+    from documents import write_documents
+    from pictures import write_pictures
+
+    for file in [*write_pictures(folder), *write_documents()]:
+        click.echo(f"Written: {file}")
+
+
+@main.command()
 def tables() -> None:
     """Write the tables and the picture of the Markdown documents anew, from benchmarks/results."""
     from documents import write_documents

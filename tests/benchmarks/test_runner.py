@@ -242,6 +242,13 @@ def test_a_document_that_asks_for_what_is_not_there(module: Module, tmp_path: Pa
         module("documents").fill_tables(f"<!-- table: {mark} -->\n<!-- end of table -->\n", tmp_path)
 
 
+def test_the_pictures_are_of_the_present_defaults(module: Module) -> None:
+    """Else run `python benchmarks/run.py documents`, look at the pictures, and mend what the documents say of them."""
+    pictures = module("pictures")
+    notes = json.loads(pictures.NOTES.read_text())
+    assert notes["defaults"] == pictures.defaults_of(nnUNetTrainerLoMix)
+
+
 def test_the_documents_have_the_tables_of_the_results(module: Module) -> None:
     documents = module("documents")
     texts = [path.read_text() for path in documents.list_documents()]
