@@ -151,8 +151,9 @@ def _name_lines(ax: Axes, group: Group, colours: Mapping[str, ColorType]) -> Non
     named.sort(key=last.__getitem__)
     to_axes = ax.transData + ax.transAxes.inverted()
     steps = min(LABEL_DISTANCE, 1 / max(1, len(named) - 1)) * np.arange(len(named))
-    # each at the end of its line, or as little above it as the one below leaves room, and all beside the axes
-    without_steps = np.maximum.accumulate([to_axes.transform((0, last[m]))[1] for m in named] - steps)
+    # each at the end of its line, or as little above or below it as the others leave room, and all beside the axes
+    ends = np.array([to_axes.transform((0, last[m]))[1] for m in named]) - steps
+    without_steps = (np.maximum.accumulate(ends) + np.minimum.accumulate(ends[::-1])[::-1]) / 2
     heights = np.clip(without_steps, 0, 1 - steps[-1]) + steps
     for m, height in zip(named, heights, strict=True):
         colour = colours[m.operator]
