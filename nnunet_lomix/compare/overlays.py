@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
@@ -11,9 +12,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from nnunet_lomix.compare.sources import CaseFiles
+from nnunet_lomix.compare.sources import Source
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.nnunet.segmentations import Grid, read_image, read_segmentation, require_same_grid
+from nnunet_lomix.nnunet.segmentations import Grid, Reader, read_image, read_segmentation, require_same_grid
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; on grey images
 CLASS_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2")
@@ -29,37 +30,40 @@ class Overlays(NamedTuple):
     values: set[int]
 
 
-def draw_overlays(files: CaseFiles, values: Sequence[int]) -> Overlays:
+def draw_overlays(source: Source, case: str, values: Sequence[int]) -> Overlays:
     """Each prediction as areas over the image, the reference as outlines, in the colours of the classes; in 3D a slice.
 
-    All files are read as they are for the scores. The slice is across the axis with the coarsest voxels: of those with
-    reference the one where the predictions differ in most voxels.
+    All files are read as they are for the scores; of several seeds the first is drawn. The slice is across the axis
+    with the coarsest voxels: of those with reference the one where the predictions differ in most voxels. An image that
+    isn't there, can't be read or has another shape than the reference leaves the ground black.
 
     Args:
-        files: of the case; an image that isn't there, can't be read or has another shape than the reference leaves the
-            ground black.
+        source: has the files.
+        case: which.
         values: the labels to draw, in the order of ``CLASS_COLOURS``.
 
     Raises:
         LoMixError: a segmentation can't be read, or has another shape or spacing than the reference.
     """
-    expected, grid = read_segmentation(files.reference, files.reader, files.spacing)
+    spacing = source.spacings.get(case)
+    expected, grid = read_segmentation(source.references[case], source.reader, spacing)
     predicted = {}
-    for trainer, file in files.predictions.items():
-        predicted[trainer], own_grid = read_segmentation(file, files.reader, files.spacing)
+    for trainer in source.trainers:
+        file = source.predictions[trainer, 0][case]
+        predicted[trainer], own_grid = read_segmentation(file, source.reader, spacing)
         require_same_grid(file, own_grid, grid, placed=False)
-    ground = _read_ground(files, expected.shape)
+    ground = _read_ground(source.images.get(case), source.reader, expected.shape)
     where = ""
-    spacing = np.array(grid.spacing)
+    sizes = np.array(grid.spacing)
     if expected.ndim == 3:
-        axis = expected.shape.index(1) if 1 in expected.shape else int(spacing.argmax())
+        axis = expected.shape.index(1) if 1 in expected.shape else int(sizes.argmax())
         index = _pick_slice(expected, list(predicted.values()), axis)
         where = f"slice {index + 1} of {expected.shape[axis]}"
         ground, expected = _cut(ground, index, axis, grid), _cut(expected, index, axis, grid)
         predicted = {trainer: _cut(labels, index, axis, grid) for trainer, labels in predicted.items()}
-        spacing = np.delete(spacing, axis)
+        sizes = np.delete(sizes, axis)
     window = _crop((expected > 0) | np.any([labels > 0 for labels in predicted.values()], axis=0))
-    aspect = spacing[0] / spacing[1]
+    aspect = sizes[0] / sizes[1]
     found = {int(value) for labels in (expected, *predicted.values()) for value in np.unique(labels[window])}
     pictures = {
         trainer: _draw_overlay(ground[window], expected[window], labels[window], aspect, values)
@@ -68,10 +72,10 @@ def draw_overlays(files: CaseFiles, values: Sequence[int]) -> Overlays:
     return Overlays(pictures, where, found.intersection(values))
 
 
-def _read_ground(files: CaseFiles, shape: tuple[int, ...]) -> np.ndarray:
+def _read_ground(file: Path | None, reader: Reader, shape: tuple[int, ...]) -> np.ndarray:
     """Grey values of the image; zeros where there is none that fits."""
     try:
-        image = np.zeros(shape) if files.image is None else read_image(files.image, files.reader)
+        image = np.zeros(shape) if file is None else read_image(file, reader)
     except LoMixError:  # a picture without its ground is better than none
         return np.zeros(shape)
     return image if image.shape == shape else np.zeros(shape)

@@ -194,11 +194,10 @@ def _explain(error: Exception) -> str:
 
 def _draw_overlays(findings: Findings, values: list[int]) -> tuple[list[Overlay], list[str]]:
     """Pictures of the cases that differ most, and those that can't be drawn, each with the reason."""
-    files = findings.result.source.files
     drawn, undrawn = [], []
     for case in list(findings.differing)[:SHOWN_CASES]:
         try:
-            pictures, where, found = draw_overlays(files[case], values)
+            pictures, where, found = draw_overlays(findings.result.source, case, values)
         except Exception as error:  # as for _draw
             undrawn.append(f"{case} ({_explain(error)})")
             continue

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 from joblib import Parallel, delayed
@@ -47,24 +47,6 @@ PLANNED = ("spacing", "patch_size", "batch_size", "normalization_schemes", "arch
 
 Training = tuple[str, int]  # a trainer's name, and which of its seeds
 Value = TypeVar("Value")
-
-
-class CaseFiles(NamedTuple):
-    """The files of a case, and how they are read.
-
-    Attributes:
-        image: its first channel, where it is known.
-        reference: the reference segmentation.
-        predictions: of each trainer.
-        reader: class of nnU-Net that reads them.
-        spacing: mm along each axis, for files that should have it beside them and don't.
-    """
-
-    image: Path | None
-    reference: Path
-    predictions: dict[str, Path]
-    reader: Reader
-    spacing: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,20 +95,6 @@ class Source:
     def trainers(self) -> list[str]:
         """Names, the reference first."""
         return list(dict.fromkeys(trainer for trainer, _ in self.predictions))
-
-    @property
-    def files(self) -> dict[str, CaseFiles]:
-        """For each case its image, its reference, and the prediction of each trainer's first seed."""
-        return {
-            case: CaseFiles(
-                self.images.get(case),
-                reference,
-                {name: self.predictions[name, 0][case] for name in self.trainers},
-                self.reader,
-                self.spacings.get(case),
-            )
-            for case, reference in self.references.items()
-        }
 
 
 # nnU-Net's results folder

@@ -103,7 +103,7 @@ def forget_predicted_spacings(nnunet: Path):
 @pytest.mark.parametrize("damage", [lambda nnunet: None, forget_raw_labels, forget_predicted_spacings])
 def test_tiff_datasets_have_their_spacing(tiffs, damage, capsys):
     damage(tiffs)
-    assert read().files["a"].spacing == SPACING  # for the pictures
+    assert read().spacings["a"] == SPACING  # for the pictures
     result = compare(read())
     assert value(result, "HD95", "A") == 0
     assert value(result, "HD95", "B") == 3.0  # a shift by one slice

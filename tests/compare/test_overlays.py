@@ -14,7 +14,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from PIL import Image
 
 from nnunet_lomix.compare.overlays import CLASS_COLOURS, draw_overlays
-from nnunet_lomix.compare.sources import CaseFiles
+from nnunet_lomix.compare.sources import Source
 from nnunet_lomix.errors import LoMixError
 from tests.nnunet.files import SPACING, save, save_nifti, save_tiff
 
@@ -28,12 +28,23 @@ def block(*corner, shape=SHAPE, size=2) -> np.ndarray:
     return labels
 
 
-def case(reference, predictions, image=None, reader=SimpleITKIO, spacing=None) -> CaseFiles:
-    return CaseFiles(image, reference, predictions, reader, spacing)
+def case(reference, predictions, image=None, reader=SimpleITKIO, spacing=None) -> Source:
+    return Source(
+        references={"a": reference},
+        predictions={(trainer, 0): {"a": file} for trainer, file in predictions.items()},
+        folders={},
+        labels={"x": (1,)},
+        ignore=None,
+        reader=reader,
+        dataset="test",
+        label_source="test",
+        images={"a": image} if image else {},
+        spacings={"a": spacing} if spacing else {},
+    )
 
 
-def draw(files: CaseFiles, values=(1,)) -> tuple[dict[str, bytes], str]:
-    pictures, where, _ = draw_overlays(files, values)
+def draw(source: Source, values=(1,)) -> tuple[dict[str, bytes], str]:
+    pictures, where, _ = draw_overlays(source, "a", values)
     return pictures, where
 
 
@@ -181,7 +192,7 @@ def test_outlines_have_the_colours_of_their_classes(tmp_path):
     labels = np.zeros((40, 40), np.uint8)
     labels[8:32, 8:20], labels[8:32, 20:32] = 1, 2
     reference, nothing = save(labels, tmp_path / "r.mha"), save(np.zeros_like(labels), tmp_path / "p.mha")
-    pictures, _, values = draw_overlays(case(reference, {"A": nothing}), [1, 2, 3])
+    pictures, _, values = draw_overlays(case(reference, {"A": nothing}), "a", [1, 2, 3])
     assert values == {1, 2}  # of those that are asked for, what the legend should name
 
     def where(colour: str) -> np.ndarray:

@@ -10,9 +10,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
-from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from skimage.io import imsave
 
 from nnunet_lomix.compare import compare, read_folders, read_results
 from nnunet_lomix.errors import LoMixError, UsageError
@@ -24,7 +22,7 @@ def read(*trainers: str, **options):
 
 
 def test_pairs_cases_of_all_folds(trees):
-    a, b = trees.add("A", 1), trees.add("B", 2)
+    _, b = trees.add("A", 1), trees.add("B", 2)
     source = read()
     assert list(source.predictions) == [("A", 0), ("B", 0)] and source.trainers == ["A", "B"]
     assert source.predictions["B", 0]["c"] == b / "fold_1" / "validation" / "c.nii.gz"
@@ -32,13 +30,6 @@ def test_pairs_cases_of_all_folds(trees):
     assert source.labels == {"liver": (1,), "tumour": (2,)} and source.ignore is None
     assert source.reader is SimpleITKIO and source.folds == ("0", "1") and not source.notes
     assert list(read(folds=["0"]).references) == ["a", "b"]
-    assert source.files["a"] == (
-        None,
-        source.references["a"],
-        {t: f / "fold_0/validation/a.nii.gz" for t, f in (("A", a), ("B", b))},
-        SimpleITKIO,
-        None,
-    )
 
 
 def test_regions_and_ignored_label(trees):
@@ -333,22 +324,13 @@ def test_without_dataset_json_labels_are_the_values_of_the_references(folders):
     assert source.reader is SimpleITKIO
 
 
-def test_pictures(tmp_path):
-    for name in ("truth", "old", "new"):
-        (tmp_path / name).mkdir()
-        imsave(tmp_path / name / "x.png", np.eye(9, dtype=np.uint8), check_contrast=False)
-    source = read_folders(tmp_path / "truth", [tmp_path / "old", tmp_path / "new"])
-    assert source.reader is NaturalImage2DIO and source.labels == {"1": (1,)}
-    assert compare(source).scores.query("metric == 'Dice'")["value"].eq(1).all()
-
-
 def test_images_of_plain_folders_are_for_the_pictures(folders):
     write(folders / "images" / "a_0000.nii.gz", 5)
     with pytest.raises(LoMixError, match="images has no b_0000.nii.gz"):
         read_plain(folders, images=folders / "images")
     write(folders / "images" / "b_0000.nii.gz", 6)
     source = read_plain(folders, images=folders / "images")
-    assert [source.files[case][0] for case in "ab"] == [folders / "images" / f"{case}_0000.nii.gz" for case in "ab"]
+    assert [source.images[case] for case in "ab"] == [folders / "images" / f"{case}_0000.nii.gz" for case in "ab"]
     with pytest.raises(LoMixError, match="There is no folder .*pictures: check --images"):
         read_plain(folders, images=folders / "pictures")
 
@@ -406,7 +388,6 @@ def test_references_without_predictions_are_left_out(folders):
         (lambda f: (f / "new" / "b.nii.gz").unlink(), r"new lacks cases that others have, b"),
         (lambda f: (f / "data/truth/b.nii.gz").unlink(), r"truth has no reference of b"),
         (lambda f: shutil.rmtree(f / "new"), r"no folder .*new"),
-        (lambda f: write(f / "data/truth/c.nrrd", 0), r"truth must have files of one kind.*\.nii\.gz, \.nrrd"),
         (
             lambda f: [
                 (f / n / "dataset.json").write_text(json.dumps(d)) for n, d in (("old", CLASSES), ("new", REGIONS))
