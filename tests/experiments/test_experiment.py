@@ -96,17 +96,6 @@ def test_what_is_required(tmp_path):
         read_experiment(tmp_path / "latin.yaml", {})
 
 
-@settings(deadline=None)
-@given(st.binary(max_size=200))
-def test_any_file_gives_an_experiment_or_a_sentence(tmp_path_factory, content):
-    file = tmp_path_factory.mktemp("fuzz") / "plan.yaml"
-    file.write_bytes(content)
-    try:
-        read_experiment(file, {"trainers": ("A",)})
-    except LoMixError as error:
-        assert "\n" not in str(error)
-
-
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
