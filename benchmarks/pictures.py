@@ -14,7 +14,8 @@ IMAGES = ROOT / "docs" / "images"
 NOTES = IMAGES / "demo.json"
 WEIGHTS = "lomix_weights.png"
 WIDTH = 1000  # pixels of the page
-SECTIONS = {"compare_report.png": None, "compare_plots.png": "#differences", "compare_overlays.png": "#overlays"}  # None: the top of the page
+# of the report; None is the top of the page
+SECTIONS = {"compare_report.png": None, "compare_plots.png": "#differences", "compare_overlays.png": "#overlays"}
 
 
 def write_pictures(folder: Path, images: Path = IMAGES) -> list[Path]:
