@@ -155,8 +155,7 @@ class MetricTable:
 
     def subtract(self, trainer: str, reference: str) -> pd.DataFrame:
         """Paired differences: a row for each case, a column for each class."""
-        by_trainer = (self.values.xs(name, axis=1, level="trainer") for name in (trainer, reference))
-        candidate, other = by_trainer
+        candidate, other = (self.values.xs(name, axis=1, level="trainer") for name in (trainer, reference))
         return candidate - other
 
 
