@@ -13,7 +13,7 @@ from nnunet_lomix.trainers import nnUNetTrainerLoMix
 IMAGES = ROOT / "docs" / "images"
 NOTES = IMAGES / "demo.json"
 WEIGHTS = "lomix_weights.png"
-WIDTH = 1000  # pixels of the page
+WIDTH = 1000  # pixels of the page, and most height of a picture
 # of the report; None is the top of the page
 SECTIONS = {"compare_report.png": None, "compare_plots.png": "#differences", "compare_overlays.png": "#overlays"}
 
@@ -41,7 +41,9 @@ def take_pictures(page_file: Path, images: Path) -> None:
         page = browser.new_page(viewport={"width": WIDTH, "height": WIDTH})
         page.goto(page_file.as_uri())
         for name, section in SECTIONS.items():
-            (page if section is None else page.locator(section)).screenshot(path=images / name)
+            place = page.locator(section or "body").bounding_box()
+            clip = {**place, "height": min(place["height"], WIDTH)}
+            page.screenshot(path=images / name, full_page=True, clip=clip)
         browser.close()
 
 

@@ -64,7 +64,8 @@ def test_whoever_waits_for_a_moment_gets_it(tmp_path, start):
 
 
 def test_a_killed_process_holds_nothing_though_its_child_lives_who_holds_nothing_either(tmp_path, start):
-    fork = "child = os.fork(); child or print(is_locked(folder), flush=True); child and print(child, flush=True); "
+    # each a single write, as the lines of two processes would mix
+    fork = "child = os.fork(); os.write(1, f'{child or is_locked(folder)}\\n'.encode()); "
     holder, _ = start(TAKE + fork + "time.sleep(99)", tmp_path)
     lines = {holder.stdout.readline().strip(), holder.stdout.readline().strip()}
     (child,) = map(int, lines - {"True"})  # it has not taken its parent's lock for its own
