@@ -26,9 +26,8 @@ def faults(monkeypatch):
 def test_what_real_trainings_lose(faults, own_results):
     nnunet = own_results("classes")
     variables = faults.training_variables(nnunet.variables, epochs=2)
-    reference, killed, stopped = (
-        faults.Training(nnunet.folder / name, "Dataset701_classes", variables)
-        for name in ("whole", "killed", "stopped")
+    reference, killed = (
+        faults.Training(nnunet.folder / name, "Dataset701_classes", variables) for name in ("whole", "killed")
     )
     kills = [(faults.Moment(7, writing=True, delay=0.01), signal.SIGKILL)]  # the second checkpoint of the first epoch
     with ThreadPoolExecutor(1) as pool:
@@ -37,7 +36,3 @@ def test_what_real_trainings_lose(faults, own_results):
         assert whole.result() == 0, reference.output
     (row,) = faults.judge(rows, killed, reference)
     assert row["exit"] == -signal.SIGKILL and row["equal"] and row["epochs_lost"] <= 1
-
-    (row,) = faults.judge(faults.interrupt(stopped, [(faults.Moment(3), signal.SIGTERM)]), stopped, reference)
-    assert (row["exit"], row["equal"], row["resumed_from"]) == (128 + signal.SIGTERM, True, 0)
-    assert 0 < row["epochs_lost"] <= 1

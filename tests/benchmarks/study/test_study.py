@@ -106,7 +106,8 @@ def test_a_mixture_is_that_of_all_outputs_at_full_resolution() -> None:
 
 
 def oracle_fusion(a: torch.Tensor, b: torch.Tensor, fusion: nn.Module) -> torch.Tensor:
-    scores = [torch.einsum("c,bcyx->byx", fusion.weight[i], z) + fusion.bias[i] for i, z in enumerate((a, b))]
+    rows = [(row[3 * i : 3 * i + 3], row[-1]) for i, row in enumerate(fusion.weight[0])]
+    scores = [torch.einsum("c,bcyx->byx", w, z) + bias for (w, bias), z in zip(rows, (a, b), strict=True)]
     first = (scores[0] - scores[1]).sigmoid()[:, None]
     return first * a + (1 - first) * b
 
