@@ -92,7 +92,8 @@ class LoMixLoss(nn.Module):
         weight_ce, weight_dice: factors of the two terms of L_i.
         smooth: smoothing of the Dice.
         ddp: outputs are spread over the ranks of ``torch.distributed``: ``batch_dice`` is then that of all ranks.
-            The parameters of this module belong to no DDP wrapper: average their gradients yourself.
+            The parameters of this module need the mean of the gradients of all ranks: by a DDP wrapper around a module
+            that has and computes this loss, or by yourself.
         backend: "plain" or "fused"; None for the one that suits the case (docs/method.md). Which one computes is
             logged once.
 
@@ -279,8 +280,14 @@ class LoMixLoss(nn.Module):
         return (losses.detach() - self.criterion.minimum).clamp_min(0).to(dtype)
 
     def observe(self, observed: Tensor) -> None:
-        """Count a training step and show the rule its losses, as from :meth:`observed`; under DDP the ranks' mean."""
-        self.rule.observe(SumOverRanks.apply(observed) / dist.get_world_size() if self.criterion.ddp else observed)
+        """Count a training step, and show the rule its losses, as from :meth:`observed`.
+
+        Where there is a process group it sees the mean of all ranks, so that their weights start alike, whoever made
+        the group: each rank has to make the step.
+        """
+        if dist.is_available() and dist.is_initialized():
+            observed = SumOverRanks.apply(observed) / dist.get_world_size()
+        self.rule.observe(observed)
 
     def _backend_for(self, dtype: torch.dtype, target: Tensor) -> Backend:
         """The named backend, or the one that suits; logged, as a warning if it isn't the named one.
