@@ -5,8 +5,10 @@ trainers show the sentence alone, without a traceback.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+SHOWN = 5  # names in a sentence
 
 
 class LoMixError(Exception):
@@ -51,3 +53,14 @@ def explaining(what: str) -> Iterator[None]:
     # a module that is imported may end the process
     except (Exception, SystemExit) as error:
         raise LoMixError(f"{what}: {describe(error).rstrip('.')}.") from error
+
+
+def shorten(names: Iterable[object], separator: str = ", ") -> str:
+    """The first few of some names, each once, and how many more there are.
+
+    >>> shorten("abcadefgh")
+    'a, b, c, d, e and 3 more'
+    """
+    listed = list(dict.fromkeys(map(str, names)))
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return separator.join(listed[:SHOWN]) + more

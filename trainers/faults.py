@@ -10,12 +10,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 from torch import distributed as dist
 
-from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.errors import LoMixError, shorten
 from nnunet_lomix.loss.criterion import ClassCriterion, RegionCriterion
 
 # Left out one after the other; a gradient scaler needs 16 to come from its first scale, 2^16, down to 1.
 MOST_IN_A_ROW = 25
-MOST_NAMES = 5  # of maps, or of cases, in a sentence
 REMEDY = (
     "Continue from the last checkpoint with --c; if it happens again, give a subclass of the trainer a lower "
     "initial_lr, or operators without 'multiply', whose products of logits grow fastest."
@@ -93,13 +92,13 @@ class Faults:
         broken = [case for case, is_finite in zip(fault.cases, finite, strict=True) if not is_finite]
         if broken:
             self._end_training(
-                f": the preprocessed image of {some(broken)} has values that are NaN or infinite: mend the image, run "
-                "nnUNetv2_preprocess again, and continue the training with --c."
+                f": the preprocessed image of {shorten(broken)} has values that are NaN or infinite: mend the image, "
+                "run nnUNetv2_preprocess again, and continue the training with --c."
             )
         if self.trainer.grad_scaler is None and self.trainer.network.training:
             self._end_training(
-                f": the loss wasn't finite in the maps {some(fault.parts)}, with the cases {some(fault.cases)}, and "
-                f"nothing leaves out such a step on this device: the network is lost. {REMEDY}"
+                f": the loss wasn't finite in the maps {shorten(fault.parts)}, with the cases {shorten(fault.cases)}, "
+                f"and nothing leaves out such a step on this device: the network is lost. {REMEDY}"
             )
         self.losses.append(fault)
 
@@ -138,8 +137,8 @@ class Faults:
         if faults:
             self._log(
                 f": losses in {phase} that weren't finite: {len(faults)}; maps: "
-                f"{some([name for fault in faults for name in fault.parts])}; cases: "
-                f"{some([name for fault in faults for name in fault.cases])}."
+                f"{shorten(name for fault in faults for name in fault.parts)}; cases: "
+                f"{shorten(name for fault in faults for name in fault.cases)}."
             )
         left_out, longest_row = self._left_out, self._longest_row
         self._left_out = self._longest_row = 0
@@ -163,7 +162,7 @@ class Faults:
         broken = [name for name, t in tensors.items() if not t.isfinite().all()]
         if broken:
             self._end_training(
-                f": {some(broken)} of the network or its loss have values that aren't finite, so {filename} was not "
+                f": {shorten(broken)} of the network or its loss have values that aren't finite, so {filename} was not "
                 f"written. {REMEDY}"
             )
 
@@ -179,16 +178,3 @@ class Faults:
 def names_of(batch: dict) -> list[str]:
     """The cases of a batch; nnU-Net's own data loader names them."""
     return [str(key) for key in batch.get("keys", [f"sample {i} of the batch" for i in range(len(batch["data"]))])]
-
-
-def some(names: list[str]) -> str:
-    """The first of some names, each once, and how many more there are.
-
-    >>> some(["z_0", "z_1", "z_0"])
-    'z_0, z_1'
-    >>> some([f"z_{j}" for j in range(7)])
-    'z_0, z_1, z_2, z_3, z_4 and 2 more'
-    """
-    names = list(dict.fromkeys(names))
-    more = len(names) - MOST_NAMES
-    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

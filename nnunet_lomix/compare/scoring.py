@@ -18,8 +18,8 @@ from rich.progress import track
 from scipy.ndimage import find_objects
 
 from nnunet_lomix.compare.metrics import METRICS, USUAL, choose_metrics
-from nnunet_lomix.compare.sources import Source, shorten
-from nnunet_lomix.errors import LoMixError, UsageError
+from nnunet_lomix.compare.sources import Source
+from nnunet_lomix.errors import LoMixError, UsageError, shorten
 from nnunet_lomix.files import replacing
 from nnunet_lomix.nnunet.segmentations import Reader, read_segmentation, require_same_grid
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from joblib import Parallel, delayed
 
-from nnunet_lomix.errors import LoMixError, UsageError
+from nnunet_lomix.errors import LoMixError, UsageError, shorten
 from nnunet_lomix.nnunet.curves import CURVE_COLUMNS, read_all_curves
 from nnunet_lomix.nnunet.datasets import (
     SPLITS,
@@ -41,7 +41,6 @@ from nnunet_lomix.nnunet.segmentations import (
 )
 
 MEAN = "mean"  # the name of the mean over classes
-SHOWN = 5  # names in a message
 # what all trainers must have alike in their plans
 PLANNED = ("spacing", "patch_size", "batch_size", "normalization_schemes", "architecture")
 
@@ -190,7 +189,7 @@ def _find_models(
     for folder in folders:
         if not folder.is_dir():
             there = sorted(file.parent.name for file in folder.parent.glob(f"*/{PLANS}"))
-            close = get_close_matches(folder.name, there, SHOWN, 0.7)
+            close = get_close_matches(folder.name, there, 5, 0.7)
             hint = f"did you mean {shorten(close, ' or ')}?" if close else f"there is {shorten(there) or 'nothing'}."
             raise LoMixError(f"There is no {folder.name!r} in {folder.parent}; {hint}")
     _require_one_name_each(trainers, names, "--trainers")
@@ -237,7 +236,7 @@ def _advise(folds: Iterable[FoldFolder]) -> str:
     untrained = [f"{fold.path.parent.name}/{fold.path.name}" for fold in folds if not fold.is_finished()]
     if not untrained:
         return "run nnUNetv2_train with --val"
-    return f"train with nnUNetv2_train, as {shorten(dict.fromkeys(untrained))} isn't trained to the end"
+    return f"train with nnUNetv2_train, as {shorten(untrained)} isn't trained to the end"
 
 
 def _list_validation(model: ModelFolder, folds: Sequence[str], ending: str) -> dict[str, tuple[str, Path]]:
@@ -573,14 +572,3 @@ def _list_images(folder: Path, ending: str, cases: Iterable[str]) -> dict[str, P
     """The first channel of each case's image, where it is there."""
     files = {case: folder / name_image(case, 0, ending) for case in cases}
     return {case: file for case, file in files.items() if file.exists()}
-
-
-def shorten(names: Iterable[object], separator: str = ", ") -> str:
-    """The first few names, and how many more there are.
-
-    >>> shorten("abcdefgh")
-    'a, b, c, d, e and 3 more'
-    """
-    listed = [str(name) for name in names]
-    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return separator.join(listed[:SHOWN]) + more

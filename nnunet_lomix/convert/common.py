@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_lomix.compare.sources import shorten
-from nnunet_lomix.errors import LoMixError, explaining
+from nnunet_lomix.errors import LoMixError, explaining, shorten
 from nnunet_lomix.nnunet.datasets import require_utf8
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".rar", ".7z")

@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nnunet_lomix.compare.sources import shorten
 from nnunet_lomix.convert.common import Case, Download, advise
-from nnunet_lomix.errors import LoMixError, explaining
+from nnunet_lomix.errors import LoMixError, explaining, shorten
 from nnunet_lomix.nnunet.datasets import is_hidden
 from nnunet_lomix.splits import draw
 

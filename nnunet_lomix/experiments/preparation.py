@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.errors import LoMixError, shorten
 from nnunet_lomix.experiments.training import Training
 from nnunet_lomix.locks import Lock
 from nnunet_lomix.nnunet.commands import run_command
@@ -145,6 +145,5 @@ def find_obstacle(training: Training) -> str:
     lacking = sorted(cases - {file.stem for file in predicted.glob("*")})
     if cases and not lacking:
         return ""
-    names = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
     obstacle = f"{first} of its trainer, which must be trained and validated on all folds"
-    return f"{obstacle}, and has not predicted {names}" if names else obstacle
+    return f"{obstacle}, and has not predicted {shorten(lacking)}" if lacking else obstacle
