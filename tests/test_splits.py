@@ -83,12 +83,13 @@ def test_what_is_there_stays_and_is_backed_up(dataset):
 
 
 def test_twice_adds_nothing(dataset):
-    run("-d", 123, "--train-fraction", 0.2)
+    run("-d", 123, "--train-fraction", 0.3)
+    assert len(read(dataset)[-1]["train"]) == 5  # of 16, the nearest number
     before = {file: file.read_bytes() for file in dataset.glob("*.json")}
-    output = run("-d", 123, "--train-fraction", 0.2)
+    output = run("-d", 123, "--train-fraction", 0.3)
     assert {file: file.read_bytes() for file in dataset.glob("*.json")} == before
     assert "Nothing to add" in output and "was there: drawn from fold 0 with seed 1" in output
-    run("-d", 123, "--train-fraction", 0.2, "--seeds", 4)
+    run("-d", 123, "--train-fraction", 0.3, "--seeds", 4)
     assert len(read(dataset)) == 9
 
 
