@@ -1,4 +1,8 @@
-"""Two ranks (gloo) outside nnU-Net: plain DDP around a module that holds the loss keeps one set of weights."""
+"""Two ranks (gloo) outside nnU-Net, by plain DDP and by Lightning: they keep one set of weights."""
+
+import os
+import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +11,8 @@ from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_lomix import LoMixLoss
+
+STEPS = 5
 
 
 class Module(nn.Module):
@@ -22,26 +28,66 @@ class Module(nn.Module):
         return self.loss([self.fine(image), self.coarse(image)], target)
 
 
-def train(rank, store, results):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    module = DistributedDataParallel(Module())
-    optimizer = torch.optim.Adam(module.parameters(), 1e-2)
-    generator = torch.Generator().manual_seed(rank)  # each rank has batches of its own
-    for _ in range(5):
-        image = torch.randn(2, 1, 8, 8, generator=generator)
+def batches(rank):
+    """Each rank has batches of its own."""
+    generator = torch.Generator().manual_seed(rank)
+    images = [torch.randn(2, 1, 8, 8, generator=generator) for _ in range(STEPS)]
+    return [(image, (image > rank - 0.5).long()) for image in images]
+
+
+def plain(rank, module):
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    parallel = DistributedDataParallel(module)
+    optimizer = torch.optim.Adam(parallel.parameters(), 1e-2)
+    for image, target in batches(rank):
         optimizer.zero_grad()
-        module(image, (image > rank - 0.5).long()).backward()
+        parallel(image, target).backward()
         optimizer.step()
+
+
+def lightning(rank, module):
+    import lightning
+
+    class LightningModule(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def training_step(self, batch, batch_idx):
+            return self.module(*batch)
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), 1e-2)
+
+    os.environ["LOCAL_RANK"] = str(rank)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, use_distributed_sampler=False, **quiet
+    )
+    trainer.fit(LightningModule(), torch.utils.data.DataLoader(batches(rank), batch_size=None))
+
+
+def train(rank, way, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    module = Module()
+    way(rank, module)
     with torch.no_grad():  # a validation of one rank alone waits for nobody
         if rank == 0:
-            module.module(image, (image > 0).long())
-    torch.save(module.module.loss.state_dict(), f"{results}_{rank}.pt")
+            module(*batches(0)[0])
+    torch.save(module.loss.state_dict(), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed")
-def test_ranks_of_plain_ddp_keep_the_same_weights(tmp_path):
-    multiprocessing.spawn(train, (tmp_path / "store", tmp_path / "loss"), nprocs=2)
-    first, second = (torch.load(tmp_path / f"loss_{rank}.pt") for rank in (0, 1))
-    assert first["rule.steps"] == 5 and first["rule.theta"].std() > 0
+@pytest.mark.parametrize("way", [plain, lightning])
+def test_ranks_keep_the_same_weights(tmp_path, monkeypatch, way):
+    if way is lightning:
+        pytest.importorskip("lightning")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # the processes import this module
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(train, (way, port, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["rule.steps"] == STEPS and first["rule.theta"].std() > 0
     torch.testing.assert_close(first, second, rtol=0, atol=0)
