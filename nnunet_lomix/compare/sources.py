@@ -202,7 +202,8 @@ def _choose_folds(
 ) -> tuple[list[str], list[str]]:
     """The folds to compare, and notes on those left out, which ``intersection`` allows if any training has them."""
     validated = {
-        model: {fold.fold for fold in model.folds() if list_cases(fold.validation, ending)} for model in models
+        model: {f.fold for f in model.folds() if list_cases(f.validation, ending) and not f.has_stale_validation()}
+        for model in models
     }
     by_any = set().union(*validated.values())
     wanted = list(dict.fromkeys(wanted)) or sorted(by_any - {"all"}, key=lambda fold: (len(fold), fold))
@@ -217,7 +218,7 @@ def _choose_folds(
         missing = [fold for fold in wanted if model in lacking[fold]]
         if [fold for fold in missing if not intersection or fold not in by_any]:
             raise LoMixError(
-                f"{model.path} has no validation of fold {shorten(missing)}: {_advise(map(model.fold, missing))}, "
+                f"{model.path} has no validation of fold {shorten(missing)}: {_advise([*map(model.fold, missing)])}, "
                 "choose folds by -f, or compare the common ones by --intersection."
             )
     common = [fold for fold in wanted if not lacking[fold]]
@@ -231,8 +232,11 @@ def _choose_folds(
     return common, [note] if left_out else []
 
 
-def _advise(folds: Iterable[FoldFolder]) -> str:
+def _advise(folds: Sequence[FoldFolder]) -> str:
     """What makes validations of folds, which nnU-Net can't validate before they are trained."""
+    stale = [f"{fold.path.parent.name}/{fold.path.name}" for fold in folds if fold.has_stale_validation()]
+    if stale:
+        return f"the checkpoint of {shorten(stale)} is newer than its validation: run nnUNetv2_train with --val"
     untrained = [f"{fold.path.parent.name}/{fold.path.name}" for fold in folds if not fold.is_finished()]
     if not untrained:
         return "run nnUNetv2_train with --val"

@@ -12,7 +12,7 @@ from pathlib import Path
 from nnunet_lomix.files import replacing
 from nnunet_lomix.locks import NAME as LOCK
 from nnunet_lomix.locks import describe_owner, is_locked
-from nnunet_lomix.nnunet.results import SUMMARY, FoldFolder, ModelFolder
+from nnunet_lomix.nnunet.results import FoldFolder, ModelFolder
 
 # A training by nnU-Net's own trainers that was started by hand holds no lock. It is taken to run as long as its log
 # is younger than this; an epoch writes several lines. So is one of an experiment that was killed with its machine.
@@ -102,7 +102,7 @@ class Training:
 
     def is_done(self) -> bool:
         """Whether it is trained and validated."""
-        return (self.folder.path / SUMMARY).is_file()
+        return self.folder.is_validated()
 
     def command(self, options: Sequence[str]) -> list[str]:
         """nnU-Net's command that brings it further from where it is now, with further arguments of nnUNetv2_train."""

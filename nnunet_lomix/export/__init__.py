@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.export.model import CROSS_VALIDATION, POSTPROCESSING, REMEDIES, name_model, write_model
+from nnunet_lomix.export.model import CROSS_VALIDATION, POSTPROCESSING, REMEDIES, list_outdated, name_model, write_model
 from nnunet_lomix.files import building
 from nnunet_lomix.nnunet.checkpoints import read_checkpoint
 from nnunet_lomix.nnunet.datasets import require_utf8
@@ -104,6 +104,8 @@ def _describe(model: ModelFolder, made: ModelFolder, renamed: dict[str, Any] | N
     unfinished = [fold.path.name for fold in model.folds() if not fold.is_finished()]
     if unfinished:
         yield f"Left out, as its training has not ended: {', '.join(unfinished)}"
+    if outdated := [str(file.relative_to(model.path)) for file in list_outdated(model)]:
+        yield f"Left out, as a checkpoint is newer: {', '.join(outdated)}"
     for name, remedy in REMEDIES.items():
         lacking = [fold.path.name for fold in made.folds() if not (fold.path / name).is_file()]
         if lacking:

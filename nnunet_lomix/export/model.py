@@ -55,6 +55,18 @@ def name_model(dataset: str, plans: str, configuration: str) -> Path:
     return ModelFolder.of(Path(), dataset, STOCK, plans, configuration).path
 
 
+def list_cross_validated(model: ModelFolder) -> list[Path]:
+    """The files of nnUNetv2_find_best_configuration that belong to a model."""
+    return [folder / name for folder in sorted(model.path.glob(f"{CROSS_VALIDATION}*")) for name in CROSS_VALIDATED]
+
+
+def list_outdated(model: ModelFolder) -> list[Path]:
+    """Validations, and what was found by them, that were made with an earlier checkpoint than a fold's final one."""
+    files = [(fold, fold.path / SUMMARY) for fold in model.folds()]
+    files += [(fold, file) for fold in model.folds() for file in list_cross_validated(model)]
+    return list(dict.fromkeys(file for fold, file in files if file.is_file() and fold.is_outdated(file)))
+
+
 def write_model(
     model: ModelFolder, checkpoints: Checkpoints, checked: Mapping[Path, str], plans: Mapping[str, Any], made: Path
 ) -> None:
@@ -80,8 +92,11 @@ def write_model(
             raise OSError(0, str(error).splitlines()[0], str(made)) from None
     copied = [model.path / name for name in DESCRIPTIONS]
     copied += [fold / name for fold in folds for name in REMEDIES]
-    copied += [folder / name for folder in model.path.glob(f"{CROSS_VALIDATION}*") for name in CROSS_VALIDATED]
-    for file in filter(Path.is_file, copied):
+    copied += list_cross_validated(model)
+    outdated = list_outdated(model)
+    for file in copied:
+        if not file.is_file() or file in outdated:
+            continue
         target = made / file.relative_to(model.path)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)

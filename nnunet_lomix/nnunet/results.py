@@ -16,6 +16,7 @@ PLANS, DATASET_JSON, FINGERPRINT = "plans.json", "dataset.json", "dataset_finger
 VALIDATION = "validation"
 SUMMARY = f"{VALIDATION}/summary.json"
 PROGRESS = "progress.png"  # the curves that nnU-Net draws
+SECONDS_TO_WRITE = 3600  # a checkpoint that is younger than its last epoch by more is a copy
 NAME_THE_MODEL = "name the folder TRAINER__PLANS__CONFIGURATION that nnU-Net has trained"
 
 
@@ -38,6 +39,36 @@ class FoldFolder:
     def is_finished(self) -> bool:
         """Whether the training has ended; the validation follows."""
         return (self.path / FINAL).is_file()
+
+    def is_validated(self) -> bool:
+        """Whether the validation has ended, and is of the final checkpoint that is there."""
+        return (self.path / SUMMARY).is_file() and not self.has_stale_validation()
+
+    def has_stale_validation(self) -> bool:
+        """Whether there is a validation, whole or in part, of a training before the one that has ended."""
+        summary = self.path / SUMMARY
+        files = [summary] if summary.is_file() else self.validation.glob("*")
+        return any(map(self.is_outdated, files))
+
+    def is_outdated(self, file: Path) -> bool:
+        """Whether a file that is made with the final checkpoint is older than it.
+
+        The times of both files decide. But a copied checkpoint has the time of the copying, which says nothing; then
+        it is the end of its last epoch.
+        """
+        final = self.path / FINAL
+        if not final.is_file():
+            return False
+        made, written = file.stat().st_mtime, final.stat().st_mtime
+        if made >= written:
+            return False
+        from nnunet_lomix.nnunet.checkpoints import read_checkpoint  # torch, which takes seconds
+
+        try:
+            ended = float(read_checkpoint(final)["logging"]["epoch_end_timestamps"][-1])
+        except (LoMixError, LookupError, TypeError, ValueError):  # damaged, or not nnU-Net's
+            return True
+        return made < (ended if written - ended > SECONDS_TO_WRITE else written)
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that nnU-Net keeps: the final one, or else where ``--c`` would go on."""

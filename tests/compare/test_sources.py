@@ -1,6 +1,7 @@
 """Finding, pairing and refusing files, in trees like those that nnU-Net leaves; the command."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -162,6 +163,17 @@ def test_what_nnunet_can_validate_is_told_from_what_must_be_trained(trees):
         read()
 
 
+def test_a_validation_by_an_earlier_checkpoint_is_none(trees):
+    """Trained again to the end, and the validation interrupted."""
+    trees.add("A")
+    trees.add("B")
+    (trees.folder / "results" / DATASET / "B__nnUNetPlans__2d" / "fold_1" / "checkpoint_final.pth").touch()
+    advice = "the checkpoint of B__nnUNetPlans__2d/fold_1 is newer than its validation: run nnUNetv2_train with --val"
+    with pytest.raises(LoMixError, match=f"no validation of fold 1: {advice}"):
+        read()
+    assert read(intersection=True).folds == ("0",)
+
+
 def test_without_a_common_fold_there_is_nothing_to_compare(trees):
     for trainer, fold in (("A", "0"), ("B", "1")):
         shutil.rmtree(trees.add(trainer) / f"fold_{fold}")
@@ -270,6 +282,7 @@ def train(fold: Path, name: str = "checkpoint_final.pth", **more):
         "logging": log,
     }
     torch.save(checkpoint | more, fold / name)
+    os.utime(fold / name, (1300, 1300))  # before the validation
 
 
 def test_curves_are_those_of_the_checkpoints(trees):

@@ -39,6 +39,8 @@ def test_states_of_trainings_by_hand(training):
     assert state(training) is State.INTERRUPTED  # not validated
     write(training, "validation/summary.json")
     assert state(training) is State.DONE
+    write(training, "checkpoint_final.pth", 1)  # trained again
+    assert state(training) is State.INTERRUPTED
 
 
 def test_states_of_trainings_of_an_experiment(training, hold_lock):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zipfile
 from contextlib import contextmanager
 
@@ -257,6 +258,19 @@ def test_postprocessing_is_carried_and_stays_in_the_zip(copied, tmp_path, monkey
         assert (
             archive.read(f"{MODEL}/crossval_results_folds_0/postprocessing.pkl").decode() == "postprocessing.pkl of it"
         )
+
+
+def test_what_an_earlier_checkpoint_gave_is_left_out(copied, tmp_path):
+    found = copied / "crossval_results_folds_0" / "postprocessing.pkl"
+    found.parent.mkdir()
+    found.touch()
+    final = copied / "fold_0" / "checkpoint_final.pth"
+    os.utime(final, (time.time() + 60,) * 2)
+    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out")])
+    outdated = "fold_0/validation/summary.json, crossval_results_folds_0/postprocessing.pkl"
+    assert f"Left out, as a checkpoint is newer: {outdated}" in result.output
+    assert "fold_0 lacks validation/summary.json: validate it by nnUNetv2_train with --val" in result.output
+    assert not [*(tmp_path / "out" / MODEL).glob("*/**/summary.json")] and not [*(tmp_path / "out").rglob("*.pkl")]
 
 
 def test_a_missing_progress_is_drawn_from_the_log(copied, tmp_path, monkeypatch):

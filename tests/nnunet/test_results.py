@@ -1,8 +1,10 @@
 """Results folders, against the names and files that nnU-Net itself gives and writes."""
 
 import json
+import os
 
 import pytest
+import torch
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunet_lomix.errors import LoMixError
@@ -43,6 +45,39 @@ def test_the_last_checkpoint_is_the_one_that_a_training_goes_on_from(tmp_path):
         (tmp_path / name).touch()
         assert fold.last_checkpoint() == tmp_path / name
     assert fold.is_finished()
+
+
+@pytest.mark.parametrize(
+    ("since_the_epoch", "since_the_validation", "stale"),
+    [
+        (5, -60, False),
+        (5, 60, True),  # trained again
+        (86400, 60, False),  # copied, a day later
+        (86400, 2 * 86400, True),  # the last epoch, too, ended behind the validation
+        (None, 60, True),  # no checkpoint of nnU-Net's: its file's time is all that is known
+    ],
+)
+def test_a_validation_is_of_the_checkpoint_or_of_an_earlier_one(tmp_path, since_the_epoch, since_the_validation, stale):
+    fold, now = FoldFolder(tmp_path), 1.7e9
+    final, summary, case = (
+        tmp_path / name for name in ("checkpoint_final.pth", "validation/summary.json", "validation/a.png")
+    )
+    fold.validation.mkdir()
+    case.touch()
+    assert not fold.is_validated() and not fold.has_stale_validation()
+    final.touch()
+    if since_the_epoch is not None:
+        log = {"epoch_end_timestamps": [0.0, now - since_the_epoch]}
+        torch.save(
+            {"network_weights": {}, "trainer_name": "", "init_args": {}, "current_epoch": 2, "logging": log}, final
+        )
+    os.utime(final, (now, now))
+    os.utime(case, (now - since_the_validation,) * 2)
+    assert fold.has_stale_validation() == stale  # interrupted
+    summary.touch()
+    assert fold.is_validated() and not fold.has_stale_validation()
+    os.utime(summary, (now - since_the_validation,) * 2)
+    assert (fold.is_validated(), fold.has_stale_validation()) == (not stale, stale)
 
 
 def test_descriptions_of_a_model(tmp_path):
