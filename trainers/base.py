@@ -2,9 +2,10 @@
 
 import os
 import signal
+import textwrap
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
@@ -13,10 +14,11 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.errors import LoMixError, describe, explaining
 from nnunet_lomix.files import replacing, scratch
 from nnunet_lomix.locks import Lock
-from nnunet_lomix.nnunet.datasets import require_root
+from nnunet_lomix.nnunet.checkpoints import read_checkpoint
+from nnunet_lomix.nnunet.datasets import SPLITS, read_splits, require_root
 from nnunet_lomix.nnunet.results import LATEST
 from nnunet_lomix.trainers.faults import Faults, UnitScaler
 from nnunet_lomix.trainers.signals import StopSignals
@@ -87,6 +89,7 @@ class BaseTrainer(nnUNetTrainer):
         if self.epochs is not None:
             self.num_epochs = self.epochs
         self._signals = StopSignals()
+        self._cases: list[str] = []  # of the fold, once they are known
         self._last_saved = time.monotonic()
 
     def check(self, configuration: ConfigurationManager) -> None:
@@ -108,7 +111,7 @@ class BaseTrainer(nnUNetTrainer):
 
     @ends_with_a_sentence
     def run_training(self) -> None:
-        with self._lock("training"), self._signals:
+        with self._lock("training"), self._signals, self._naming_broken_cases():
             if self.local_rank == 0:
                 for left in Path(self.output_folder).glob("checkpoint_*.pth.tmp*"):  # by a process that was killed
                     left.unlink(missing_ok=True)
@@ -127,8 +130,33 @@ class BaseTrainer(nnUNetTrainer):
 
     @ends_with_a_sentence
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        with self._lock("validation"):
+        with self._lock("validation"), self._naming_broken_cases():
             super().perform_actual_validation(save_probabilities)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        folder = Path(self.preprocessed_dataset_folder_base)
+        if self.fold != "all" and (folder / SPLITS).is_file():
+            read_splits(folder)  # nnU-Net's error for a damaged file doesn't name it
+        training, validation = super().do_split()
+        self._cases = [*training, *validation]
+        return training, validation
+
+    @contextmanager
+    def _naming_broken_cases(self) -> Iterator[None]:
+        """Where nnU-Net's code fails and a preprocessed case can't be opened, end with that case's name.
+
+        Its data loaders fail in processes of their own, and what comes from there names no file.
+        """
+        try:
+            yield
+        except LoMixError:
+            raise
+        except Exception:
+            folder, previous = self.preprocessed_dataset_folder, self.folder_with_segs_from_previous_stage
+            for case in self._cases:
+                with explaining(f"{case} in {folder} can't be read, so run nnUNetv2_preprocess again"):
+                    self.dataset_class(folder, [case], previous).load_case(case)
+            raise
 
     def _lock(self, activity: str) -> Lock | nullcontext[None]:
         """The fold folder for this process alone; rank 0 has it for the others."""
@@ -215,6 +243,29 @@ class BaseTrainer(nnUNetTrainer):
 
         Args:
             checkpoint: nnU-Net's, with copies of what the trainer has.
+        """
+
+    @ends_with_a_sentence
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        file = filename_or_checkpoint
+        checkpoint = read_checkpoint(file, trusted=True)
+        if not self.was_initialized:
+            self.initialize()
+        try:
+            super().load_checkpoint(file)
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+            reason = textwrap.shorten(describe(error), 200)  # torch lists all keys of a network
+            raise LoMixError(
+                f"{file} was written by {checkpoint['trainer_name']} and doesn't fit {type(self).__name__} with these "
+                f"plans ({reason}): continue it as it was written, or start a new training without --c."
+            ) from None
+        self.load_state(checkpoint)
+
+    def load_state(self, checkpoint: dict) -> None:
+        """Take over what :meth:`add_state` has added, if it is there; for subclasses, behind nnU-Net's part.
+
+        Raises:
+            LoMixError: it isn't what this trainer can go on with.
         """
 
     def _received_signal(self) -> signal.Signals | None:

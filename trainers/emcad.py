@@ -77,7 +77,7 @@ class EMCADTrainer(BaseTrainer):
             network = self.network.module if self.is_ddp else self.network
             self.print_to_log_file(load_pretrained(network.encoder))
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         self._continues = True
         super().load_checkpoint(filename_or_checkpoint)
 

@@ -248,12 +248,8 @@ class nnUNetTrainerLoMix(BaseTrainer):
             "history": checkpoint["logging"].pop(HISTORY),
         }
 
-    @ends_with_a_sentence
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        super().load_checkpoint(filename_or_checkpoint)
-        checkpoint = filename_or_checkpoint
-        if isinstance(checkpoint, str):
-            checkpoint = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
+    def load_state(self, checkpoint: dict) -> None:
+        super().load_state(checkpoint)
         state = checkpoint.get(STATE)
         if state is None:
             if self.current_epoch >= self.num_epochs:

@@ -22,18 +22,18 @@ class CheckpointError(LoMixError):
     """Why a checkpoint isn't used, in one sentence."""
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, trusted: bool = False) -> dict[str, Any]:
     """A checkpoint of nnU-Net, on the CPU, memory-mapped.
 
     torch loads tensors and plain Python values only; beyond these, nnU-Net's logging has numbers of numpy, and these
-    are all that is allowed.
+    are all that is allowed, unless the file is trusted, as nnU-Net trusts the one that it continues.
 
     Raises:
         CheckpointError: the file can't be read, has something else in it that might run code, or isn't nnU-Net's.
     """
     try:
         with _READING, torch.serialization.safe_globals(_allowed()):
-            checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=not trusted)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
     # torch names what it refuses; a damaged or forged file makes the unpickler raise anything at all

@@ -3,6 +3,7 @@
 import itertools
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,7 +170,15 @@ def test_what_our_trainers_set_or_override_is_nnunets(make):
     """A new nnU-Net that gives one of these another name would be overridden in vain, without a word."""
     stock = vars(make(nnUNetTrainer, initialize=False))
     assert {"num_epochs", "initial_lr", "weight_decay", "grad_scaler"} <= stock.keys()
-    own = {"check", "parts_not_finite", "add_state", "make_loss", "configure_loss_optimizer", "step_loss_optimizer"}
+    own = {
+        "check",
+        "parts_not_finite",
+        "add_state",
+        "load_state",
+        "make_loss",
+        "configure_loss_optimizer",
+        "step_loss_optimizer",
+    }
     for trainer in (BaseTrainer, nnUNetTrainerLoMix, EMCADTrainer):
         methods = {name for name, value in vars(trainer).items() if callable(value) or isinstance(value, staticmethod)}
         hooks = {name for name in methods - own if not name.startswith("_")}
@@ -292,4 +301,52 @@ def test_a_folder_that_cannot_be_written_gets_a_sentence(make, tmp_path):
     (tmp_path / "file").touch()
     trainer.output_folder = str(tmp_path / "file")
     with pytest.raises(SystemExit, match="file can't be written"):
+        trainer.run_training()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (os.urandom(5000), "is no checkpoint, or is damaged, and was not loaded: copy it again, or remove it"),
+        (b"", "is no checkpoint, or is damaged"),
+        (None, "can't be read: No such file"),
+        ({}, "is not a checkpoint of nnU-Net"),
+        ({"optimizer_state": None}, r"was written by LoMix and doesn't fit LoMix .*continue it as it was written"),
+        ({"network_weights": {}}, r"was written by LoMix and .*Missing key"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_with_the_remedy(make, tmp_path, content, sentence):
+    file, trainer = tmp_path / "checkpoint_latest.pth", make(LoMix)
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        trainer.save_checkpoint(str(file))
+        changed = torch.load(file, weights_only=False) | content if content else {}
+        torch.save(changed, file)
+    with pytest.raises(SystemExit, match=rf"^{file} {sentence}"):
+        trainer.load_checkpoint(str(file))
+
+
+@pytest.mark.parametrize(
+    ("files", "workers", "sentence"),
+    [
+        ("splits_final.json", "0", r"^{folder}/splits_final.json is not a list of folds, .*: mend or remove it"),
+        ("2d/case_?.b2nd", "0", r"^case_\d in {folder}/\S+2d can't be read, so run nnUNetv2_preprocess again: "),
+        ("2d/case_?_seg.b2nd", "1", r"^case_\d in {folder}/\S+2d can't be read, so"),
+        ("2d/case_?.pkl", "0", r"^case_\d in {folder}/\S+2d can't be read, so"),
+    ],
+)
+def test_a_damaged_preprocessed_file_is_named_with_the_remedy(make, tmp_path, monkeypatch, files, workers, sentence):
+    class Loading(nnUNetTrainerLoMix):
+        epochs = 1
+
+    monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    trainer = make(Loading)
+    stock = trainer.preprocessed_dataset_folder_base
+    folder = shutil.copytree(stock, tmp_path / "preprocessed")
+    trainer.preprocessed_dataset_folder_base = str(folder)
+    trainer.preprocessed_dataset_folder = trainer.preprocessed_dataset_folder.replace(stock, str(folder))
+    for file in folder.glob(files.replace("2d/", "*2d/")) if "/" in files else [folder / files]:
+        file.write_bytes(b"damaged" * 100)
+    with pytest.raises(SystemExit, match=sentence.format(folder=folder)):
         trainer.run_training()
