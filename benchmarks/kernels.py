@@ -92,7 +92,7 @@ def compile_for(
     valid: bool = False,
 ) -> triton.compiler.CompiledKernel:
     """As the backend ``fused`` launches it, for a GPU of this capability."""
-    constants = {**fused.block_of(classes), "K": mixed_scales, "REGIONS": regions, "VALID": valid}
+    constants = {**fused.block_of(classes), "K": mixed_scales, "REGIONS": regions, "SQUARED": False, "VALID": valid}
     warps = constants.pop("num_warps")
     types = {
         **dict.fromkeys(constants, "constexpr"),

@@ -13,9 +13,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.loss.criterion import make_criterion
+from nnunet_lomix.loss.lomix import FinestOutput
 from nnunet_lomix.networks.alignment import output_strides
 from nnunet_lomix.trainers.base import BaseTrainer, ends_with_a_sentence
 from nnunet_lomix.trainers.baselines import (
+    PAPER_TERMS,
     nnUNetTrainerAdditiveMix,
     nnUNetTrainerEqualDeepSupervision,
     nnUNetTrainerLoMixPaper,
@@ -99,7 +102,11 @@ class nnUNetTrainerEMCAD(EMCADTrainer):
 
 
 class nnUNetTrainerEMCADSingleOutput(EMCADTrainer, nnUNetTrainerNoDeepSupervision):
-    """The paper's network, supervised at its finest output alone, by nnU-Net's loss; 2d only."""
+    """The paper's network, supervised at its finest output alone, by 0.3 CE + 0.7 (1 − Dice); 2d only."""
+
+    def _build_loss(self) -> nn.Module:
+        labels = self.label_manager
+        return FinestOutput(make_criterion(labels.has_regions, labels.ignore_label, ddp=self.is_ddp, **PAPER_TERMS))
 
 
 class nnUNetTrainerEMCADLoMix(EMCADTrainer, nnUNetTrainerLoMix):
@@ -111,8 +118,12 @@ class nnUNetTrainerEMCADLoMixPaper(EMCADTrainer, nnUNetTrainerLoMixPaper):
 
 
 class nnUNetTrainerEMCADAdditiveMix(EMCADTrainer, nnUNetTrainerAdditiveMix):
-    """The paper's network with the loss of nnUNetTrainerAdditiveMix; 2d only."""
+    """The paper's network with the maps of nnUNetTrainerAdditiveMix, and its 0.3 CE + 0.7 (1 − Dice); 2d only."""
+
+    weight_ce, weight_dice, paper_dice = PAPER_TERMS.values()
 
 
 class nnUNetTrainerEMCADEqualDeepSupervision(EMCADTrainer, nnUNetTrainerEqualDeepSupervision):
-    """The paper's network with the loss of nnUNetTrainerEqualDeepSupervision; 2d only."""
+    """The paper's network with the maps of nnUNetTrainerEqualDeepSupervision, and its 0.3 CE + 0.7 (1 − Dice)."""
+
+    weight_ce, weight_dice, paper_dice = PAPER_TERMS.values()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from nnunet_lomix.errors import LoMixError, shorten
-from nnunet_lomix.loss.criterion import ClassCriterion, RegionCriterion
+from nnunet_lomix.loss.criterion import make_criterion
 
 # Left out one after the other; a gradient scaler needs 16 to come from its first scale, 2^16, down to 1.
 MOST_IN_A_ROW = 25
@@ -109,8 +109,7 @@ class Faults:
             yield
         except (ValueError, IndexError, RuntimeError):  # of any loss, or of a GPU
             labels = self.trainer.label_manager
-            of_regions, of_classes = RegionCriterion(labels.has_ignore_label), ClassCriterion(labels.ignore_label)
-            criterion = of_regions if labels.has_regions else of_classes
+            criterion = make_criterion(labels.has_regions, labels.ignore_label)
             target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
             for case, segmentation in zip(names_of(batch), target.split(1), strict=True):
                 try:

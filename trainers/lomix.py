@@ -59,6 +59,7 @@ class nnUNetTrainerLoMix(BaseTrainer):
         stride: of the grid of pixels on which the maps are supervised: 2 for every second one along each axis that the
             second output has half of, from an offset that moves from step to step; 1 for every pixel.
         weight_ce, weight_dice: factors of the two terms of the loss of each map.
+        paper_dice: the Dice of the authors' code instead of nnU-Net's, for each map and the anchor z_0.
         backend: how the loss is computed: "plain" or "fused"; None for the one that suits (docs/method.md).
         weights_lr, fusion_lr: constant learning rates of the weights and of the operators' parameters (AdamW).
         loss_weight_decay: weight decay of both.
@@ -74,6 +75,7 @@ class nnUNetTrainerLoMix(BaseTrainer):
     stride = 2
     weight_ce = 1.0
     weight_dice = 1.0
+    paper_dice = False
     backend: str | None = None
     weights_lr = 1e-2
     fusion_lr = 1e-3
@@ -128,6 +130,7 @@ class nnUNetTrainerLoMix(BaseTrainer):
                 batch_dice=self.configuration_manager.batch_dice,
                 weight_ce=self.weight_ce,
                 weight_dice=self.weight_dice,
+                paper_dice=self.paper_dice,
                 ddp=self.is_ddp,
                 backend=self.backend,
             )

@@ -63,9 +63,11 @@ class Criterion:
             all ranks.
         smooth: added to numerator and denominator of the Dice.
         ddp: the batch is spread over the ranks of ``torch.distributed``.
+        paper_dice: the Dice is that of the authors' code, (2 Σ p·y + smooth) / (Σ p² + Σ y² + smooth) of the whole
+            batch, mean over all classes with the background.
     """
 
-    first_class = 0  # of those that the Dice counts
+    first_class = 0  # of those that nnU-Net's Dice counts
     ignores: bool  # whether some pixels may count in neither term
 
     def __init__(
@@ -75,10 +77,12 @@ class Criterion:
         batch_dice: bool = False,
         smooth: float = 1e-5,
         ddp: bool = False,
+        paper_dice: bool = False,
     ):
         self.weight_ce = weight_ce
         self.weight_dice = weight_dice
-        self.batch_dice = batch_dice
+        self.batch_dice = batch_dice or paper_dice
+        self.paper_dice = paper_dice
         self.smooth = smooth
         self.ddp = ddp
 
@@ -117,13 +121,15 @@ class Criterion:
     def pixel_sums(self, logits: Tensor, target: Target) -> Tensor:
         """Sums over the pixels of one map, logits ``(B, C, N)``, as ``(B, 1 + 2 C)``.
 
-        For each sample the sum of the cross-entropy, the intersections Σ p·y and the volumes Σ p of all classes.
+        For each sample the sum of the cross-entropy, the intersections Σ p·y and the volumes Σ p (Σ p² with
+        ``paper_dice``) of all classes.
         """
         cross_entropy, p = self._entropy_and_probabilities(logits, target)
         intersection = (p * target.y).sum(2)  # no matrix product, which adds pixel by pixel and loses a percent
         if target.valid is not None:
             cross_entropy, p = cross_entropy * target.valid, p * target.valid
-        return torch.cat([cross_entropy.sum((1, 2))[:, None], intersection, p.sum(2)], 1)
+        volume = (p * p if self.paper_dice else p).sum(2)
+        return torch.cat([cross_entropy.sum((1, 2))[:, None], intersection, volume], 1)
 
     def _entropy_and_probabilities(self, logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """The cross-entropy of each pixel, ``(B, 1, N)`` or ``(B, C, N)``, and p, ``(B, C, N)``."""
@@ -132,7 +138,8 @@ class Criterion:
     def losses(self, sums: Tensor, target: Target) -> Tensor:
         """Losses ``(M,)`` of M maps from their sums over all pixels of the target, ``(M, B, 1 + 2 C)``."""
         batch, classes, pixels = target.y.shape
-        ignored, counted = self.first_class, classes - self.first_class
+        ignored = 0 if self.paper_dice else self.first_class
+        counted = classes - ignored
         cross_entropy, _, intersection, _, volume = sums.split([1, ignored, counted, ignored, counted], 2)
         true_volume = target.y[:, ignored:].sum(2)
         if self.batch_dice:
@@ -236,6 +243,11 @@ class RegionCriterion(Criterion):
 
     def _entropy_and_probabilities(self, logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         return F.binary_cross_entropy_with_logits(logits, target.y, reduction="none"), logits.sigmoid()
+
+
+def make_criterion(regions: bool, ignore_label: int | None, **terms: Any) -> Criterion:
+    """The criterion for a kind of target; ``ignore_label`` as for :class:`~nnunet_lomix.loss.LoMixLoss`."""
+    return RegionCriterion(ignore_label is not None, **terms) if regions else ClassCriterion(ignore_label, **terms)
 
 
 def full_precision(device_type: str) -> AbstractContextManager[object]:

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_lomix.loss.backends import BACKENDS, Backend, Case, choose
-from nnunet_lomix.loss.criterion import ClassCriterion, Criterion, RegionCriterion, SumOverRanks, Target, full_precision
+from nnunet_lomix.loss.criterion import Criterion, SumOverRanks, Target, full_precision, make_criterion
 from nnunet_lomix.loss.grid import Grid
 from nnunet_lomix.loss.maps import ORIGINAL, list_maps
 from nnunet_lomix.loss.operators import OPERATORS, Original
@@ -52,9 +52,11 @@ class FinestOutput(nn.Module):
         self.criterion = criterion
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
-        """A scalar; arguments as for :meth:`LoMixLoss.forward`."""
-        z_0 = _as_tensor(outputs[:, 0] if isinstance(outputs, Tensor) else outputs[0])
+        """A scalar; arguments as for :meth:`LoMixLoss.forward`, or a network's only output."""
         target = _as_tensor(target if isinstance(target, Tensor) else target[0])
+        if isinstance(outputs, Tensor):
+            outputs = [outputs] if outputs.ndim == target.ndim else outputs.unbind(1)
+        z_0 = _as_tensor(outputs[0])
         with full_precision(z_0.device.type):
             return self.criterion(z_0.to(torch.promote_types(z_0.dtype, torch.float32)), target)
 
@@ -90,6 +92,8 @@ class LoMixLoss(nn.Module):
             the target marks the pixels to ignore.
         batch_dice: one Dice a batch, not a sample.
         weight_ce, weight_dice: factors of the two terms of L_i.
+        paper_dice: the Dice of the authors' code instead of nnU-Net's: squared denominators, one a batch, with the
+            background.
         smooth: smoothing of the Dice.
         ddp: outputs are spread over the ranks of ``torch.distributed``: ``batch_dice`` is then that of all ranks.
             The parameters of this module need the mean of the gradients of all ranks: by a DDP wrapper around a module
@@ -133,6 +137,7 @@ class LoMixLoss(nn.Module):
         batch_dice: bool = False,
         weight_ce: float = 1.0,
         weight_dice: float = 1.0,
+        paper_dice: bool = False,
         smooth: float = 1e-5,
         ddp: bool = False,
         backend: str | None = None,
@@ -165,10 +170,8 @@ class LoMixLoss(nn.Module):
         self.rule = RULES[rule](len(self.maps))
         if share and self.rule.free:
             raise ValueError(f"the rule {rule!r} has free weights and guarantees the anchor no share; set share = 0")
-        terms = dict(weight_ce=weight_ce, weight_dice=weight_dice, batch_dice=batch_dice, smooth=smooth, ddp=ddp)
-        self.criterion: Criterion = (
-            RegionCriterion(ignore_label is not None, **terms) if regions else ClassCriterion(ignore_label, **terms)
-        )
+        dice = dict(batch_dice=batch_dice, paper_dice=paper_dice, smooth=smooth, ddp=ddp)
+        self.criterion = make_criterion(regions, ignore_label, weight_ce=weight_ce, weight_dice=weight_dice, **dice)
         self.share = share
         self.anchor = FinestOutput(self.criterion) if anchor is None else anchor
         self.stride = stride

@@ -130,7 +130,23 @@ def minus_mean_dice(p: np.ndarray, y: np.ndarray, valid: np.ndarray, batch_dice:
     return -sum(dice) / len(dice)
 
 
-def class_loss(z: np.ndarray, target: np.ndarray, *, batch_dice: bool, ignore: int | None = None) -> float:
+def minus_dice_of_the_paper(p: np.ndarray, y: np.ndarray, valid: np.ndarray) -> float:
+    """As in the authors' code: denominators of squares, over the batch, and a mean over all classes."""
+    dice = []
+    for c in range(p.shape[1]):
+        both = squares = 0.0
+        for b in range(len(p)):
+            for pixel in np.ndindex(*valid.shape[1:]):
+                if valid[(b, *pixel)]:
+                    both += p[(b, c, *pixel)] * y[(b, c, *pixel)]
+                    squares += p[(b, c, *pixel)] ** 2 + y[(b, c, *pixel)] ** 2
+        dice.append((2 * both + SMOOTH) / (squares + SMOOTH))
+    return -sum(dice) / len(dice)
+
+
+def class_loss(
+    z: np.ndarray, target: np.ndarray, *, batch_dice: bool, ignore: int | None = None, paper_dice: bool = False
+) -> float:
     """nnU-Net's cross-entropy and Dice without background; `target` is (B, 1, *spatial) of labels."""
     batch, classes, *size = z.shape
     p, y, valid = np.zeros_like(z), np.zeros_like(z), np.zeros((batch, *size))
@@ -146,10 +162,14 @@ def class_loss(z: np.ndarray, target: np.ndarray, *, batch_dice: bool, ignore: i
             y[(b, label, *pixel)] = 1
             entropies.append(norm - logits[label])
     cross_entropy = sum(entropies) / len(entropies) if entropies else 0.0
+    if paper_dice:
+        return cross_entropy + minus_dice_of_the_paper(p, y, valid)
     return cross_entropy + minus_mean_dice(p[:, 1:], y[:, 1:], valid, batch_dice)
 
 
-def region_loss(z: np.ndarray, target: np.ndarray, *, batch_dice: bool, ignore: bool = False) -> float:
+def region_loss(
+    z: np.ndarray, target: np.ndarray, *, batch_dice: bool, ignore: bool = False, paper_dice: bool = False
+) -> float:
     """nnU-Net's binary cross-entropy and Dice; `target` is (B, R [+ 1 of ignored pixels], *spatial)."""
     batch, regions, *size = z.shape
     p, valid, entropies = np.zeros_like(z), np.ones((batch, *size)), []
@@ -167,6 +187,8 @@ def region_loss(z: np.ndarray, target: np.ndarray, *, batch_dice: bool, ignore: 
     count = valid.sum() if ignore else len(entropies)
     cross_entropy = sum(entropies) / max(count, 1e-8)
     y = np.asarray(target[:, :regions], dtype=np.float64)
+    if paper_dice:
+        return cross_entropy + minus_dice_of_the_paper(p, y, valid)
     return cross_entropy + minus_mean_dice(p, y, valid, batch_dice)
 
 

@@ -54,6 +54,7 @@ def cases(draw, operators=tuple(OPERATORS)):
         "regions": regions,
         "ignore_label": classes if draw(st.booleans()) else None,
         "batch_dice": draw(st.booleans()),
+        "paper_dice": draw(st.booleans()),
     }
     return arguments, sizes, draw(st.integers(1, 2)), draw(st.integers(0, 999)), draw(st.integers(1, 9))
 
@@ -61,7 +62,7 @@ def cases(draw, operators=tuple(OPERATORS)):
 def a_case(classes, *sizes, batch=2, step=1, **arguments):
     """A case of a table; the arguments that it doesn't name are the loss's own."""
     usual = {"operators": DEFAULT_OPERATORS, "rule": "barrier", "share": 0.4, "stride": 1}
-    usual |= {"regions": False, "ignore_label": None, "batch_dice": False}
+    usual |= {"regions": False, "ignore_label": None, "batch_dice": False, "paper_dice": False}
     return usual | {"num_classes": classes, "num_scales": len(sizes)} | arguments, list(sizes), batch, 0, step
 
 
@@ -73,6 +74,8 @@ TABLE = {
     "3d, regions": a_case(2, (3, 4, 2), (3, 2, 2), (1, 2, 1), regions=True, operators=("fusion",)),
     "3d, regions, on a grid": a_case(2, (4, 4, 2), (2, 2, 2), (1, 2, 1), regions=True, stride=2, step=2),
     "one region, ignored pixels": a_case(1, (5, 7), (3, 4), regions=True, ignore_label=1, stride=2),
+    "the paper's Dice": a_case(3, (5, 7), (3, 4), (2, 2), ignore_label=3, paper_dice=True),
+    "the paper's Dice, regions": a_case(2, (5, 7), (3, 4), regions=True, ignore_label=2, paper_dice=True, stride=2),
     "many classes": a_case(17, (4, 5), (2, 3), (2, 1), operators=("concat", "fusion")),
     "axes of size 1, no operator": a_case(4, (19, 1), (9, 1), operators=(), stride=2),
     "strides of 1 and 3": a_case(2, (6, 7, 2), (2, 7, 2), (2, 3, 1), operators=("add",), stride=2),
@@ -95,10 +98,11 @@ def build(case, backend, device, dtype=torch.float64):
 
 def oracle_loss(arguments, z, target):
     """That of one map."""
-    ignore, batch_dice = arguments["ignore_label"], arguments["batch_dice"]
+    ignore = arguments["ignore_label"]
+    dice = {name: arguments[name] for name in ("batch_dice", "paper_dice")}
     if arguments["regions"]:
-        return oracle.region_loss(z, target, batch_dice=batch_dice, ignore=ignore is not None)
-    return oracle.class_loss(z, target, batch_dice=batch_dice, ignore=ignore)
+        return oracle.region_loss(z, target, ignore=ignore is not None, **dice)
+    return oracle.class_loss(z, target, ignore=ignore, **dice)
 
 
 def oracle_losses(loss, case, outputs, target):

@@ -10,7 +10,6 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch._dynamo import OptimizedModule
 
@@ -80,6 +79,7 @@ def test_every_trainer_trains(make, name, maps):
     assert isinstance(trainer.loss, LoMixLoss if maps else DeepSupervisionWrapper)
     assert not maps or (len(trainer.loss.maps) == maps and issubclass(type(trainer), plain))
     assert not maps or trainer.loss.stride == plain.stride
+    assert not maps or trainer.loss.criterion.paper_dice == (name != "nnUNetTrainerEMCADLoMix")  # of the paper's table
     assert isinstance(trainer.network, EMCADNetwork)
     before = {name: p.clone() for name, p in [*trainer.network.named_parameters(), *trainer.loss.named_parameters()]}
     train_steps(trainer, 2)
@@ -103,7 +103,11 @@ def test_the_optimiser_is_the_papers(make):
 
 def test_a_single_output(make):
     trainer = make(tiny("nnUNetTrainerEMCADSingleOutput", (40, 36)))
-    assert isinstance(trainer.loss, DC_and_CE_loss) and trainer._get_deep_supervision_scales() is None
+    assert trainer._get_deep_supervision_scales() is None
+    step = batch(trainer, 0)
+    z = trainer.network(step["data"]).detach()
+    expected = LoMixLoss(3, 2, (), weight_ce=0.3, weight_dice=0.7, paper_dice=True).losses([z, z], step["target"])
+    torch.testing.assert_close(trainer.loss(z, step["target"]), expected[0])
     train_steps(trainer, 2)
     assert trainer.network(torch.zeros(2, 1, 40, 36)).shape == (2, 3, 40, 36)
     coarse = list(trainer.network.decoder.seg_layers[:-1].parameters())

@@ -121,8 +121,8 @@ class Layout:
         self.table, self.ends = (
             torch.tensor(numbers, dtype=torch.int32, device=case.device) for numbers in (sorted(table), ends)
         )
-        regions = isinstance(case.criterion, RegionCriterion)
-        self.constants = {**block_of(self.classes), "K": mixed, "REGIONS": regions}
+        kind = {"REGIONS": isinstance(case.criterion, RegionCriterion), "SQUARED": case.criterion.paper_dice}
+        self.constants = {**block_of(self.classes), "K": mixed, **kind}
 
     def matrix(self) -> Tensor | None:
         """``(L, K C + 1)``, weights and, last, biases; None if there is nothing linear."""
@@ -224,7 +224,8 @@ REASONS: dict[tuple[object, ...], str | None] = {}  # why the kernels can't be u
 def self_check(case: Case) -> str | None:
     """Compare the kernels with the plain backend, once for a kind of case; says what is wrong, if anything."""
     operators = map(type, case.operators.values())
-    kind = (*case.maps, *operators, case.num_classes, type(case.criterion), case.criterion.ignores, case.device)
+    criterion = type(case.criterion), case.criterion.ignores, case.criterion.paper_dice
+    kind = (*case.maps, *operators, case.num_classes, *criterion, case.device)
     if kind not in REASONS:
         try:
             with torch.inference_mode(False), torch.enable_grad():  # a validation may come first

@@ -125,7 +125,7 @@ def _logits(OPERATOR: tl.constexpr, scales, z, linear, subset, channel, pixel, C
 @triton.jit
 def _add_up(OPERATOR: tl.constexpr, z, linear, labels, y, valid, row, subset, sample, C, N,
             K: tl.constexpr, BC: tl.constexpr, P: tl.constexpr,
-            REGIONS: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
+            REGIONS: tl.constexpr, SQUARED: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
     """Writes the sums of a map over the blocks of a program to its ``row``."""
     channel = tl.arange(0, BC)[:, None]
     entropies = tl.zeros((1, P), tl.float32)
@@ -148,7 +148,7 @@ def _add_up(OPERATOR: tl.constexpr, z, linear, labels, y, valid, row, subset, sa
             of_true_class = tl.sum(tl.where(truth > 0, shifted, 0.0), axis=0)[None, :]
             entropies += log_total * counts - of_true_class
         intersections += p * truth
-        volumes += p
+        volumes += p * p if SQUARED else p
     classes = tl.arange(0, BC)
     tl.store(row, tl.sum(tl.sum(entropies, axis=1), axis=0))
     tl.store(row + 1 + classes, tl.sum(intersections, axis=1), mask=classes < C)
@@ -158,7 +158,7 @@ def _add_up(OPERATOR: tl.constexpr, z, linear, labels, y, valid, row, subset, sa
 @triton.jit(do_not_specialize=NUMBERS)
 def forward_kernel(z, linear, labels, y, valid, table, sums, C, N, S, L, M,
                    K: tl.constexpr, BC: tl.constexpr, P: tl.constexpr,
-                   REGIONS: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
+                   REGIONS: tl.constexpr, SQUARED: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
     """Writes ``sums (G, M, B, 1 + 2 C)``, those of one map, over each G-th block of pixels of one sample."""
     place, part, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     code, subset = tl.load(table + 4 * place), tl.load(table + 4 * place + 1)
@@ -168,21 +168,25 @@ def forward_kernel(z, linear, labels, y, valid, table, sums, C, N, S, L, M,
     row = sums + ((part * M + number) * tl.num_programs(2) + sample).to(tl.int64) * (1 + 2 * C)
     for operator in tl.static_range(5):
         if code == operator:
-            _add_up(operator, z, linear, labels, y, valid, row, subset, sample, C, N, K, BC, P, REGIONS, VALID)
+            _add_up(operator, z, linear, labels, y, valid, row, subset, sample, C, N, K, BC, P, REGIONS, SQUARED, VALID)
 
 
 @triton.jit
-def _gradient(logits, grad_sums, truth, counts, channel, C, REGIONS: tl.constexpr):
+def _gradient(logits, grad_sums, truth, counts, channel, C, REGIONS: tl.constexpr, SQUARED: tl.constexpr):
     """The gradient by the logits of a map from the gradient by its sums, ``(1 + 2 C)``."""
     grad_entropy = tl.load(grad_sums)
     grad_intersection = tl.load(grad_sums + 1 + channel, mask=channel < C, other=0.0)
     grad_volume = tl.load(grad_sums + 1 + C + channel, mask=channel < C, other=0.0)
-    grad_p = grad_volume + truth * grad_intersection
     if REGIONS:
         p = 1 / (1 + tl.exp(-logits))
-        return tl.where(channel < C, (grad_p * p * (1 - p) + grad_entropy * (p - truth)) * counts, 0.0)
     else:
         p, _, _ = _softmax(logits, counts, channel, C)
+    if SQUARED:
+        grad_volume *= 2 * p
+    grad_p = grad_volume + truth * grad_intersection
+    if REGIONS:
+        return tl.where(channel < C, (grad_p * p * (1 - p) + grad_entropy * (p - truth)) * counts, 0.0)
+    else:
         return p * (grad_p + (grad_entropy - tl.sum(grad_p * p, axis=0)[None, :])) - grad_entropy * truth
 
 
@@ -215,7 +219,7 @@ def _carry_back(OPERATOR: tl.constexpr, totals, grad, logits, attention, scales,
 @triton.jit(do_not_specialize=NUMBERS)
 def backward_kernel(z, linear, labels, y, valid, table, ends, grad_sums, grad_z, C, N, S, L, M,
                     K: tl.constexpr, BC: tl.constexpr, P: tl.constexpr,
-                    REGIONS: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
+                    REGIONS: tl.constexpr, SQUARED: tl.constexpr, VALID: tl.constexpr):  # fmt: skip
     """Writes ``grad_z``, the gradient by ``z``, and that by ``linear`` in its place, of one block of one sample.
 
     Of ``grad_z`` this is what doesn't go through ``linear``. ``grad_sums (M, B, 1 + 2 C)`` is the gradient by the sums.
@@ -241,7 +245,7 @@ def backward_kernel(z, linear, labels, y, valid, table, ends, grad_sums, grad_z,
             rows = linear + tl.load(table + 4 * i + 2).to(tl.int64) * N
             logits, attention = _logits(operator, scales, z, rows, subset, channel, pixel, C, N)
             of_map = grad_sums + (number * tl.num_programs(1) + sample) * (1 + 2 * C)
-            grad = _gradient(logits, of_map, truth, counts, channel, C, REGIONS)
+            grad = _gradient(logits, of_map, truth, counts, channel, C, REGIONS, SQUARED)
             if operator == CONCAT:
                 tl.store(rows + at, grad, mask=inside)
             elif operator == UNMIXED:
