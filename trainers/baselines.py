@@ -6,8 +6,8 @@ compares each output with a target of its own resolution.
 
 from nnunet_lomix.trainers.lomix import nnUNetTrainerLoMix
 
-# What a map costs in the authors' code. With squared denominators a nearly perfect map costs much less than by nnU-Net's
-# Dice, so the weights are learned otherwise.
+# What a map costs in the authors' code. With squared denominators a nearly perfect map costs much less than by
+# nnU-Net's Dice, so the weights are learned otherwise.
 PAPER_TERMS = {"weight_ce": 0.3, "weight_dice": 0.7, "paper_dice": True}
 
 
