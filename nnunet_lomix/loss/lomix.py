@@ -74,7 +74,8 @@ class LoMixLoss(nn.Module):
     gives all gradients.
 
     Mixing and losses are computed in fp32 under autocast (products of logits overflow fp16). For fp64 outputs convert
-    the module, too: ``loss.double()``.
+    the module, too: ``loss.double()``. Not supported: transforms of ``torch.func``, such as ``vmap``, and double
+    backward.
 
     Args:
         num_classes: number of channels C of each output.
