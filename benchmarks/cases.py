@@ -100,6 +100,3 @@ CHECKS = [
 ]
 # value and gradients are compared with float64 for one case of middle size each: of classes, of regions, and in 2D
 ERROR_CASES = {"cpu": ["tiny"], "cuda": ["3d-14-small", "3d-3-regions-small", "2d-9-small"]}
-
-# `nnunet_lomix compare` is measured on so many cases
-NUMBERS_OF_CASES = [20, 200]

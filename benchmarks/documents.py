@@ -244,37 +244,6 @@ def with_other(text: str, other: str) -> str:
     return f"{text} ({other})".strip() if other else text
 
 
-def compare_table(record: Record) -> pd.DataFrame:
-    """Every row of ``compare``."""
-    rows = as_table(record)
-    names = {
-        "cases": "cases",
-        "first_s": "s",
-        "again_s": "s again",
-        "processors_s": "s of all processors",
-        "memory_mb": "MB",
-        "worker_memory_mb": "MB of the largest worker",
-    }
-    return rows[[*names]].map("{:.0f}".format).rename(columns=names)
-
-
-def faults_table(record: Record) -> pd.DataFrame:
-    """Every row of ``faults``."""
-    rows = as_table(record)
-    return pd.DataFrame(
-        {
-            "": whole(rows["interruption"]),
-            "signal": rows["signal"],
-            "exit": whole(rows["exit"]),
-            "what the training did": rows["moment"],
-            "left unfinished": rows["unfinished"],
-            "resumed from epoch": rows["resumed_from"].map("{:.2f}".format),
-            "epochs lost": rows["epochs_lost"].map("{:.2f}".format),
-            "state equal": rows["equal"].map({True: "yes", False: "no"}),
-        }
-    )
-
-
 def spreads(rows: pd.DataFrame, column: str, form: str = "{:.4g}") -> list[str]:
     """A median with the 20th and 80th percentile in brackets, for each row."""
     numbers = rows[[column + part for part in (MEDIAN, LOW, HIGH)]]
@@ -294,8 +263,6 @@ TABLES: dict[str, Callable[[Record], pd.DataFrame]] = {
     "step": step_table,
     "kernels": kernels_table,
     "estimate": estimate_table,
-    "compare": compare_table,
-    "faults": faults_table,
     "gpu": gpu_table,
     "gpu_kernels": gpu_kernels_table,
     "gpu_checks": gpu_checks_table,

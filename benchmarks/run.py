@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 import torch
-from cases import CASES, DEFAULT_CASES, GPU, GPU_PARTS, KERNEL_CASES, NUMBERS_OF_CASES
+from cases import CASES, DEFAULT_CASES, GPU, GPU_PARTS, KERNEL_CASES
 from examples import names_of_losses
 from results import FOLDER, Record, Rows, compare_records, differences, make_record, read_record, write_record
 
@@ -161,30 +161,6 @@ def kernels(base: Path | None, out: Path | None) -> None:
     benchmark = import_module("kernels")
     rows = benchmark.measure(KERNEL_CASES, [CASES[name] for name in GPU])
     finish("kernels", rows, benchmark.KEY, None, {}, base, out or FOLDER / "kernels.json", more_tables=["estimate"])
-
-
-@main.command()
-@click.option("--cases", type=int, multiple=True, default=NUMBERS_OF_CASES, show_default=True, help="May be repeated.")
-@click.option("--jobs", default=2, show_default=True, help="Processes.")
-@result_options
-def compare(cases: Sequence[int], jobs: int, base: Path | None, out: Path | None) -> None:
-    """Time and memory of `nnunet_lomix compare` by number of cases."""
-    benchmark = import_module("compare")
-    rows = benchmark.measure(cases, jobs)
-    finish("compare", rows, benchmark.KEY, "cpu", {"jobs": jobs}, base, out or FOLDER / "compare_cpu.json")
-
-
-@main.command()
-@click.option("--kills", default=30, show_default=True, help="How often SIGKILL is sent.")
-@click.option("--terms", default=10, show_default=True, help="How often SIGTERM is sent.")
-@click.option("--seed", default=0, show_default=True, help="Of the moments.")
-@result_options
-def faults(kills: int, terms: int, seed: int, base: Path | None, out: Path | None) -> None:
-    """What a training loses when it is killed, at random moments."""
-    benchmark = import_module("faults")
-    rows = benchmark.measure(kills, terms, seed)
-    options = {"kills": kills, "terms": terms, "seed": seed}
-    finish("faults", rows, benchmark.KEY, "cpu", options, base, out or FOLDER / "faults.json")
 
 
 def finish(

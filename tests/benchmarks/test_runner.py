@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 from click.testing import CliRunner
 
@@ -372,34 +371,6 @@ def test_a_step_is_that_of_the_trainer_on_outputs_of_the_case(
     assert [tuple(z.shape) for z in outputs] == [(2, 3, *size) for size in sizes]
     assert [tuple(t.shape) for t in batch["target"]] == [(2, 3 if regions else 1, *size) for size in sizes]
     assert all(not torch.equal(p, old) for p, old in zip(trainer.network.parameters(), before, strict=True))
-
-
-def test_compare(module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare = module("compare")
-    monkeypatch.setattr(compare, "WIDTH", 32)
-    monkeypatch.setattr(compare, "in_its_own_process", lambda function, *args: function(*args))
-    output = run(module, "compare", "--cases", 2, "--jobs", 1, "--out", tmp_path / "compare.json")
-    assert "MB of the largest worker" in output
-    (row,) = json.loads((tmp_path / "compare.json").read_text())["rows"]
-    assert row["cases"] == 2 and all(row[name] > 0 for name in ("first_s", "again_s", "processors_s", "memory_mb"))
-
-
-def test_no_case_of_compare_has_the_bytes_of_another_one(
-    module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compare = module("compare")
-    monkeypatch.setattr(compare, "WIDTH", 32)
-    files = {name: [compare.make_segmentation(0, noise)] * compare.DISTINCT for name, noise in compare.NOISE.items()}
-    compare.write_cases(tmp_path, files, 3)
-    contents = [path.read_bytes() for path in tmp_path.glob("*/*.nii.gz")]
-    assert len(set(contents)) == len(contents) == 9
-    reference, other, old, new = (
-        sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / folder / f"case_{i}.nii.gz"))
-        for folder, i in (("references", 0), ("references", 1), ("old", 0), ("new", 0))
-    )
-    assert set(np.unique(reference)) == set(range(9))
-    np.testing.assert_array_equal(reference, other)
-    assert 0 < (new != reference).sum() < (old != reference).sum()
 
 
 def compiled(code: str) -> Any:
