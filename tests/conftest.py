@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from fasteners import InterProcessLock
 from hypothesis import settings
 from scipy.ndimage import gaussian_filter
 
@@ -28,14 +29,11 @@ EXTERNAL_TRAINERS = Path(__file__).parent / "trainers" / "external_trainers"
 LABELS = {
     "classes": {"background": 0, "large": 1, "small": 2},
     "ignore": {"background": 0, "large": 1, "small": 2, "ignore": 3},
-    "regions": {"background": 0, "all": [1, 2], "small": 2},
     "regions_ignore": {"background": 0, "all": [1, 2], "small": 2, "ignore": 3},
 }
 CONFIGURATIONS = {  # those that are trained
     "classes": ["2d", "3d_fullres"],
-    "ignore": ["2d"],
-    "regions": ["3d_fullres"],
-    "regions_ignore": ["2d"],
+    "regions_ignore": ["3d_fullres"],
 }
 UNVALIDATED = {"TINY_VALIDATION": "0"}  # nnU-Net's validation starts two processes, which takes longer than training
 
@@ -119,23 +117,26 @@ def write_image(array: np.ndarray, path: Path):
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
+def prepared(tmp_path_factory, worker_id):
     """Makes a planned and preprocessed dataset, once for each kind of labels; gives its own NnUNet."""
-    made = {}
+    of_all_workers = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        of_all_workers = of_all_workers.parent
 
-    def prepare(labels: str, residual_encoder: bool = False) -> NnUNet:
-        if labels not in made:
-            nnunet = NnUNet(
-                tmp_path_factory.mktemp(labels), "nnUNetResEncUNetMPlans" if residual_encoder else "nnUNetPlans"
-            )
-            planner = "nnUNetPlannerResEncM" if residual_encoder else "ExperimentPlanner"
-            write_dataset(nnunet.raw, 701, labels)
-            configurations = CONFIGURATIONS[labels]
-            options = ("-d", 701, "-pl", planner, "-c", *configurations, "-npfp", 1, "-np", *[1] * len(configurations))
-            # the planner sets as many torch threads as there are augmentation workers, so 0 is not possible here
-            nnunet.run("nnUNetv2_plan_and_preprocess", *options, nnUNet_n_proc_DA="1")
-            made[labels] = nnunet
-        return made[labels]
+    def prepare(labels: str) -> NnUNet:
+        residual_encoder = "regions" in labels
+        nnunet = NnUNet(of_all_workers / labels, "nnUNetResEncUNetMPlans" if residual_encoder else "nnUNetPlans")
+        with InterProcessLock(of_all_workers / f"{labels}.lock"):
+            if not (of_all_workers / f"{labels}.done").exists():
+                planner = "nnUNetPlannerResEncM" if residual_encoder else "ExperimentPlanner"
+                write_dataset(nnunet.raw, 701, labels)
+                configurations = CONFIGURATIONS[labels]
+                processes = ("-npfp", 1, "-np", *[1] * len(configurations))
+                # the planner sets as many torch threads as there are augmentation workers, so 0 isn't possible here
+                nnunet.run("nnUNetv2_plan_and_preprocess", "-d", 701, "-pl", planner, "-c", *configurations, *processes,
+                           nnUNet_n_proc_DA="1")  # fmt: skip
+                (of_all_workers / f"{labels}.done").touch()
+        return nnunet
 
     return prepare
 
@@ -144,8 +145,8 @@ def prepared(tmp_path_factory):
 def own_results(prepared, tmp_path):
     """A prepared dataset with a results folder of the test's own."""
 
-    def prepare(labels: str, residual_encoder: bool = False) -> NnUNet:
-        shared = prepared(labels, residual_encoder)
+    def prepare(labels: str) -> NnUNet:
+        shared = prepared(labels)
         nnunet = NnUNet(tmp_path, shared.plans)
         for name in ("raw", "preprocessed"):
             os.symlink(getattr(shared, name), getattr(nnunet, name))

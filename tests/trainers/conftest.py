@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_lomix.trainers import lomix, nnUNetTrainerLoMix
 
-from ..conftest import DEVICE
+from ..conftest import DEVICE, LABELS
 
 
 class Tiny:
@@ -62,12 +62,12 @@ def make(prepared, tmp_path, monkeypatch, device):
     monkeypatch.setattr(lomix, "plot_history", lambda *args: None)  # takes longer than the epoch, too
 
     def make_trainer(cls, labels="classes", configuration="2d", dataset_json=None, initialize=True, device=device):
-        nnunet = prepared(labels)
+        nnunet = prepared("classes")
         for name, value in {**nnunet.variables, "nnUNet_results": str(tmp_path)}.items():
             monkeypatch.setenv(name, value)
-        folder = nnunet.preprocessed / f"Dataset701_{labels}"
+        folder = nnunet.preprocessed / "Dataset701_classes"
         plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"continue_training": False}
-        dataset_json = dataset_json or json.loads((folder / "dataset.json").read_text())
+        dataset_json = dataset_json or json.loads((folder / "dataset.json").read_text()) | {"labels": LABELS[labels]}
         torch.manual_seed(0)
         trainer = cls(plans, configuration, 0, dataset_json, device)
         if initialize:
