@@ -227,7 +227,7 @@ def peak_of(loss, *arguments):
 def test_memory_of_large_maps_is_of_the_order_of_nnunets_own_loss(size, scales, stride, at_most, monkeypatch):
     """At most that of nnU-Net's deep supervision by the default, twice that on every pixel; 4 mixed scales."""
     monkeypatch.setattr(plain, "MOST_VALUES", 0)  # none is small
-    monkeypatch.setattr(plain, "VALUES_OF_CPU", 2**12)  # slabs as small beside the image as in 3D training
+    monkeypatch.setattr(plain, "VALUES_OF_CPU", 2**13)  # slabs about as small beside the image as in 3D training
     sizes = [[max(1, n // 2**j) for n in size] for j in range(scales)]
     peaks = []
     for loss in (nnunets_deep_supervision(scales), LoMixLoss(4, scales, share=0, stride=stride, backend="plain")):

@@ -76,7 +76,7 @@ TABLE = {
     "one region, ignored pixels": a_case(1, (5, 7), (3, 4), regions=True, ignore_label=1, stride=2),
     "the paper's Dice": a_case(3, (5, 7), (3, 4), (2, 2), ignore_label=3, paper_dice=True),
     "the paper's Dice, regions": a_case(2, (5, 7), (3, 4), regions=True, ignore_label=2, paper_dice=True, stride=2),
-    "many classes": a_case(17, (4, 5), (2, 3), (2, 1), operators=("concat", "fusion")),
+    "many classes": a_case(17, (2, 3), (1, 2), (1, 1), operators=("concat", "fusion")),
     "axes of size 1, no operator": a_case(4, (19, 1), (9, 1), operators=(), stride=2),
     "strides of 1 and 3": a_case(2, (6, 7, 2), (2, 7, 2), (2, 3, 1), operators=("add",), stride=2),
     "some scales aren't mixed": a_case(2, (8, 6), (4, 6), (2, 3), (1, 1), mixed_scales=2, operators=("fusion",)),
@@ -219,8 +219,8 @@ def test_layout_in_memory_does_not_matter(layout, sizes, device):
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("backend", [None, "fused"])  # whose kernels torch.compile can't look into
+# torch.compile can't look into the kernels of fused
+@pytest.mark.parametrize(("backend", "stride"), [(None, 2), ("fused", 1)])
 def test_a_small_loss_is_one_graph_for_torch_compile_whatever_the_step(backend, stride):
     loss = LoMixLoss(3, 3, stride=stride, backend=backend)
     outputs, target = tensors(*oracle.example([(8, 8), (4, 4), (2, 2)]), CPU, torch.float32)
