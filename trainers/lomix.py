@@ -36,6 +36,7 @@ class TrainingLog(logging.Handler):
         for handler in [h for h in logger.handlers if isinstance(h, cls)]:
             logger.removeHandler(handler)
         logger.addHandler(cls(trainer))
+        logger.propagate = False  # the trainer's log is on the console, too
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.INFO)
 

@@ -18,6 +18,7 @@ from rich.progress import track
 from scipy.ndimage import find_objects
 
 from nnunet_lomix.compare.metrics import METRICS, USUAL, choose_metrics
+from nnunet_lomix.compare.processes import in_processes
 from nnunet_lomix.compare.sources import Source
 from nnunet_lomix.errors import LoMixError, UsageError, shorten
 from nnunet_lomix.files import replacing
@@ -205,13 +206,16 @@ def _score_cases(
 ) -> Iterator[dict[str, CaseScores]]:
     if not todo:
         return
-    tasks = (
-        delayed(score_case)(source.references[case], predictions, settings, source.spacings.get(case))
+    calls = (
+        (
+            source.references[case].absolute(),
+            {training: file.absolute() for training, file in predictions.items()},
+            settings,
+            source.spacings.get(case),
+        )
         for case, predictions in todo.items()
     )
-    # results come one by one, and tasks are handed out as they are needed
-    scored = Parallel(min(jobs, len(todo)), return_as="generator_unordered")(tasks)
-    yield from track(scored, "Scoring", total=len(todo))
+    yield from track(in_processes(score_case, calls, min(jobs, len(todo))), "Scoring", total=len(todo))
 
 
 def score_case(

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import normalize
 
 import pandas as pd
-from joblib import Parallel, delayed
 
+from nnunet_lomix.compare.processes import in_processes
 from nnunet_lomix.errors import LoMixError, UsageError, shorten
 from nnunet_lomix.nnunet.curves import CURVE_COLUMNS, read_all_curves
 from nnunet_lomix.nnunet.datasets import (
@@ -125,6 +126,10 @@ def read_results(
         LoMixError: something is missing, or folds, splits, cases, labels or spacing differ.
         UsageError: names, trainers and results folders don't fit together.
     """
+    wrong = [fold for fold in folds if fold != "all" and not fold.isdecimal()]
+    if wrong:
+        raise UsageError(f"-f takes numbers or all, separated by spaces, not {wrong[0]!r}.")
+    folds = [fold if fold == "all" else str(int(fold)) for fold in folds]
     dataset = name_dataset(dataset)
     models = _find_models(dataset, configuration, trainers, plans, results, names)
     folders = {training: model.path for training, model in models.items()}
@@ -176,7 +181,7 @@ def _find_models(
     results: Sequence[str | Path],
     names: Sequence[str],
 ) -> dict[Training, ModelFolder]:
-    roots = [Path(folder) for folder in results] or [require_root("nnUNet_results")]
+    roots = [Path(folder).expanduser() for folder in results] or [require_root("nnUNet_results")]
     folders = [
         ModelFolder.of(root, dataset, trainer, plans, configuration).path for root in roots for trainer in trainers
     ]
@@ -353,13 +358,14 @@ def read_folders(
     else:
         ending = guess_ending(reference_folder)
     predictions, notes = _match_cases(
-        {training: list_cases(folder, ending) for training, folder in trainings.items()}, trainings, intersection
+        {training: _require_cases(folder, ending) for training, folder in trainings.items()}, trainings, intersection
     )
     files = _pick_references(reference_folder, ending, next(iter(predictions.values())))
     dataset_json = next(iter(described.values()), {"file_ending": ending})
     reader = find_reader(dataset_json, example=next(iter(files.values())))
     if not described:
-        found = Parallel(min(jobs, len(files)))(delayed(list_values)(file, reader) for file in files.values())
+        calls = ((file.absolute(), reader) for file in files.values())
+        found = in_processes(list_values, calls, min(jobs, len(files)))
         labels, ignore = {str(value): (value,) for value in sorted(set().union(*found) - {0})}, None
         label_source = "all values of the references, as there is no dataset.json"
     if not labels:
@@ -377,6 +383,17 @@ def read_folders(
         images=_require_images(Path(images), ending, list(files)) if images else {},
         spacings=_find_spacings(files, predictions.values(), reader),
     )
+
+
+def _require_cases(folder: Path, ending: str) -> dict[str, Path]:
+    cases = list_cases(folder, ending)
+    if not cases:
+        there = shorten(sorted(file.name for file in folder.iterdir())) or "nothing"
+        raise LoMixError(
+            f"{folder} has no file that ends in {ending}, as the references do, but {there}: convert them, or name "
+            "another folder."
+        )
+    return cases
 
 
 def name_folders(folders: Sequence[Path]) -> list[str]:
@@ -504,6 +521,11 @@ def _match_cases(
     common = [case for case in everything if all(case in own for own in predictions.values())]
     for training, own in predictions.items():
         missing = [case for case in everything if case not in own]
+        if {normalize("NFC", case) for case in missing} & {normalize("NFC", case) for case in own}:
+            raise LoMixError(
+                f"{folders[training]} lacks {shorten(missing)}, but has names that look like it and are made of other "
+                "Unicode characters (NFC and NFD): rename its files."
+            )
         if missing and not intersection:
             raise LoMixError(
                 f"{folders[training]} lacks cases that others have, {shorten(missing)}: predict them, train on the "

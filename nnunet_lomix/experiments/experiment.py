@@ -139,7 +139,7 @@ def _convert(name: str, value: Any) -> Any:
         return tuple(str(int(fold)) if re.fullmatch("[0-9]{1,4}", fold) else fold for fold in texts)
     if name == "results":
         return tuple(os.path.abspath(os.path.expanduser(folder)) for folder in texts)
-    return texts
+    return tuple(text.rstrip("/") for text in texts)  # the shell completes names of folders with it
 
 
 def _check(experiment: Experiment) -> None:

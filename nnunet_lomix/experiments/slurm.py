@@ -39,6 +39,7 @@ SIGNAL_DELAY = 120  # seconds before the time limit
 LISTS = ("setup", "srun_args", "teardown")
 # options that ask for GPUs, which preprocessing doesn't need
 FOR_GPUS = ("gpus", "gres", "gpus_per_node", "gpus_per_task", "gpus_per_socket", "cpus_per_gpu", "mem_per_gpu")
+OF_A_JOB = re.compile(r"(?!SLURM_(CONF|CLUSTERS)$)(SLURM|SLURMD|SRUN|SUBMITIT)_")  # variables
 # sbatch's answer, with the cluster if there are several, with --parsable, too
 ANSWER = re.compile(r"^(?:Submitted batch job )?(\d+)(?:(?: on cluster |;)(\S+))?$", re.MULTILINE)
 
@@ -270,11 +271,16 @@ def _list_queue(cluster: str) -> list[str]:
 def _ask(*command: str, patience: float | None = PATIENCE) -> str:
     """What one of SLURM's commands says.
 
+    A shell within a job, as of salloc, has that job's limits in its variables, and would hand them on to the new jobs.
+
     Raises:
         LoMixError: it isn't there, fails, or doesn't answer.
     """
+    environment = {name: value for name, value in os.environ.items() if not OF_A_JOB.match(name)}
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=patience).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=patience, env=environment
+        ).stdout
     except FileNotFoundError:
         raise LoMixError(f"{command[0]} is not on the PATH: run this on a login node.") from None
     except subprocess.TimeoutExpired:

@@ -211,7 +211,7 @@ class LoMixLoss(nn.Module):
             target = target[0]
         if not isinstance(target, Tensor):
             raise ValueError(f"the target must be a tensor, or a list that starts with one, got {_describe(target)}")
-        if isinstance(outputs, Tensor) and outputs.ndim == target.ndim + 1:
+        if isinstance(outputs, Tensor) and outputs.ndim > max(4, target.ndim):  # a target may lack its channel
             outputs = outputs.unbind(1)
         self._check(outputs, target)
         return outputs, _as_tensor(target)
@@ -336,12 +336,16 @@ class LoMixLoss(nn.Module):
         channels = self.criterion.target_channels(self.num_classes)
         if target.ndim not in (4, 5) or target.shape[1] != channels:
             last = ", the last one for ignored pixels" if channels > self.num_classes else ""
-            raise ValueError(f"the target must be (B, {channels}, *spatial), 2D or 3D{last}; got {tuple(target.shape)}")
+            one_hot = target.ndim in (4, 5) and channels == 1 and target.shape[1] == self.num_classes
+            hint = "; if it is one-hot, give target.argmax(1, keepdim=True)" if one_hot else ""
+            raise ValueError(
+                f"the target must be (B, {channels}, *spatial), 2D or 3D{last}; got {tuple(target.shape)}{hint}"
+            )
         dtypes = {p.dtype for p in self.operators.parameters()}
         if other := {p.dtype for p in self.parameters()} - {torch.float32, torch.float64}:
             raise ValueError(
-                f"the loss was converted to {other.pop()}, but it computes in float32 or float64, whatever its outputs "
-                "are: convert the network alone"
+                f"the loss is in {other.pop()}, but it computes in float32 or float64, whatever its outputs are: call "
+                "loss.float(), and convert the network alone"
             )
         if any(z.dtype == torch.float64 for z in outputs) and dtypes - {torch.float64}:
             raise ValueError("the outputs are float64, the loss isn't; convert it: loss.double()")

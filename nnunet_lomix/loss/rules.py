@@ -108,7 +108,9 @@ class Barrier(WeightingRule):
     def observe(self, losses: Tensor) -> None:
         known = losses.nan_to_num(nan=1.0, posinf=1e4).clamp_min(self.least_loss)
         start = log(self.beta) - known.log()
-        self.theta.copy_(torch.where(self.steps == 0, start, self.theta))  # decided on the device, no host waits
+        # decided on the device, no host waits; averages of a network's state may have a θ and still no steps
+        is_first = (self.steps == 0) & (self.theta == 0).all()
+        self.theta.copy_(torch.where(is_first, start, self.theta))
         super().observe(losses)
 
     def raw(self) -> Tensor:

@@ -23,15 +23,24 @@ class Split(TypedDict):
 
 
 def find_root(variable: str) -> Path | None:
-    """The folder that ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results`` names; None if it is not set."""
-    return Path(VARIABLES[variable]) if VARIABLES[variable].is_set() else None
+    """The folder that ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results`` names; None if it is not set.
+
+    Raises:
+        LoMixError: it begins with ``~``, which nnU-Net would take for the name of a folder.
+    """
+    if not VARIABLES[variable].is_set():
+        return None
+    root = Path(VARIABLES[variable])
+    if str(root).startswith("~"):
+        raise LoMixError(f"{variable} is {str(root)!r}, but nnU-Net needs the whole path: export it without quotes.")
+    return root
 
 
 def require_root(variable: str) -> Path:
     """The folder that ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results`` names.
 
     Raises:
-        LoMixError: the variable is not set.
+        LoMixError: the variable is not set, or begins with ``~``.
     """
     root = find_root(variable)
     if root is None:
@@ -157,7 +166,7 @@ def read_splits(folder: Path) -> list[Split]:
     """
     file = folder / SPLITS
     try:
-        splits = json.loads(file.read_text(encoding="utf-8"))
+        splits = json.loads(file.read_text(encoding="utf-8-sig"))
         for cases in (fold[part] for fold in splits for part in ("train", "val")):
             if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
                 raise TypeError

@@ -150,7 +150,9 @@ def _require_raw(dataset: str) -> str:
     """The number of a dataset that is in ``nnUNet_raw``: what nnU-Net's commands for planning take, not its name."""
     number = re.match(r"Dataset(\d{3})_", dataset)
     if number is None:
-        raise LoMixError(f"{dataset!r} is not the name of a dataset, which is like Dataset004_Hippocampus.")
+        raise LoMixError(
+            f"{dataset!r} is not the name of a dataset, which is like Dataset004_Hippocampus, with three digits."
+        )
     root = find_root("nnUNet_raw")
     if root is None or not (root / dataset).is_dir():
         raise LoMixError(

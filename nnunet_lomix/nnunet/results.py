@@ -141,7 +141,7 @@ def read_json(
         LoMixError: it isn't there, can't be read, or is something else.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # with or without the mark of Windows' editors
     except FileNotFoundError:
         raise LoMixError(f"{file} isn't there: {remedy}.") from None
     except OSError as error:

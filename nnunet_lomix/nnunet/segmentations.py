@@ -20,7 +20,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_lomix.errors import LoMixError, explaining
+from nnunet_lomix.errors import LoMixError, explaining, shorten
 from nnunet_lomix.nnunet.datasets import is_hidden, require_utf8
 from nnunet_lomix.nnunet.results import DATASET_JSON, PLANS, ModelFolder, read_json
 
@@ -83,9 +83,9 @@ def guess_ending(folder: Path) -> str:
         if fitting:
             found[max(fitting, key=len)] += 1  # the longest: .nii.gz rather than .gz
     if len(found) != 1:
+        there = shorten(sorted(found) or sorted(file.name for file in folder.iterdir())) or "nothing"
         raise LoMixError(
-            f"{folder} must have files of one kind that nnU-Net reads, not {', '.join(sorted(found)) or 'none'}: set "
-            "file_ending in a dataset.json."
+            f"{folder} must have files of one kind that nnU-Net reads, not {there}: set file_ending in a dataset.json."
         )
     return next(iter(found))
 
@@ -246,8 +246,9 @@ def read_segmentation(file: Path, reader: Reader, spacing: Sequence[float] | Non
     # the reader takes the channels of a flat image for an axis, though it has no spacing
     is_single = len(channels) == 1 and labels.ndim == len(properties["spacing"])
     if not is_single or not np.array_equal(labels, channels[0]):
+        found = f", not {channels[0][labels != channels[0]].flat[0]:.7g}" if is_single else ""
         hint = ", and _0000 marks images" if IMAGE_NAME.search(file.name) else ""
-        raise LoMixError(f"{file} is no segmentation: it needs one channel of whole numbers{hint}.")
+        raise LoMixError(f"{file} is no segmentation: it needs one channel of whole numbers{found}{hint}.")
     if (labels < 0).any():
         if IMAGE_NAME.search(file.name):
             raise LoMixError(f"{file} is no segmentation: it has negative values, and _0000 marks images.")

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -161,6 +162,14 @@ def test_what_nnunet_can_validate_is_told_from_what_must_be_trained(trees):
     (fold / "checkpoint_final.pth").touch()
     with pytest.raises(LoMixError, match="no validation of fold 1: run nnUNetv2_train with --val, choose"):
         read()
+
+
+def test_folds_are_numbers_or_all(trees):
+    for trainer in "AB":
+        trees.add(trainer)
+    assert read(folds=["00", "1"]).folds == ("0", "1")
+    with pytest.raises(UsageError, match="^-f takes numbers or all, separated by spaces, not '0,1'.$"):
+        read(folds=["0,1"])
 
 
 def test_a_validation_by_an_earlier_checkpoint_is_none(trees):
@@ -421,3 +430,29 @@ def test_refuses_references_without_labels(folders):
         sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 6, 5), np.uint8)), folders / f"data/truth/{case}.nii.gz")
     with pytest.raises(LoMixError, match="nothing but background"):
         read_plain(folders)
+
+
+def test_files_of_another_kind_are_told(folders):
+    for file in (folders / "new").iterdir():
+        file.rename(file.with_suffix("").with_suffix(".nii"))
+    message = r"new has no file that ends in .nii.gz, as the references do, but a.nii, b.nii: convert them"
+    with pytest.raises(LoMixError, match=message):
+        read_plain(folders)
+    for folder in ("new", "old", "data/truth"):
+        for file in (folders / folder).iterdir():
+            file.rename(file.with_suffix(".BMP"))
+    with pytest.raises(LoMixError, match="must have files of one kind that nnU-Net reads, not a.*BMP, b.*BMP: set"):
+        read_plain(folders)
+
+
+@pytest.mark.parametrize("intersection", [False, True])
+def test_names_that_only_look_alike_are_told(folders, intersection):
+    (folders / "old/a.nii.gz").rename(folders / "old" / f"{normalize('NFC', 'ü')}.nii.gz")
+    (folders / "new/a.nii.gz").rename(folders / "new" / f"{normalize('NFD', 'ü')}.nii.gz")
+    with pytest.raises(LoMixError, match="look like it and are made of other Unicode characters .*: rename its files"):
+        read_plain(folders, intersection=intersection)
+
+
+def test_a_dataset_json_of_windows_editors(folders):
+    (folders / "data/dataset.json").write_text(json.dumps(CLASSES), encoding="utf-8-sig")
+    assert list(read_plain(folders).labels) == ["liver", "tumour"]

@@ -30,7 +30,7 @@ def slurm_of_one_node(test):
 # what each of SLURM's commands is told is kept; sbatch answers what is in a file, and squeue has what is in another
 SCRIPT = """#!/bin/sh
 echo "$(basename $0) $*" >> {folder}/asked
-[ $(basename $0) = sbatch ] && cp $1 {folder}/script && cat {folder}/answer && exit
+[ $(basename $0) = sbatch ] && env > {folder}/environment && cp $1 {folder}/script && cat {folder}/answer && exit
 [ $(basename $0) != squeue ] && exit
 [ -e {folder}/away ] && rm {folder}/away && echo "no answer" >&2 && exit 1
 [ $(grep -c squeue {folder}/asked) -le 4 ] && cat {folder}/queue || true
@@ -159,6 +159,17 @@ def test_a_script_has_what_the_user_named_and_no_default_of_submitits(commands):
     assert "--requeue" not in commands.flags()
     script = (commands.folder / "script").read_text()
     assert "\nexport SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK\nmodule load x\n" in script
+
+
+def test_jobs_inherit_nothing_of_a_job_in_which_they_are_submitted(commands, monkeypatch):
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "near", "SBATCH_ACCOUNT": "mine"}
+    inherited = ("SLURM_MEM_PER_NODE", "SLURM_CPU_BIND", "SLURMD_NODENAME", "SRUN_DEBUG", "SUBMITIT_EXECUTOR")
+    for name, value in {**kept, **dict.fromkeys(inherited, "1")}.items():
+        monkeypatch.setenv(name, value)
+    commands.run()
+    lines = (commands.folder / "environment").read_text().splitlines()
+    assert {f"{name}={value}" for name, value in kept.items()} <= set(lines)
+    assert not [line for line in lines if line.startswith(inherited)]
 
 
 @pytest.fixture(scope="module")

@@ -324,7 +324,9 @@ def images(*shapes):
         (images((3, 8, 8), (3, 4, 4)), (1, 1, 8, 8), r"B = 1"),
         ([torch.zeros(2, 3, 8, 8), torch.zeros(1, 3, 4, 4)], (2, 1, 8, 8), r"B = 2"),
         (images((3, 8, 8), (3, 4, 4)), (2, 1, 4, 4), r"\(4, 4\), got \(8, 8\)"),
-        (images((3, 8, 8), (3, 4, 4)), (2, 3, 8, 8), r"\(B, 1, .*got \(2, 3, 8, 8\)"),
+        (images((3, 8, 8), (3, 4, 4)), (2, 3, 8, 8), r"\(B, 1, .*got \(2, 3, 8, 8\); if it is one-hot, give"),
+        # as MONAI's DynUNet gives them, and labels without their channel
+        (torch.zeros(2, 2, 3, 8, 8), (2, 8, 8), r"target must be \(B, 1, \*spatial\), 2D or 3D; got \(2, 8, 8\)$"),
         (images((3, 8), (3, 4)), (2, 1, 8), "2D or 3D"),
     ],
 )
@@ -416,7 +418,9 @@ def test_subclasses_of_tensors_have_the_same_loss(stride):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_loss_converted_to_half_precision_is_refused(dtype):
-    with pytest.raises(ValueError, match=f"converted to {dtype}, .*: convert the network alone"):
+    with pytest.raises(
+        ValueError, match=f"the loss is in {dtype}, .*: call loss.float\\(\\), and convert the network alone"
+    ):
         LoMixLoss(3, 2).to(dtype)([z.to(dtype) for z in images((3, 8, 8), (3, 4, 4))], torch.zeros(2, 1, 8, 8))
 
 

@@ -28,6 +28,9 @@ def test_roots_are_those_of_the_environment_now(folders, monkeypatch):
         assert datasets.find_root(variable) is None
         with pytest.raises(LoMixError, match=f"{variable} is not set: export {variable}=/your/folder first"):
             datasets.require_root(variable)
+        monkeypatch.setenv(variable, f"~/{part}")
+        with pytest.raises(LoMixError, match=f"{variable} is '~/{part}', but nnU-Net needs the whole path"):
+            datasets.find_root(variable)
 
 
 @pytest.mark.parametrize("part", ["raw", "preprocessed", "results"])

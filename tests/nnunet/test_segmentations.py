@@ -92,9 +92,9 @@ def test_values_beyond_nnunets_are_refused(tmp_path):
         (
             np.full((3, 4, 5), 0.5, np.float32),
             "x.nii.gz",
-            "it needs one channel of whole numbers.$",
+            "it needs one channel of whole numbers, not 0.5.$",
         ),
-        (np.full((3, 4, 5), 0.5, np.float32), "x_0000.nii.gz", "whole numbers, and _0000 marks images"),
+        (np.full((3, 4, 5), 0.5, np.float32), "x_0000.nii.gz", "whole numbers, not 0.5, and _0000 marks images"),
         (np.full((3, 4, 5), -1, np.int16), "x.nii.gz", "has negative labels, which nnU-Net doesn't know"),
         (np.full((3, 4, 5), -1000, np.int16), "x_0000.nii.gz", "negative values, and _0000 marks images"),
     ],

@@ -76,6 +76,7 @@ def make(prepared, tmp_path, monkeypatch, device):
 
     yield make_trainer
     logger = logging.getLogger("nnunet_lomix")
+    logger.propagate = True
     for handler in [h for h in logger.handlers if isinstance(h, lomix.TrainingLog)]:
         logger.removeHandler(handler)
     logger.setLevel(logging.NOTSET)

@@ -313,6 +313,7 @@ def test_the_choice_of_a_backend_is_in_the_log_of_the_training_alone(make):
         train_steps(second, 2)
         assert Path(second.log_file).read_text().count("the backend 'plain' computes the loss of 19 maps") == 1
         assert not Path(first.log_file).exists()
+        assert not logger.propagate  # and once on the console, though somebody may have set the root logger up
         assert application in logger.handlers
     finally:
         logger.removeHandler(application)
