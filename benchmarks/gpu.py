@@ -50,7 +50,6 @@ from nnunet_lomix.nnunet.commands import folders_below, run_command, trainers_fi
 from nnunet_lomix.nnunet.curves import read_curves
 from nnunet_lomix.nnunet.results import ModelFolder
 
-KEY = ("part", "case", "what")
 REPEATS = 9
 TIMED = ("step", "epochs", "kernels", "loss")
 ROOT = Path(__file__).parents[1]

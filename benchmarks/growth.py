@@ -1,10 +1,10 @@
 """Cost of the loss against the number of mixed scales: the rows of ``loss``, and a picture of them."""
 
-from loss import KEY, measure
+from loss import measure
 from matplotlib.figure import Figure
 from results import Record, as_table
 
-__all__ = ["KEY", "REPEATS", "draw", "measure"]
+__all__ = ["REPEATS", "draw", "measure"]
 
 REPEATS = 5
 

@@ -22,7 +22,6 @@ from triton.compiler import ASTSource
 
 from nnunet_lomix.loss.backends import fused, kernels
 
-KEY = ("gpu", "case", "what")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 KERNELS = {"forward": kernels.forward_kernel, "backward": kernels.backward_kernel}
 OPERATORS = ("sum", "product", "fusion", "concat", "unmixed")  # in the order of the kernels' codes

@@ -20,7 +20,6 @@ from memory import memory_of_loss
 from results import Rows
 from torch import nn
 
-KEY = ("case", "backend")
 REPEATS = 9
 
 

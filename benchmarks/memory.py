@@ -9,7 +9,6 @@ from examples import count_maps, losses_for, make_loss, make_outputs, make_targe
 from measuring import in_its_own_process, peak_memory
 from results import Rows
 
-KEY = ("case", "backend")
 REPEATS = 1
 
 

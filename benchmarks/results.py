@@ -1,14 +1,14 @@
-"""The results of a benchmark: JSON with all that is needed to repeat it, and the comparison of two such files.
+"""The results of a benchmark: JSON with all that is needed to repeat it.
 
-A file has the rows, whose values are numbers, or the median and percentiles of a number; the columns that say what a
-row is about (``key``); and the benchmark, its options, the machine, the versions, the commit and the date.
+A file has the rows, whose values are numbers, or the median and percentiles of a number; and the benchmark, its
+options, the machine, the versions, the commit and the date.
 """
 
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.files import replacing
 
 FOLDER = Path(__file__).parent / "results"
@@ -29,9 +28,7 @@ Rows = list[dict[str, Any]]
 Record = dict[str, Any]
 
 
-def make_record(
-    benchmark: str, rows: Rows, key: Sequence[str], device: str | None, options: Mapping[str, object]
-) -> Record:
+def make_record(benchmark: str, rows: Rows, device: str | None, options: Mapping[str, object]) -> Record:
     """What is written: the rows of a benchmark that has just run, and the circumstances."""
     return {
         "benchmark": benchmark,
@@ -40,7 +37,6 @@ def make_record(
         **describe_commit(),
         "machine": describe_machine(device),
         "versions": describe_versions(),
-        "key": list(key),
         "rows": rows,
     }
 
@@ -103,56 +99,3 @@ def read_record(path: Path) -> Record:
 def as_table(record: Record) -> pd.DataFrame:
     """The rows. The parts of a spread are columns: ``full_ms.median``, ``full_ms.p20`` and ``full_ms.p80``."""
     return pd.json_normalize(record["rows"])
-
-
-def compare_records(base: Record, new: Record) -> tuple[pd.DataFrame, list[str]]:
-    """The new figures relative to the base's, row by row.
-
-    Rows are matched by the columns of the key. Where the spreads of two times, from the 20th to the 80th percentile,
-    don't overlap, the new one is called slower or faster.
-
-    Returns:
-        A table of text, a row for each row that both have; and one line for each row that only one of them has.
-
-    Raises:
-        LoMixError: the two are results of different benchmarks.
-    """
-    if base["benchmark"] != new["benchmark"]:
-        raise LoMixError(f"Results of {base['benchmark']!r} can't be compared with those of {new['benchmark']!r}.")
-    key = new["key"]
-    before, after = (as_table(record).set_index(key) for record in (base, new))
-    unmatched = [
-        f"only in the {name} results: {_name(row)}"
-        for name, here, there in (("base", before, after), ("new", after, before))
-        for row in here.index.difference(there.index, sort=False)
-    ]
-    common = after.index.intersection(before.index, sort=False)
-    before, after = before.loc[common], after.loc[common]
-    ratios = pd.DataFrame(index=common)
-    for column in after.select_dtypes("number").columns.intersection(before.columns, sort=False):
-        if column.endswith((LOW, HIGH)):
-            continue
-        name = column.removesuffix(MEDIAN)
-        ratio = (after[column] / before[column]).where(after[column] != before[column], 1)  # also where both are 0
-        ratios[name] = ratio.map("{:.2f}".format).where(ratio.notna(), "")
-        if column != name:
-            slower = after[name + LOW] > before[name + HIGH]
-            faster = after[name + HIGH] < before[name + LOW]
-            ratios[name] += slower.map({True: " slower", False: ""}) + faster.map({True: " faster", False: ""})
-    return ratios.reset_index(), unmatched
-
-
-def _name(row: object) -> str:
-    """The key of a row in words."""
-    return ", ".join(map(str, row)) if isinstance(row, tuple) else str(row)
-
-
-def differences(base: Record, new: Record) -> list[str]:
-    """How the circumstances differ that two results were made under: a line for each, as ``torch: 2.8 -> 2.9``."""
-    lines = []
-    for part in ("machine", "versions", "options"):
-        for name in {**base[part], **new[part]}:
-            before, after = base[part].get(name), new[part].get(name)
-            if before != after:
-                lines.append(f"{name}: {before} -> {after}")
-    return lines

@@ -12,18 +12,17 @@ import click
 import torch
 from cases import CASES, DEFAULT_CASES, GPU, GPU_PARTS, KERNEL_CASES
 from examples import names_of_losses
-from results import FOLDER, Record, Rows, compare_records, differences, make_record, read_record, write_record
+from results import FOLDER, Rows, make_record, write_record
 
 from nnunet_lomix.cli import Commands
 from nnunet_lomix.loss import BACKENDS
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 Command = Callable[..., None]
 
 
 @click.group(cls=Commands)
 def main() -> None:
-    """Measure LoMix, compare results with earlier ones, and write the documents' tables.
+    """Measure LoMix, and write the documents' tables.
 
     Results are written to benchmarks/results; those of single cases or backends only where --out says.
     """
@@ -49,8 +48,7 @@ def device_options(command: Command) -> Command:
 
 
 def result_options(command: Command) -> Command:
-    """Where results go, and what they are compared with."""
-    command = click.option("--base", type=FILE, help="Results of this benchmark to compare the new ones with.")(command)
+    """Where results go."""
     return click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File of the results.")(command)
 
 
@@ -93,7 +91,6 @@ def measure_on_device(
     repeats: int | None,
     cases: Sequence[str],
     backends: Sequence[str],
-    base: Path | None,
     out: Path | None,
 ) -> None:
     """Run a benchmark that has the options of ``device_options``."""
@@ -104,7 +101,7 @@ def measure_on_device(
     rows = benchmark.measure(chosen, device, repeats, backends)
     if out is None and not cases and not backends:
         out = FOLDER / f"{name}_{device}.json"
-    finish(name, rows, benchmark.KEY, device, {"threads": threads, "repeats": repeats}, base, out)
+    finish(name, rows, device, {"threads": threads, "repeats": repeats}, out)
 
 
 @main.command()
@@ -123,7 +120,6 @@ def gpu(
     no_tests: bool,
     only: str | None,
     folder: Path,
-    base: Path | None,
     out: Path | None,
 ) -> None:
     """All that a GPU has to show, in minutes: correctness, times of loss, kernels, steps and epochs, and the tests.
@@ -148,63 +144,39 @@ def gpu(
         rows += new
         click.echo(f"{new[0]['part']}: {new[0]['case']}: {new[0].get('failure', 'done')}", err=True)
         if unfinished is not None:  # what is known is kept, should the machine be taken away
-            write_record(make_record("gpu", rows, benchmark.KEY, device, options), unfinished)
-    finish("gpu", rows, benchmark.KEY, device, options, base, out, more_tables=("gpu_kernels", "gpu_checks"))
+            write_record(make_record("gpu", rows, device, options), unfinished)
+    finish("gpu", rows, device, options, out, more_tables=("gpu_kernels", "gpu_checks"))
     if unfinished is not None:
         unfinished.unlink()
 
 
 @main.command()
 @result_options
-def kernels(base: Path | None, out: Path | None) -> None:
+def kernels(out: Path | None) -> None:
     """Instructions of the compiled Triton kernels, for GPUs that needn't be here, and what the loss should take."""
     benchmark = import_module("kernels")
     rows = benchmark.measure(KERNEL_CASES, [CASES[name] for name in GPU])
-    finish("kernels", rows, benchmark.KEY, None, {}, base, out or FOLDER / "kernels.json", more_tables=["estimate"])
+    finish("kernels", rows, None, {}, out or FOLDER / "kernels.json", more_tables=["estimate"])
 
 
 def finish(
     name: str,
     rows: Rows,
-    key: Sequence[str],
     device: str | None,
     options: Mapping[str, object],
-    base: Path | None,
     out: Path | None,
     more_tables: Sequence[str] = (),
 ) -> None:
-    """Print the results, compare them with those of ``base`` and write them to ``out``."""
+    """Print the results, and write them to ``out``."""
     from documents import TABLES, as_markdown, describe
 
-    record = make_record(name, rows, key, device, options)
+    record = make_record(name, rows, device, options)
     for table in (name, *more_tables):
         click.echo(f"{as_markdown(TABLES[table](record))}\n")
     click.echo(describe(record))
-    if base is not None:  # is read before it may be overwritten
-        echo_comparison(read_record(base), record)
     if out is not None:
         write_record(record, out)
         click.echo(f"\nWritten to {out}")
-
-
-@main.command()
-@click.argument("base", type=FILE)
-@click.argument("new", type=FILE)
-def compare_results(base: Path, new: Path) -> None:
-    """Print the figures of NEW relative to those of BASE, row by row."""
-    echo_comparison(read_record(base), read_record(new))
-
-
-def echo_comparison(base: Record, new: Record) -> None:
-    from documents import as_markdown, describe
-
-    ratios, unmatched = compare_records(base, new)
-    click.echo(f"\nRelative to {describe(base)}\n")
-    for line in differences(base, new):
-        click.echo(f"- {line}")
-    click.echo(f"\n{as_markdown(ratios)}\n")
-    for line in unmatched:
-        click.echo(line)
 
 
 @main.command()

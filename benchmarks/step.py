@@ -21,7 +21,6 @@ from results import Rows
 
 from nnunet_lomix.trainers import nnUNetTrainerLoMix
 
-KEY = ("case", "backend")
 REPEATS = 11
 DEFAULT = "default"  # nnUNetTrainerLoMix as it is: it chooses the backend
 DATASET, CONFIGURATION = "Dataset000_Random", "random"

@@ -62,7 +62,7 @@ def row(case: str, backend: str, full: float, memory: int | None = 100) -> dict[
 
 
 def record(module: Module, *rows: dict[str, object], benchmark: str = "loss") -> dict:
-    return module("results").make_record(benchmark, list(rows), ("case", "backend"), "cpu", {"repeats": 3})
+    return module("results").make_record(benchmark, list(rows), "cpu", {"repeats": 3})
 
 
 def test_every_benchmark_has_cases_and_no_two_cases_are_named_alike(module: Module) -> None:
@@ -155,43 +155,6 @@ def test_the_commit_is_told_and_whether_the_code_differs_from_it(
     assert results.describe_commit() == {"commit": first, "dirty": True}
 
 
-def test_a_comparison_shows_what_became_slower_and_names_rows_without_a_partner(module: Module) -> None:
-    base = record(module, row("a", "x", 2), row("a", "plain", 2), row("a", "fused", 2), row("old", "plain", 2))
-    new = record(module, row("new", "plain", 1), row("a", "fused", 1), row("a", "plain", 2.1), row("a", "x", 3, 150))
-    ratios, unmatched = module("results").compare_records(base, new)
-    ratios = ratios.set_index(["case", "backend"])
-    assert ratios["full_ms"].to_dict() == {
-        ("a", "x"): "1.50 slower",
-        ("a", "plain"): "1.05",  # the spreads overlap
-        ("a", "fused"): "0.50 faster",
-    }
-    assert ratios["memory_mb"].to_dict() == {("a", "x"): "1.50", ("a", "plain"): "1.00", ("a", "fused"): "1.00"}
-    assert unmatched == ["only in the base results: old, plain", "only in the new results: new, plain"]
-
-
-def test_a_comparison_tells_under_which_other_circumstances_it_was_measured(module: Module) -> None:
-    base, new = record(module, row("a", "plain", 2)), record(module, row("a", "plain", 2))
-    assert module("results").differences(base, new) == []
-    new["versions"]["torch"], new["machine"]["threads"], new["options"] = "9.9", 77, {}
-    assert module("results").differences(base, new) == [
-        f"threads: {torch.get_num_threads()} -> 77",
-        f"torch: {version('torch')} -> 9.9",
-        "repeats: 3 -> None",
-    ]
-
-
-def test_numbers_that_are_zero_or_unknown_are_compared_too(module: Module) -> None:
-    memory = {"zero": (0, 0), "grown": (0, 5), "unknown": (None, None)}
-    base, new = (record(module, *(row(case, "plain", 1, mb[i]) for case, mb in memory.items())) for i in (0, 1))
-    ratios, _ = module("results").compare_records(base, new)
-    assert ratios["memory_mb"].tolist() == ["1.00", "inf", ""]
-
-
-def test_results_of_different_benchmarks_are_not_compared(module: Module) -> None:
-    with pytest.raises(LoMixError, match="'step' can't be compared with those of 'loss'"):
-        module("results").compare_records(record(module, benchmark="step"), record(module))
-
-
 DOCUMENT = """# Title
 
 <!-- table: loss loss_cpu.json -->
@@ -265,9 +228,7 @@ def run(module: Module, *args: object) -> str:
 TINY = ("--case", "tiny", "--repeats", 1, "--device", "cpu")
 
 
-def test_loss_and_a_second_run_compared_with_it(
-    module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loss(module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module("loss"), "memory_of_loss", lambda *args: 7)  # each would be a process of its own
     names = ["nnU-Net", "plain", "plain, stride 1"]
     backends = [argument for name in names for argument in ("--backend", name)]
@@ -284,12 +245,6 @@ def test_loss_and_a_second_run_compared_with_it(
         for part in ("forward_ms", "backward_ms", "full_ms"):
             assert 0 < r[part]["p20"] <= r[part]["median"] <= r[part]["p80"]
         assert r["full_ms"]["median"] == pytest.approx(r["forward_ms"]["median"] + r["backward_ms"]["median"])
-    output = run(module, "loss", *TINY, *backends[:4], "--base", tmp_path / "first.json")
-    assert (
-        "Relative to `python benchmarks/run.py loss" in output
-        and "only in the base results: (2, 3, 8 × 8), S = 2, K = 2, plain, stride 1" in output
-    )
-    assert "| 1.00" in run(module, "compare-results", tmp_path / "first.json", tmp_path / "first.json")
 
 
 def test_a_loss_is_of_the_default_trainers_grid_unless_it_says_otherwise(module: Module) -> None:
@@ -478,7 +433,7 @@ def test_the_gpu_table_has_the_default_beside_nnunet(module: Module) -> None:
         gpu_row("correctness", "fused against plain", "d", error=3e-6),
         gpu_row("tests", "pytest", "e", passed=False, summary="1 failed, 2 passed"),
     ]
-    made = module("results").make_record("gpu", rows, ("part", "case", "what"), "cpu", {})
+    made = module("results").make_record("gpu", rows, "cpu", {})
     tables = module("documents").TABLES
     assert tables["gpu"](made).values.tolist() == [["a", "12 (20)", "4", "1.10 (1.08)"], ["c", "", "", "1.25"]]
     assert tables["gpu_checks"](made).values.tolist() == [
@@ -496,7 +451,7 @@ def test_the_kernels_of_a_gpu_stand_beside_their_estimates(module: Module) -> No
         gpu_row("kernels", "nnU-Net", **times, **counts),
         gpu_row("kernels", "fused", **times, **counts, estimate=estimate),
     ]
-    made = module("results").make_record("gpu", rows, ("part", "case", "what"), "cpu", {})
+    made = module("results").make_record("gpu", rows, "cpu", {})
     assert module("documents").TABLES["gpu_kernels"](made).values.tolist() == [
         ["a", "nnU-Net", "48", "4", "4", "4", "30", "1"],
         ["a", "fused", "48", "4 (3)", "4 (2.5)", "4 (1.5)", "30", "1"],
@@ -508,7 +463,7 @@ def test_what_is_compiled_and_what_is_estimated_are_two_tables(module: Module) -
         {"gpu": "H100", "case": "K = 4, 14 classes", "what": "forward", "registers": 160, "sum": 55.25},
         {"gpu": "H100", "case": "a", "what": "stride 2", "slabs": 1, "forward_ms": 1.2345},
     ]
-    made = module("results").make_record("kernels", rows, ("gpu", "case", "what"), None, {})
+    made = module("results").make_record("kernels", rows, None, {})
     kernels, estimate = (module("documents").TABLES[name](made) for name in ("kernels", "estimate"))
     assert [*kernels.columns, *kernels.iloc[0]] == [
         "gpu", "case", "what", "registers", "sum", "H100", "K = 4, 14 classes", "forward", "160", "55",
