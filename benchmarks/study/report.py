@@ -100,9 +100,9 @@ def interval(differences: pd.DataFrame, draws: int = 10_000) -> str:
 def draw_curves(curves: pd.DataFrame) -> Figure:
     """Pseudo Dice over the training, a panel for each dataset, size, number of steps and optimiser; mean over seeds.
 
-    The arms that every panel has are in colour, the others in grey.
+    The arms that every panel has are in colour, the others in grey. What a single arm was run for has no panel.
     """
-    panels = list(curves.groupby(GROUP, sort=False))
+    panels = [(key, panel) for key, panel in curves.groupby(GROUP, sort=False) if panel["arm"].nunique() > 1]
     rows = math.ceil(len(panels) / COLUMNS)
     figure = Figure(figsize=(5 * COLUMNS, 4 * rows), layout="constrained")
     common = set.intersection(*(set(panel["arm"]) for _, panel in panels))
