@@ -90,6 +90,12 @@ def test_a_lock_is_kept_over_exec_whatever_the_next_program_does_with_it(tmp_pat
     assert not is_locked(tmp_path)
 
 
+def test_a_lock_that_is_kept_serves_for_its_own_folder_alone(tmp_path, start):
+    start(TAKE + "time.sleep(99)", tmp_path / "other")
+    process, _ = start(BECOME.format(USE + "Lock(folder / 'other', 'training')"), tmp_path)
+    assert process.wait() == 1
+
+
 def test_a_grandchild_of_the_holder_is_refused(tmp_path, start):
     inner = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {TAKE!r}, sys.argv[1]], check=True)"
     outer = "import subprocess, sys; print(subprocess.run([sys.executable, '-c', {!r}, sys.argv[1]]).returncode)"

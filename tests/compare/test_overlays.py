@@ -91,6 +91,12 @@ def test_patients_lie_as_in_clinics(tmp_path, reader, stored):
         assert ("top" if row < middle[0] else "bottom", "left" if column < middle[1] else "right") == (rows, columns)
 
 
+def test_pictures_have_the_proportions_of_the_body(tmp_path):
+    file = save_nifti(block(4, 3, 3), tmp_path / "r.nii.gz", "LPS", (3.0, 2.0, 1.0))
+    height, width, _ = pixels(draw(case(file, {"A": file}))[0]["A"]).shape
+    assert height / width == pytest.approx(2 * SHAPE[1] / SHAPE[2], rel=0.02)
+
+
 def test_slices_are_across_the_coarsest_axis_of_a_tiff(tmp_path):
     """Its spacing is that of the case, wherever that is from."""
     reference = save_tiff(block(4, 3, 3), tmp_path / "r.tif")

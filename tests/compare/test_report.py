@@ -172,7 +172,9 @@ def test_terminal_fits_80_columns(tmp_path):
     assert re.search(r"HD95, mm, lower is better", printed)
 
 
-@pytest.mark.parametrize("verdict, by_seed", [("better", [0.6, 0.7]), ("better", [0.6]), ("undecided", [0.6])])
+@pytest.mark.parametrize(
+    "verdict, by_seed", [("better", [0.6, 0.7]), ("worse", [0.6, 0.7]), ("better", [0.6]), ("undecided", [0.6])]
+)
 def test_only_verdicts_on_trainers_are_bold(tmp_path, verdict, by_seed):
     result = make_result(make_scores(cases="abcdefgh", metrics=["Dice"]))
     row = {"verdict": verdict, "difference": 0.05, "difference_low": 0.04, "difference_high": 0.06, "p_holm": 0.001}
@@ -181,10 +183,10 @@ def test_only_verdicts_on_trainers_are_bold(tmp_path, verdict, by_seed):
     printed = report(tmp_path, replace(result, comparison=comparison))
     page, markdown = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
     on_networks, bold = len(by_seed) == 1, len(by_seed) > 1
-    assert ("**" in markdown) == bold == ('class="verdict better"' in page)
+    assert ("**" in markdown) == bold == bool(re.search('class="verdict (better|worse)"', page))
     assert ('class="headline networks"' in page) == on_networks == ("* is about these" in " ".join(printed.split()))
     text = f"| {verdict}, these two networks |" if on_networks and verdict == "better" else f"| {verdict} |"
-    assert text in markdown and ("+5.00*" in printed) == (verdict == "better")
+    assert text in markdown and ("+5.00*" in printed) == (verdict != "undecided")
 
 
 def test_every_plot_has_a_legend(tmp_path):

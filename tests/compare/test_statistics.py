@@ -281,11 +281,15 @@ def test_refuses_missing_and_double_scores(damage):
         compare_trainers(damage(make_scores()), resamples=99)
 
 
-def shifted(shift, cases=12, metric="Dice", trainings=(1, 1), wobble=0.0) -> pd.Series:
-    """The comparison of one class in which all cases differ by about ``shift``, the candidate's trainings by more."""
+def shifted(shift, cases=12, metric="Dice", trainings=(1, 1), wobble=0.0, outlier=0.0) -> pd.Series:
+    """The comparison of one class in which all cases differ by about ``shift``, the candidate's trainings by more.
+
+    One of the cases differs by ``outlier`` beside that.
+    """
     rng = np.random.default_rng(0)
     old = rng.uniform(0.3, 0.6, cases)
     changes = shift * rng.uniform(0.8, 1.2, cases)
+    changes[0] += outlier
     rows = [
         (f"case_{i}", "a", trainer, seed, metric, old[i] + (trainer == "new") * (changes[i] + seed * wobble))
         for trainer, number in zip(("old", "new"), trainings, strict=True)
@@ -306,6 +310,7 @@ def shifted(shift, cases=12, metric="Dice", trainings=(1, 1), wobble=0.0) -> pd.
         ({"shift": 0.0}, "undecided"),
         ({"shift": 0.05, "cases": 5}, "undecided"),  # the test can't get below 0.05
         ({"shift": 0.05, "cases": 1}, "undecided"),  # no interval
+        ({"shift": 0.05, "outlier": -0.3}, "undecided"),  # the test is sure, but not the interval of the mean
         ({"shift": 0.05, "trainings": (2, 2), "wobble": 0.001}, "better"),
         ({"shift": 0.05, "trainings": (2, 2), "wobble": 0.1}, "undecided"),  # the trainings don't agree
         ({"shift": 0.05, "trainings": (1, 2), "wobble": 0.1}, "better"),  # a single training can't disagree

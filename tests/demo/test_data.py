@@ -37,12 +37,12 @@ def test_structures_have_several_scales():
 def test_dataset_on_disk_is_that_of_make_case(tmp_path):
     folder = tmp_path / "raw" / "Dataset999_Test"
     seen = []
-    data.write_dataset(folder, (32, 40), train_cases=3, test_cases=2, on_case=seen.append)
-    assert seen == [1, 2, 3, 4, 5]
-    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 3
+    data.write_dataset(folder, (32, 40), train_cases=5, test_cases=2, on_case=seen.append)
+    assert seen == list(range(1, 8))
+    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 5
     (fold,) = json.loads((folder / "splits_final.json").read_text())
-    assert sorted(fold["train"] + fold["val"]) == [f"case_{seed:03}" for seed in range(3)]
-    for part, seeds in {"Tr": range(3), "Ts": range(3, 5)}.items():
+    assert sorted(fold["train"] + fold["val"]) == [f"case_{seed:03}" for seed in range(5)]
+    for part, seeds in {"Tr": range(5), "Ts": range(5, 7)}.items():
         assert len(list((folder / f"images{part}").iterdir())) == len(seeds)
         for seed in seeds:
             image, labels = data.make_case((32, 40), seed)

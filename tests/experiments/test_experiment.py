@@ -37,6 +37,8 @@ def test_a_file_and_options_in_place_of_its_entries(plan):
     changed = read_experiment(plan, {"datasets": ("7",), "jobs": 3, "slurm": None, "folds": (), "out": "here"})
     assert changed.datasets == ("7",) and changed.jobs == 3 and changed.out == "here"
     assert (changed.folds, changed.slurm) == (read.folds, read.slurm)
+    slurm = read_experiment(plan, {"slurm": {"time": "1:00:00", "gres": "gpu:1"}}).slurm
+    assert slurm == {"partition": "gpu", "time": "1:00:00", "gres": "gpu:1"}
     options = {"datasets": ("4/",), "configurations": ("2d", "3d_fullres"), "trainers": ("A",)}
     assert read_experiment(None, options) == Experiment(("4",), ("2d", "3d_fullres"), ("A",))
 

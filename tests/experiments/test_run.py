@@ -19,6 +19,7 @@ from .conftest import TRAINERS, invoke, make_cascade
 
 def test_all_is_run_once_and_what_is_done_gets_no_line_again(setting):
     output, error = setting.run(jobs=3)
+    assert "There is no report of" in output  # as the script predicts nothing
     assert not error and "4 done" in output and f"{DATASET}/nnUNetTrainer__nnUNetPlans__2d/fold_1: missing" in output
     assert sorted((a[4], a[2]) for a, *_ in setting.started()) == [(t, f) for t in TRAINERS for f in "01"]
     output, error = setting.run()
@@ -32,6 +33,7 @@ def test_what_was_killed_continues_and_what_failed_waits_for_retry(setting, monk
         "Not all trainings are done (2 done, 1 interrupted, 1 failed): run the same command again with --retry to try "
         "the failed ones again."
     )
+    assert "There is no report of" not in output  # before all is done it isn't tried
     log = setting.out / "logs/seed_0" / DATASET / "nnUNetTrainer__nnUNetPlans__2d/fold_1.log"
     assert f"{DATASET}/nnUNetTrainer__nnUNetPlans__2d/fold_1 failed; the end of {log}:" in output
     assert "RuntimeError: no luck today" in output
@@ -45,6 +47,11 @@ def test_what_was_killed_continues_and_what_failed_waits_for_retry(setting, monk
     assert arguments[2] == "0" and arguments[-1] == "--c" and "3 done, 1 failed" in error
     output, error = setting.run(retry=True)
     assert not error and len(setting.started()) == before + 2
+
+
+def test_a_training_that_saved_itself_after_a_signal_is_interrupted(setting):
+    _, error = setting.run({"nnUNetTrainer 0": "save"})
+    assert "(3 done, 1 interrupted)" in error
 
 
 def test_a_kill_that_nobody_asked_for_is_a_failure(setting):

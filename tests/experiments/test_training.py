@@ -31,7 +31,7 @@ def state(training: Training, *jobs: str) -> State:
 
 def test_states_of_trainings_by_hand(training):
     assert state(training) is State.MISSING
-    write(training, LOG)
+    write(training, LOG, -500)
     assert state(training) is State.RUNNING  # nnU-Net's own trainers hold no lock
     write(training, LOG, -3600)
     assert state(training) is State.INTERRUPTED
@@ -85,10 +85,12 @@ def test_the_command_does_what_is_missing(training):
     ]
     options = ["-device", "cpu"]
     assert training.command(options) == command
+    pretrained = ["-pretrained_weights", "a.pth"]
+    assert training.command([*options, *pretrained]) == [*command, *pretrained]
     write(training, "checkpoint_best.pth")
     assert training.command([*options, "--npz"]) == [*command, "--npz", "--c"]
     # weights to start from belong to the start
-    assert training.command([*options, "-pretrained_weights", "a.pth", "--npz"]) == [*command, "--npz", "--c"]
+    assert training.command([*options, *pretrained, "--npz"]) == [*command, "--npz", "--c"]
     write(training, "checkpoint_final.pth")
     assert training.command(options) == [*command, "--val"]
 

@@ -11,7 +11,7 @@ from nnunet_lomix.nnunet.commands import folders_below, run_command, run_command
 
 ECHO = "import os; print(*sorted(f'{k}={v}' for k, v in os.environ.items() if k.startswith('LOMIX_')))"
 # each waits for the file of the other, so both run at once; the first then stays until it is ended
-ENDLESS = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(600)"
+ENDLESS = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60); os.unlink('pid')"
 FAILS = """
 import pathlib, time
 while not (pathlib.Path("pid").exists() and pathlib.Path("pid").read_text()):
