@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 import warnings
@@ -20,6 +21,16 @@ FILE_THERE = click.Path(exists=True, dir_okay=False)
 
 class Command(click.Command):
     """A command that shows what the library raises as click shows its own errors: one sentence, without a traceback."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse ``-device``, as nnU-Net spells it, which click would take for ``-d evice``."""
+        known = {name for option in self.params for name in option.opts}
+        for arg in args:
+            word = re.match("-[A-Za-z_]{2,}", arg)
+            if word and word[0] not in known:
+                hint = f"; did you mean -{word[0]}?" if f"-{word[0]}" in known else "."
+                raise click.UsageError(f"There is no option {word[0]}{hint}", ctx)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

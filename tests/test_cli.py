@@ -34,6 +34,19 @@ def test_a_wrong_use_shows_how_the_command_is_used(monkeypatch):
     assert result.output.endswith("\nError: These don't fit.\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "-d", "4", "-device", "cpu"], "There is no option -device; did you mean --device?"),
+        (["compare", "-trainers", "A"], "There is no option -trainers; did you mean --trainers?"),
+        (["status", "-pretrained_weights", "plan.yaml"], "There is no option -pretrained_weights."),
+    ],
+)
+def test_options_as_nnunet_spells_them_are_no_bundles_of_letters(arguments, sentence):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and sentence in result.output
+
+
 def test_other_exceptions_are_defects_and_stay_as_they_are(monkeypatch):
     assert isinstance(run(monkeypatch, KeyError("a")).exception, KeyError)
 

@@ -3,6 +3,7 @@
 For people, shares such as Dice are in points (0 to 100); distances are in mm, or in pixels where files have no scale.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -230,7 +231,7 @@ def describe(result: Comparison) -> Findings:
         title=f"{source.dataset} · {source.configuration}" if source.configuration else "Comparison",
         trainers=source.trainers,
         headlines=[_make_headline(tables, trainer, len(source.references)) for trainer in candidates],
-        notes=[*_describe_limits(source), *result.notes],
+        notes=[*_describe_limits(source, result.settings.metrics), *result.notes],
         tables=tables,
         extremes=[_find_extremes(table, trainer, reference) for trainer in candidates for table in tables],
         cases=_list_cases(tables[0], source.trainers),
@@ -418,10 +419,10 @@ def _describe_seeds(row: Any, unit: str) -> str:
     return f"{sentence}; {over}: {signed(row.seed_low, 1)} to {signed(row.seed_high, 1)}."
 
 
-def _describe_limits(source: Source) -> list[str]:
+def _describe_limits(source: Source, metrics: Collection[str]) -> list[str]:
     """What a reader should know first: too few cases, and distances without a scale."""
     limits = []
-    if source.distance_unit != "mm":
+    if source.distance_unit != "mm" and {"NSD", "HD95"} & set(metrics):
         limits.append(
             "These files have no scale, so that distances (HD95 and the tolerance of the NSD) are in "
             f"{source.distance_unit}, not in mm: their size depends on the resolution of the images."

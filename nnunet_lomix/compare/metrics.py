@@ -40,7 +40,7 @@ class Metric:
     lower_is_better: bool = False
     both_empty: float = 1
     one_empty: float | None = 0
-    usual: bool = True
+    usual: bool = False
 
     @property
     def factor(self) -> float:
@@ -136,13 +136,14 @@ def _skeletonize(mask: np.ndarray) -> np.ndarray:
 _MONAI = f"MONAI {version('monai')}"
 
 _ENTRIES = (
-    Metric("Dice", _dice, "Dice is nnU-Net's: twice what two masks share, divided by the sum of both."),
+    Metric("Dice", _dice, "Dice is nnU-Net's: twice what two masks share, divided by the sum of both.", usual=True),
     Metric(
         "NSD",
         _nsd,
         # marching cubes, and lengths in 2D: thick slices get their right weight, as in DeepMind's surface-distance
         "NSD is the share of both surfaces, weighted by area, that is within {tolerance} of the other one; surfaces "
         f"run between voxels ({_MONAI}).",
+        usual=True,
     ),
     Metric(
         "HD95",
@@ -153,16 +154,18 @@ _ENTRIES = (
         lower_is_better=True,
         both_empty=0,
         one_empty=None,
+        usual=True,
     ),
     # in each case a function of Dice, but their means over cases differ; papers on polyps give it
-    Metric("IoU", _iou, "IoU, Jaccard's index, is nnU-Net's: what two masks share, divided by their union."),
+    Metric(
+        "IoU", _iou, "IoU, Jaccard's index, is nnU-Net's: what two masks share, divided by their union.", usual=True
+    ),
     Metric(
         "clDice",
         _cl_dice,
         "clDice is for vessels: the harmonic mean of the share of the prediction's centre lines that lies in the "
         "reference and of the share of the reference's that lies in the prediction (Shit et al., CVPR 2021; centre "
         f"lines by scikit-image {version('scikit-image')}, for which voxels are cubes).",
-        usual=False,
     ),
 )
 METRICS = {metric.name: metric for metric in _ENTRIES}

@@ -361,6 +361,9 @@ def read_folders(
         {training: _require_cases(folder, ending) for training, folder in trainings.items()}, trainings, intersection
     )
     files = _pick_references(reference_folder, ending, next(iter(predictions.values())))
+    without = [case for case in list_cases(reference_folder, ending) if case not in set().union(*predictions.values())]
+    if without:
+        notes = (*notes, f"{len(without)} references have no prediction and don't count: {shorten(without)}.")
     dataset_json = next(iter(described.values()), {"file_ending": ending})
     reader = find_reader(dataset_json, example=next(iter(files.values())))
     if not described:

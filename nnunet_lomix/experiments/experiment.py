@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -135,6 +136,8 @@ def _convert(name: str, value: Any) -> Any:
     texts = tuple(v for v in values if isinstance(v, str) and v.strip())
     if not texts or len(texts) != len(values):
         raise ValueError(f"{name} must be a list of names or numbers, not {value!r}")
+    if name == "options":
+        return tuple(part for text in texts for part in shlex.split(text))
     if name == "folds":
         return tuple(str(int(fold)) if re.fullmatch("[0-9]{1,4}", fold) else fold for fold in texts)
     if name == "results":
@@ -149,10 +152,15 @@ def _check(experiment: Experiment) -> None:
         raise ValueError(f"gpus don't go with the device {experiment.device}")
     for fold in experiment.folds:
         if fold != "all" and not re.fullmatch("[0-9]+", fold):
-            raise ValueError(f"folds must be numbers or all, not {fold!r}")
+            raise ValueError(f"folds must be numbers or all, such as [0, 1] in a file and -f 0 1, not {fold!r}")
     wrong = [option for option in experiment.options if option.startswith("-") and option not in OPTIONS]
     if wrong:
         raise ValueError(f"options has {', '.join(wrong)}, but may have {', '.join(OPTIONS)} alone")
+    for option, value in itertools.zip_longest(experiment.options, experiment.options[1:], fillvalue=""):
+        if option == "-pretrained_weights" and not os.path.isfile(value):
+            raise ValueError(f"options: -pretrained_weights needs a file, and there is no {value!r}")
+        if option == "-num_gpus" and not value.isdecimal():
+            raise ValueError(f"options: -num_gpus needs a number, not {value!r}")
     for name in ("datasets", "configurations", "trainers", "plans", "folds", "results"):
         values = getattr(experiment, name)
         if len(set(values)) < len(values):

@@ -39,7 +39,7 @@ class WeightingRule(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def observe(self, losses: Tensor) -> None:
-        """Called at every training step, before its weights are used; it must not write what :meth:`raw` keeps.
+        """Called at every training step, before its weights are used; what :meth:`raw` has returned must not change.
 
         Args:
             losses: ``(num_maps,)``, detached and *non-negative*: nnU-Net's Dice loss is negative, and on it a rule

@@ -35,8 +35,9 @@ def look_up_trainer(name: str) -> type[nnUNetTrainer]:
     # the modules that nnU-Net searches may raise anything at all when they are imported
     except (Exception, SystemExit) as error:
         if str(error).startswith((theirs, ours)):
-            sentence = str(error) if str(error).startswith(ours) else f"nnU-Net finds no trainer {name}."
-            raise TrainerNotFound(sentence) from None
+            remedy = "separate names by blanks" if "," in name else "'nnunet_lomix info' lists those that it finds"
+            not_found = f"nnU-Net finds no trainer {name}: {remedy}."
+            raise TrainerNotFound(str(error) if str(error).startswith(ours) else not_found) from None
         raise LoMixError(f"nnU-Net's look-up of trainers failed: {describe(error)}.") from error
 
 

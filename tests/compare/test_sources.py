@@ -456,3 +456,8 @@ def test_names_that_only_look_alike_are_told(folders, intersection):
 def test_a_dataset_json_of_windows_editors(folders):
     (folders / "data/dataset.json").write_text(json.dumps(CLASSES), encoding="utf-8-sig")
     assert list(read_plain(folders).labels) == ["liver", "tumour"]
+
+
+def test_references_without_a_prediction_are_told(folders):
+    write(folders / "data/truth/c.nii.gz", 3)
+    assert read_plain(folders).notes == ("1 references have no prediction and don't count: c.",)

@@ -43,6 +43,9 @@ def test_a_file_and_options_in_place_of_its_entries(plan):
     assert read_experiment(None, options) == Experiment(("4",), ("2d", "3d_fullres"), ("A",))
 
 
+EXPERIMENT = "datasets: 1\nconfigurations: 2d\ntrainers: A\n"
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -53,12 +56,23 @@ def test_a_file_and_options_in_place_of_its_entries(plan):
         ("datasets: [1, []]\nconfigurations: 2d\ntrainers: A", "datasets must be a list of names or numbers"),
         ("datasets: [1, '']\nconfigurations: 2d\ntrainers: A", "datasets must be a list of names or numbers"),
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\noptions: --c", "options has --c, but may have --npz"),
+        (
+            EXPERIMENT + "options: -pretrained_weights no.pth",
+            "-pretrained_weights needs a file, and there is no 'no.pth'",
+        ),
+        (EXPERIMENT + "options: [--npz, -num_gpus]", "-num_gpus needs a number, not ''"),
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\nresults: [a, ./a]", "results has an entry twice"),
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\nfolds: [0, 00]", "folds has an entry twice"),
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\njobs: 0", "jobs must be a number from 1 on"),
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\njobs: yes", "jobs must be a number from 1 on"),
-        ("datasets: 1\nconfigurations: 2d\ntrainers: A\nfolds: [5a]", "folds must be numbers or all, not '5a'"),
-        ("datasets: 1\nconfigurations: 2d\ntrainers: A\nfolds: [-1]", "folds must be numbers or all, not '-1'"),
+        (
+            "datasets: 1\nconfigurations: 2d\ntrainers: A\nfolds: [5a]",
+            "in a file and -f 0 1, not '5a'",
+        ),
+        (
+            "datasets: 1\nconfigurations: 2d\ntrainers: A\nfolds: [-1]",
+            "folds must be numbers or all, such as [0, 1] in",
+        ),
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\nfolds: [0, 0]", "folds has an entry twice"),
         ("datasets: 1\nconfigurations: 2d\ntrainers: ../A", "trainers must be names, not paths"),
         ("datasets: 1\nconfigurations: 2d\ntrainers: A\ndevice: gpu", "device must be one of cuda, cpu, mps"),

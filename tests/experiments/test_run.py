@@ -122,7 +122,10 @@ def test_a_folder_that_cannot_be_made(setting, place):
     ("changes", "sentence"),
     [
         ({"trainers": ("nnUNetTrainerLoMx",)}, "Did you mean 'nnUNetTrainerLoMix'?"),
-        ({"trainers": ("Somebodys",)}, "nnU-Net finds no trainer Somebodys."),
+        (
+            {"trainers": ("Somebodys",)},
+            "no trainer Somebodys: 'nnunet_lomix info' lists those that it finds.",
+        ),
         ({"configurations": ("2D",)}, "no configuration 2D in its nnUNetPlans: there are 2d, 3d_fullres, 3d_lowres"),
         ({"folds": ("2",)}, "has the folds 0 to 1, not 2"),
         ({"trainers": ("nnUNetTrainerLoMix",)}, "nnUNetTrainerLoMix mixes several decoder outputs, but this"),

@@ -27,7 +27,7 @@ VECTORS = sitk.GetImageFromArray(np.zeros((8, 8, 3), np.uint8), isVector=True)
         ("compare results", PLANS, {"configurations": []}, "its configurations is not an object."),
         ("export", LABELS, {"channel_names": None}, "its channel_names is not an object."),
         ("compare results", LABELS, {"file_ending": ["**"]}, "its file_ending is not a text."),
-        ("compare nii", "nii/before/dataset.json", {"file_ending": "**/"}, "No case is predicted in all of "),
+        ("compare nii", "nii/before/dataset.json", {"file_ending": "**/"}, "has no file that ends in "),
         ("compare results", LABELS, {"labels": {"background": 0, "a": -1, "b": 2}}, "begin at -1, but nnU-Net's at 0"),
         ("compare results", LABELS, {"labels": {"background": 0, "a": {}}}, "aren't as nnU-Net v2 wants them: TypeErr"),
         ("compare nii", "nii/before/dataset.json", {"labels": {"background": 0, "\ud800": 1}}, "UnicodeEncodeError: "),
