@@ -24,7 +24,8 @@ def write_report(folder: Path) -> None:
     scores, curves = (read_table(folder, name) for name in ("scores", "curves"))
     text = as_text({**summarise(scores), "Outputs, each against z_0 of the same runs": outputs(scores)})
     (folder / "table.md").write_text(text)
-    draw_curves(curves).savefig(folder / "curves.png", dpi=90)
+    if (figure := draw_curves(curves)) is not None:
+        figure.savefig(folder / "curves.png", dpi=90)
     print(text)
 
 
@@ -97,12 +98,15 @@ def interval(differences: pd.DataFrame, draws: int = 10_000) -> str:
     return f" ({low:+.2f} to {high:+.2f})"
 
 
-def draw_curves(curves: pd.DataFrame) -> Figure:
+def draw_curves(curves: pd.DataFrame) -> Figure | None:
     """Pseudo Dice over the training, a panel for each dataset, size, number of steps and optimiser; mean over seeds.
 
-    The arms that every panel has are in colour, the others in grey. What a single arm was run for has no panel.
+    The arms that every panel has are in colour, the others in grey. What a single arm was run for has no panel;
+    without any panel there is no picture.
     """
     panels = [(key, panel) for key, panel in curves.groupby(GROUP, sort=False) if panel["arm"].nunique() > 1]
+    if not panels:
+        return None
     rows = math.ceil(len(panels) / COLUMNS)
     figure = Figure(figsize=(5 * COLUMNS, 4 * rows), layout="constrained")
     common = set.intersection(*(set(panel["arm"]) for _, panel in panels))
