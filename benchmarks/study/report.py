@@ -75,7 +75,7 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, is_reference: bool = False
         score = 100 * ours.loc[both, column]
         if score.notna().all():
             row[name] = f"{score.mean():.2f}"
-            if not is_reference:
+            if not is_reference and theirs.loc[both, column].notna().all():  # earlier runs have Dice alone
                 differences = (score - 100 * theirs.loc[both, column]).unstack("case").sort_index()
                 row[f"{name}, difference"] = f"{differences.to_numpy().mean():+.2f}{interval(differences)}"
                 if column == "dice":
