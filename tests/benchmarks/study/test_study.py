@@ -143,7 +143,7 @@ def test_a_study_from_raw_images_to_its_tables(tmp_path: Path, monkeypatch: pyte
     assert scores[["dice", "nsd", "cldice"]].stack().between(0, 1).all() and curves["train_loss"].nunique() == 2
     assert set(weights["arm"]) == {"default"} and weights["weight"].sum() == pytest.approx(1, abs=1e-3)
     table = (tmp_path / "table.md").read_text()
-    assert table in result.output and "### Dataset900_Planted, scarce, 10 steps of nnunet" in table
+    assert table in result.output and "### Outputs, each against z_0" in table and "| fusion " in table
 
     monkeypatch.setattr(study.Study, "train", lambda self, run: pytest.fail(f"{run} is trained again"))
     again = CliRunner().invoke(study.main, options, catch_exceptions=False)
