@@ -124,6 +124,6 @@ class nnUNetTrainerEMCADAdditiveMix(EMCADTrainer, nnUNetTrainerAdditiveMix):
 
 
 class nnUNetTrainerEMCADEqualDeepSupervision(EMCADTrainer, nnUNetTrainerEqualDeepSupervision):
-    """The paper's network with the maps of nnUNetTrainerEqualDeepSupervision, and its 0.3 CE + 0.7 (1 − Dice)."""
+    """The paper's network with the maps of nnUNetTrainerEqualDeepSupervision, 0.3 CE + 0.7 (1 − Dice); 2d only."""
 
     weight_ce, weight_dice, paper_dice = PAPER_TERMS.values()

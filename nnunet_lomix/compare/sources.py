@@ -357,13 +357,13 @@ def read_folders(
         label_source = shorten(folder / DATASET_JSON for folder in described)
     else:
         ending = guess_ending(reference_folder)
-    predictions, notes = _match_cases(
-        {training: _require_cases(folder, ending) for training, folder in trainings.items()}, trainings, intersection
-    )
+    predicted = {training: _require_cases(folder, ending) for training, folder in trainings.items()}
+    predictions, notes = _match_cases(predicted, trainings, intersection)
     files = _pick_references(reference_folder, ending, next(iter(predictions.values())))
-    without = [case for case in list_cases(reference_folder, ending) if case not in set().union(*predictions.values())]
-    if without:
-        notes = (*notes, f"{len(without)} references have no prediction and don't count: {shorten(without)}.")
+    listed = list_cases(reference_folder, ending)
+    if without := sorted(listed.keys() - set().union(*predicted.values())):
+        told = f"{len(without)} of {len(listed)} references have no prediction and don't count: {shorten(without)}."
+        notes = (*notes, told)
     dataset_json = next(iter(described.values()), {"file_ending": ending})
     reader = find_reader(dataset_json, example=next(iter(files.values())))
     if not described:

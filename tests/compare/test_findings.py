@@ -211,6 +211,8 @@ def test_distances_without_a_scale_are_pixels(tolerance, text):
     assert text in told.methods[0] and [table.title for table in told.tables][1] == "HD95, pixels, lower is better"
     assert "no scale, so that distances (HD95 and the tolerance of the NSD) are in pixels, not in mm" in told.notes[0]
     assert result.information["distance_unit"] == "pixels" and result.information["tolerance_pixels"] == tolerance
+    without = describe(make_result(make_scores(metrics=("Dice",)), tolerance, reader=NaturalImage2DIO))
+    assert not [note for note in without.notes if "no scale" in note]
 
 
 def test_each_metric_says_what_it_is_and_what_empty_masks_get():

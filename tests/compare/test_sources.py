@@ -164,6 +164,13 @@ def test_what_nnunet_can_validate_is_told_from_what_must_be_trained(trees):
         read()
 
 
+def test_a_results_folder_in_the_home(trees, monkeypatch):
+    for trainer in "AB":
+        trees.add(trainer)
+    monkeypatch.setenv("HOME", str(trees.folder))
+    assert read(results=["~/results"]).trainers == ["A", "B"]
+
+
 def test_folds_are_numbers_or_all(trees):
     for trainer in "AB":
         trees.add(trainer)
@@ -460,4 +467,8 @@ def test_a_dataset_json_of_windows_editors(folders):
 
 def test_references_without_a_prediction_are_told(folders):
     write(folders / "data/truth/c.nii.gz", 3)
-    assert read_plain(folders).notes == ("1 references have no prediction and don't count: c.",)
+    told = "1 of 3 references have no prediction and don't count: c."
+    assert read_plain(folders).notes == (told,)
+    (folders / "new/b.nii.gz").unlink()  # which is predicted by the other one
+    left_out = "1 of 2 cases are predicted by all; left out: b."
+    assert read_plain(folders, intersection=True).notes == (left_out, told)

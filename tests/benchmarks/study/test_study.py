@@ -52,6 +52,9 @@ def test_differences_are_paired_by_case_and_seed() -> None:
     assert float(turned.split()[0]) == -difference
     assert "(" not in report.summarise(scores[scores["seed"] == 0])["D, full, 10 steps of sgd"].to_string()
 
+    without = scores.assign(nsd=scores["nsd"].where(scores["arm"] != "nnUNetTrainer"))  # a run of an earlier harness
+    assert "nan" not in report.summarise(without)["D, full, 10 steps of sgd"].fillna("").to_string()
+
     (fusion,) = report.outputs(scores).to_dict("records")
     assert (fusion["arm"], fusion["output"], fusion["seeds"]) == ("better", "fusion", 3)
     assert float(fusion["Dice, difference"].split()[0]) == pytest.approx(np.mean(truth), abs=0.006)
