@@ -65,16 +65,11 @@ def compare_into(
         LoMixError: a file can't be scored, the folder can't be written, or another process compares into it.
     """
     folder = Path(folder)
-    with _claim(folder):
-        write_report(folder, compare(source, tolerance, jobs, folder / "scores_cache.json", metrics), console)
-
-
-def _claim(folder: Path) -> Lock:
-    """Make the folder, and have it for this process alone."""
     try:
         lock = Lock(folder, "comparison")
         with scratch(folder / "report.md") as probe:
             probe.touch()
     except OSError as error:
         raise LoMixError(f"{folder} can't be written ({error.strerror}): choose another --out.") from None
-    return lock
+    with lock:
+        write_report(folder, compare(source, tolerance, jobs, folder / "scores_cache.json", metrics), console)

@@ -113,21 +113,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
-    """The rows of a class, or of the mean over classes: the reference first."""
-
-    name: str
-    rows: list[Row]
-
-
-@dataclass(frozen=True)
 class MetricTable:
     """All that is known in one metric, in the unit that is shown.
 
     Attributes:
         metric: which.
         unit: that is shown.
-        groups: for each class and, if there are several, the mean over classes, which comes last.
+        groups: the rows of each class and, if there are several, of the mean over classes, which comes last; the
+            reference's first.
         values: each score, seeds averaged: a row for each case, columns (class, trainer).
         rows: for each class and candidate its row of the comparison.
         drawn: the classes that are drawn: those in which a candidate's mean differs most, and the mean over classes.
@@ -135,7 +128,7 @@ class MetricTable:
 
     metric: Metric
     unit: str
-    groups: list[Group]
+    groups: dict[str, list[Row]]
     values: pd.DataFrame
     rows: dict[tuple[str, str], Any]
     drawn: list[str]
@@ -150,9 +143,9 @@ class MetricTable:
         return f"{self.unit}, {'lower' if self.metric.lower_is_better else 'higher'} is better"
 
     @property
-    def means(self) -> Group:
+    def means(self) -> list[Row]:
         """The rows of the mean over classes; one class alone is its own mean."""
-        return self.groups[-1]
+        return list(self.groups.values())[-1]
 
     def subtract(self, trainer: str, reference: str) -> pd.DataFrame:
         """Paired differences: a row for each case, a column for each class."""
@@ -180,32 +173,14 @@ class Headline:
 
 
 @dataclass(frozen=True)
-class Extremes:
-    """The cases in which a candidate gains and loses most in a metric, each with its difference."""
-
-    trainer: str
-    metric: str
-    best: tuple[str, str]
-    worst: tuple[str, str]
-
-
-@dataclass(frozen=True)
-class CaseRow:
-    """A case: the mean over classes of each trainer, and each candidate's difference, as text."""
-
-    case: str
-    means: list[str]
-    differences: list[str]
-
-
-@dataclass(frozen=True)
 class Findings:
     """What :func:`describe` gives.
 
     ``trainers`` has the reference first, ``headlines`` one for each candidate, ``tables`` one for each metric.
-    ``cases`` are in the first metric, from the first candidate's largest loss to its largest gain. ``differing`` has
-    the scores of the first seeds, by case and trainer, where they differ in the first metric, the most different case
-    first.
+    ``extremes`` are rows of trainer, metric, best case, its difference, worst case and its difference. ``cases`` has
+    the means of all trainers in the first metric and then the candidates' differences, from the first candidate's
+    largest loss to its largest gain. ``differing`` has the scores of the first seeds, by case and trainer, where they
+    differ in the first metric, the most different case first.
     """
 
     result: Comparison
@@ -214,8 +189,8 @@ class Findings:
     headlines: list[Headline]
     notes: list[str]
     tables: list[MetricTable]
-    extremes: list[Extremes]
-    cases: list[CaseRow]
+    extremes: list[tuple[str, ...]]
+    cases: dict[str, list[str]]
     differing: dict[str, dict[str, str]]
     methods: list[str]
     facts: dict[str, str]
@@ -253,12 +228,12 @@ def _make_table(result: Comparison, metric: Metric) -> MetricTable:
     by_place = {(row.name, row.trainer): row for row in rows.itertuples(index=False)}
     labels, candidates = list(result.source.labels), result.source.trainers[1:]
     classes = [*labels, MEAN] if len(labels) > 1 else labels
-    groups = []
+    groups = {}
     for name in classes:
         own = [by_place[name, trainer] for trainer in candidates]
         first = _format_mean(own[0].reference_mean, own[0].reference_low, own[0].reference_high)
         reference = Row(own[0].reference, 0, *first)
-        groups.append(Group(name, [reference, *(_make_row(row, number) for number, row in enumerate(own, 1))]))
+        groups[name] = [reference, *(_make_row(row, number) for number, row in enumerate(own, 1))]
     largest = {name: max(abs(by_place[name, trainer].difference) for trainer in candidates) for name in labels}
     most = sorted(labels, key=lambda name: -largest[name])[:MOST_DRAWN]
     return MetricTable(
@@ -326,21 +301,17 @@ def _by_case(scores: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     return table.join(means)
 
 
-def _find_extremes(table: MetricTable, trainer: str, reference: str) -> Extremes:
+def _find_extremes(table: MetricTable, trainer: str, reference: str) -> tuple[str, ...]:
     row, changes = table.rows[MEAN, trainer], table.subtract(trainer, reference)[MEAN]
     best, worst = ((case, f"{signed(changes[case])} {table.unit}") for case in (row.best, row.worst))
-    return Extremes(trainer, table.metric.name, best, worst)
+    return trainer, table.metric.name, *best, *worst
 
 
-def _list_cases(table: MetricTable, trainers: list[str]) -> list[CaseRow]:
+def _list_cases(table: MetricTable, trainers: list[str]) -> dict[str, list[str]]:
     means = table.values[MEAN][trainers]
     differences = means.sub(means[trainers[0]], axis=0)[trainers[1:]]
     order = differences[trainers[1]].sort_values(kind="stable").index
-    texts = zip(means.loc[order].to_numpy(), differences.loc[order].to_numpy(), strict=True)
-    return [
-        CaseRow(case, [f"{value:.2f}" for value in own], [*map(signed, changes)])
-        for case, (own, changes) in zip(order, texts, strict=True)
-    ]
+    return {case: [*(f"{v:.2f}" for v in means.loc[case]), *map(signed, differences.loc[case])] for case in order}
 
 
 def _find_differing(result: Comparison, table: MetricTable) -> dict[str, dict[str, str]]:
@@ -438,11 +409,8 @@ def _describe_limits(source: Source, metrics: Collection[str]) -> list[str]:
 
 def _describe_methods(result: Comparison, metrics: list[Metric]) -> list[str]:
     """How the numbers were made and what they leave out, a paragraph each."""
-    both = ", ".join(f"{metric.name} {metric.factor * metric.both_empty:g}" for metric in metrics)
-    one = ", ".join(
-        f"{m.name} {'the diagonal of the image' if m.one_empty is None else f'{m.factor * m.one_empty:g}'}"
-        for m in metrics
-    )
+    both = ", ".join(f"{metric.name} {0 if metric.is_distance else 100}" for metric in metrics)
+    one = ", ".join(f"{m.name} {'the diagonal of the image' if m.is_distance else 0}" for m in metrics)
     scored = (
         f"{result.explain_metrics()} Shares are in points (0 to 100), distances in {result.source.distance_unit}. "
         f"Where reference and prediction are both empty, a class gets the best value ({both}); where only one is, "

@@ -18,43 +18,41 @@ from nnunet_lomix.errors import UsageError
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, and how it is shown to people; by default it is a share, of which more is better.
+    """A metric: a share, of which more is better, or a distance, of which less is.
 
     Attributes:
         name: as in tables and files.
         compute: its value for the reference's mask, the prediction's mask (boolean, of one shape, 2D or 3D, neither
             empty; outside of the arrays there is nothing), the spacing (mm for each axis), and the tolerance (mm).
         sentence: what is computed; ``{tolerance}`` stands for the tolerance with its unit.
-        is_share: whether values go from 0 to 1, shown as points from 0 to 100; other metrics are distances, without a
-            largest value, in mm or in pixels.
-        lower_is_better: whether a lower value is the better one.
-        both_empty: the value if both masks are empty.
-        one_empty: the value if exactly one is; None: the diagonal of the image, in mm.
+        is_distance: whether values are in mm, or in pixels, without a largest one; shares go from 0 to 1, and are shown
+            as points from 0 to 100.
         usual: whether it is computed unless others are asked for.
     """
 
     name: str
     compute: Callable[[np.ndarray, np.ndarray, Sequence[float], float], float]
     sentence: str
-    is_share: bool = True
-    lower_is_better: bool = False
-    both_empty: float = 1
-    one_empty: float | None = 0
-    usual: bool = False
+    is_distance: bool = False
+    usual: bool = True
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.is_distance
 
     @property
     def factor(self) -> float:
         """From the value to the unit that is shown."""
-        return 100 if self.is_share else 1
+        return 1 if self.is_distance else 100
 
     @property
     def largest(self) -> float:
         """The largest value; the smallest is 0."""
-        return 1 if self.is_share else math.inf
+        return math.inf if self.is_distance else 1
 
     def unit(self, distance: str) -> str:
         """The unit that is shown; ``distance`` is that of distances, ``mm`` or ``pixels``."""
-        return "points" if self.is_share else distance
+        return distance if self.is_distance else "points"
 
     def measure(
         self,
@@ -64,20 +62,16 @@ class Metric:
         tolerance: float,
         diagonal: float,
     ) -> float:
-        """The value for any two masks.
+        """The value for any two masks: the best one if both are empty, the worst one if one of them is.
 
-        Args:
-            expected, predicted: boolean, of one shape, 2D or 3D.
-            spacing: mm for each axis.
-            tolerance: mm.
-            diagonal: of the image, in mm.
+        The arguments are those of ``compute``, and the diagonal of the image in mm, the worst distance.
         """
         found = expected.any(), predicted.any()
         if all(found):
             return self.compute(expected, predicted, spacing, tolerance)
         if any(found):
-            return diagonal if self.one_empty is None else self.one_empty
-        return self.both_empty
+            return diagonal if self.is_distance else 0
+        return 0 if self.is_distance else 1
 
 
 def _dice(expected: np.ndarray, predicted: np.ndarray, spacing: Sequence[float], tolerance: float) -> float:
@@ -136,36 +130,30 @@ def _skeletonize(mask: np.ndarray) -> np.ndarray:
 _MONAI = f"MONAI {version('monai')}"
 
 _ENTRIES = (
-    Metric("Dice", _dice, "Dice is nnU-Net's: twice what two masks share, divided by the sum of both.", usual=True),
+    Metric("Dice", _dice, "Dice is nnU-Net's: twice what two masks share, divided by the sum of both."),
     Metric(
         "NSD",
         _nsd,
         # marching cubes, and lengths in 2D: thick slices get their right weight, as in DeepMind's surface-distance
         "NSD is the share of both surfaces, weighted by area, that is within {tolerance} of the other one; surfaces "
         f"run between voxels ({_MONAI}).",
-        usual=True,
     ),
     Metric(
         "HD95",
         _hd95,
         "HD95 is the larger one of the two 95th percentiles of the distances from boundary voxels, which have a face "
         f"to the outside, to the nearest one of the other mask ({_MONAI}).",
-        is_share=False,
-        lower_is_better=True,
-        both_empty=0,
-        one_empty=None,
-        usual=True,
+        is_distance=True,
     ),
     # in each case a function of Dice, but their means over cases differ; papers on polyps give it
-    Metric(
-        "IoU", _iou, "IoU, Jaccard's index, is nnU-Net's: what two masks share, divided by their union.", usual=True
-    ),
+    Metric("IoU", _iou, "IoU, Jaccard's index, is nnU-Net's: what two masks share, divided by their union."),
     Metric(
         "clDice",
         _cl_dice,
         "clDice is for vessels: the harmonic mean of the share of the prediction's centre lines that lies in the "
         "reference and of the share of the reference's that lies in the prediction (Shit et al., CVPR 2021; centre "
         f"lines by scikit-image {version('scikit-image')}, for which voxels are cubes).",
+        usual=False,
     ),
 )
 METRICS = {metric.name: metric for metric in _ENTRIES}

@@ -4,11 +4,10 @@ In ``scores.csv`` and ``comparison.json`` shares are from 0 to 1. ``report.md`` 
 say what the text and the page look like.
 """
 
-import base64
 import json
 import re
+from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from textwrap import wrap
@@ -24,7 +23,7 @@ from rich.text import Text
 from nnunet_lomix.compare import plots
 from nnunet_lomix.compare.findings import Comparison, Findings, MetricTable, describe
 from nnunet_lomix.compare.metrics import METRICS
-from nnunet_lomix.compare.overlays import CLASS_COLOURS, draw_overlays
+from nnunet_lomix.compare.overlays import CLASS_COLOURS, Overlays, draw_overlays
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.errors import describe as describe_error
 from nnunet_lomix.files import replacing
@@ -39,19 +38,12 @@ ABOUT_NETWORKS = " Where a trainer has one training, * is about these networks; 
 WIDTHS = {"class": 12, "trainer": 18, "mean": 6, "difference": 10, "95 % interval": 16, "p": 6, "b:s:w": 8}
 
 
-def write_report(folder: str | Path, result: Comparison, console: Console) -> None:
+def write_report(folder: Path, result: Comparison, console: Console) -> None:
     """Write ``scores.csv``, ``comparison.json``, ``report.md`` and ``report.html``; print the tables.
 
     The numbers are written first, so that a picture that fails can't lose them, and printed last, as whoever reads them
     may leave; every file is whole or not there.
-
-    Args:
-        folder: where to write; made if it isn't there.
-        result: what is reported.
-        console: where to print.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "scores.csv", result.scores.to_csv(index=False))
     _write(folder / "comparison.json", to_json(result))
     findings = describe(result)
@@ -72,7 +64,7 @@ def to_json(result: Comparison) -> str:
     """Information and statistics; what is not a number is null."""
     rows = json.loads(result.comparison.to_json(orient="records", double_precision=15))
     distance = result.source.distance_unit
-    units = {name: "0 to 1" if METRICS[name].is_share else distance for name in result.settings.metrics}
+    units = {name: distance if METRICS[name].is_distance else "0 to 1" for name in result.settings.metrics}
     content = {"information": result.information, "units": units, "comparison": rows}
     return json.dumps(content, indent=2, ensure_ascii=False)
 
@@ -98,6 +90,7 @@ def _escape(value: object) -> str:
 def _read_template(name: str, **options: Any) -> jinja2.Template:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options)
     environment.filters["folding"] = _fold
+    environment.filters["base64"] = lambda content: b64encode(content).decode()
     return environment.from_string(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
@@ -121,13 +114,13 @@ def _to_rich(table: MetricTable) -> Table:
     for name, width in WIDTHS.items():
         left = name in ("class", "trainer")
         shown.add_column(name, justify="left" if left else "right", max_width=width, overflow="fold")
-    for group in table.groups:
-        for i, row in enumerate(group.rows):
+    for name, rows in table.groups.items():
+        for row in rows:
             mark = "*" if row.verdict in ("better", "worse") else ""
-            cells = ["" if i else group.name, _wrap(row.trainer, WIDTHS["trainer"])]
+            cells = ["" if row.number else name, _wrap(row.trainer, WIDTHS["trainer"])]
             cells += [row.mean, row.difference + mark, row.interval, row.p, row.counts]
             # text that looks like rich's markup stays text
-            shown.add_row(*map(Text, cells), end_section=row is group.rows[-1])
+            shown.add_row(*map(Text, cells), end_section=row is rows[-1])
     return shown
 
 
@@ -143,23 +136,13 @@ def _wrap(name: str, width: int) -> str:
 # page
 
 
-@dataclass(frozen=True)
-class Overlay:
-    """A case, the slice that is shown, in words, for each trainer the PNG in base64, and the labels in it."""
-
-    case: str
-    where: str
-    pictures: dict[str, str]
-    values: set[int]
-
-
 def to_html(findings: Findings) -> str:
     """The page."""
     source = findings.result.source
     names = _name_values(source.labels)
     overlays, undrawn = _draw_overlays(findings, list(names))
     colours = dict(zip(names, cycle(CLASS_COLOURS), strict=False))
-    in_pictures = set[int]().union(*(overlay.values for overlay in overlays))
+    in_pictures = set[int]().union(*(overlay.values for overlay in overlays.values()))
     return _read_template("report.html", autoescape=True).render(
         report=findings,
         symbols=plots.SYMBOLS,
@@ -192,17 +175,14 @@ def _explain(error: Exception) -> str:
     return str(error) if isinstance(error, LoMixError) else describe_error(error)
 
 
-def _draw_overlays(findings: Findings, values: list[int]) -> tuple[list[Overlay], list[str]]:
+def _draw_overlays(findings: Findings, values: list[int]) -> tuple[dict[str, Overlays], list[str]]:
     """Pictures of the cases that differ most, and those that can't be drawn, each with the reason."""
-    drawn, undrawn = [], []
+    drawn, undrawn = {}, []
     for case in list(findings.differing)[:SHOWN_CASES]:
         try:
-            pictures, where, found = draw_overlays(findings.result.source, case, values)
+            drawn[case] = draw_overlays(findings.result.source, case, values)
         except Exception as error:  # as for _draw
             undrawn.append(f"{case} ({_explain(error)})")
-            continue
-        encoded = {trainer: base64.b64encode(png).decode() for trainer, png in pictures.items()}
-        drawn.append(Overlay(case, where, encoded, found))
     return drawn, undrawn
 
 
@@ -212,8 +192,5 @@ def _name_values(classes: dict[str, tuple[int, ...]]) -> dict[int, str]:
     >>> _name_values({"organ": (1, 2), "tumour": (2,)})
     {1: 'organ', 2: 'organ + tumour'}
     """
-    names: dict[int, list[str]] = {}
-    for name, values in classes.items():
-        for value in values:
-            names.setdefault(value, []).append(name)
-    return {value: " + ".join(names[value]) for value in sorted(names) if value}
+    foreground = sorted(set[int]().union(*classes.values()) - {0})
+    return {value: " + ".join(name for name, own in classes.items() if value in own) for value in foreground}

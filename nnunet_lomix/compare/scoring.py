@@ -6,7 +6,7 @@ Voxels that the reference marks as ignored belong to no class in both masks. An 
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,19 +99,23 @@ def score(
     Raises:
         LoMixError: a file is no segmentation, or the voxels of a prediction aren't those of its reference.
     """
-    results = _read_cache(cache_file)
-    keys = _make_keys(source, settings, jobs)
-    todo: dict[str, dict[str, Path]] = {}
+    keys, results = _make_keys(source, settings, jobs), _read_cache(cache_file)
+    unknown: dict[str, dict[str, Path]] = {}  # files by case and key
     for (case, trainer, seed), key in keys.items():
         if key not in results:
-            todo.setdefault(case, {})[key] = source.predictions[trainer, seed][case]
+            unknown.setdefault(case, {})[key] = source.predictions[trainer, seed][case].absolute()
+    calls = [
+        (source.references[case].absolute(), files, settings, source.spacings.get(case))
+        for case, files in unknown.items()
+    ]
+    scored_cases = track(in_processes(score_case, calls, jobs), "Scoring", len(calls), disable=not calls)
     try:
-        for done, scored in enumerate(_score_cases(todo, source, settings, jobs), 1):
+        for done, scored in enumerate(scored_cases, 1):
             results |= scored
             if done % SAVED_EVERY == 0:
                 _write_cache(cache_file, results)
     finally:
-        if todo:
+        if calls:
             _write_cache(cache_file, results)
     found = {place: results[key] for place, key in keys.items()}
     rows = [
@@ -126,23 +130,22 @@ def score(
 
 def _note_strangers(found: Mapping[tuple[str, str, int], CaseScores]) -> list[str]:
     """A sentence on values that are no label, if there are any; ``found`` is by case, trainer and seed."""
-    cases: dict[tuple[int, str], list[str]] = {}  # by value and where it is
+    cases: dict[tuple[int, str], dict[str, None]] = {}  # by value and where it is
     for (case, trainer, _), scored in found.items():
         for value in scored.reference_strangers:
-            cases.setdefault((value, "the references"), []).append(case)
+            cases.setdefault((value, "the references"), {})[case] = None
         for value in scored.strangers:
-            cases.setdefault((value, f"{trainer}'s predictions"), []).append(case)
+            cases.setdefault((value, f"{trainer}'s predictions"), {})[case] = None
     if not cases:
         return []
-    listed = (_list_cases(value, place, dict.fromkeys(own)) for (value, place), own in cases.items())
+    listed = (
+        f"{value} in {place} of {len(own)} case{'s' if len(own) > 1 else ''} ({shorten(own)})"
+        for (value, place), own in cases.items()
+    )
     return [
         f"Values that are no label count as background, {shorten(listed, '; ')}: if they mean a label, as 255 does in "
         "masks of 0 and 255, write the label's value instead."
     ]
-
-
-def _list_cases(value: int, place: str, cases: Collection[str]) -> str:
-    return f"{value} in {place} of {len(cases)} case{'s' if len(cases) > 1 else ''} ({shorten(cases)})"
 
 
 def _note_missing_spacings(source: Source) -> list[str]:
@@ -201,33 +204,17 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _score_cases(
-    todo: Mapping[str, Mapping[str, Path]], source: Source, settings: ScoringSettings, jobs: int
-) -> Iterator[dict[str, CaseScores]]:
-    if not todo:
-        return
-    calls = (
-        (
-            source.references[case].absolute(),
-            {training: file.absolute() for training, file in predictions.items()},
-            settings,
-            source.spacings.get(case),
-        )
-        for case, predictions in todo.items()
-    )
-    yield from track(in_processes(score_case, calls, min(jobs, len(todo))), "Scoring", total=len(todo))
-
-
 def score_case(
-    reference: str | Path,
-    predictions: Mapping[str, str | Path],
+    reference: Path,
+    predictions: Mapping[str, Path],
     settings: ScoringSettings,
     spacing: Sequence[float] | None = None,
 ) -> dict[str, CaseScores]:
     """Score several predictions of one case.
 
     >>> settings = ScoringSettings({"liver": (1,)}, None, SimpleITKIO, ["Dice", "clDice"])  # doctest: +SKIP
-    >>> score_case("a.nii.gz", {"z_0": "z_0/a.nii.gz"}, settings)["z_0"].scores["liver"]["clDice"]  # doctest: +SKIP
+    >>> scored = score_case(Path("a.nii.gz"), {"z": Path("z/a.nii.gz")}, settings)  # doctest: +SKIP
+    >>> scored["z"].scores["liver"]["clDice"]  # doctest: +SKIP
 
     Args:
         reference: file.
@@ -242,7 +229,7 @@ def score_case(
         LoMixError: as :func:`score`.
     """
     known = {value for values in settings.labels.values() for value in values}
-    expected, grid = read_segmentation(Path(reference), settings.reader, spacing)
+    expected, grid = read_segmentation(reference, settings.reader, spacing)
     ignored = expected == settings.ignore  # nowhere if that is None
     expected[ignored] = NO_CLASS
     # no further than to the highest label: a single voxel of 100 000 000 would make a list of that length
@@ -250,7 +237,7 @@ def score_case(
     reference_strangers = _list_strangers(expected, expected_boxes, known)
     diagonal = float(np.linalg.norm(np.multiply(grid.shape, grid.spacing)))
     found: dict[str, CaseScores] = {}
-    for key, file in ((key, Path(file)) for key, file in predictions.items()):
+    for key, file in predictions.items():
         predicted, own_grid = read_segmentation(file, settings.reader, spacing)
         require_same_grid(file, own_grid, grid, settings.placed)
         predicted[ignored] = NO_CLASS

@@ -7,6 +7,7 @@ before anything is scored.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
 from unicodedata import normalize
@@ -131,9 +132,8 @@ def read_results(
         raise UsageError(f"-f takes numbers or all, separated by spaces, not {wrong[0]!r}.")
     folds = [fold if fold == "all" else str(int(fold)) for fold in folds]
     dataset = name_dataset(dataset)
-    models = _find_models(dataset, configuration, trainers, plans, results, names)
-    folders = {training: model.path for training, model in models.items()}
-
+    folders = _find_models(dataset, configuration, trainers, plans, results, names)
+    models = {training: ModelFolder(folder) for training, folder in folders.items()}
     planned = {model.path: read_configuration(model, configuration) for model in models.values()}
     described = {model.path: model.read_dataset_json() for model in models.values()}
     labels, ignore = _require_labels(described)
@@ -143,16 +143,15 @@ def read_results(
 
     folds, notes = _choose_folds(list(models.values()), folds, ending, intersection)
     validated = {training: _list_validation(model, folds, ending) for training, model in models.items()}
-    _require_same_splits({folders[t]: {case: fold for case, (fold, _) in own.items()} for t, own in validated.items()})
-    files = {training: {case: file for case, (_, file) in own.items()} for training, own in validated.items()}
-    predictions, match_notes = _match_cases(files, folders, intersection)
-    cases = list(next(iter(predictions.values())))
+    _require_same_splits(validated, folders)
+    references, predictions, match_notes = _match_cases(
+        require_references(dataset), validated, folders, ending, intersection
+    )
     if not intersection:
-        _require_whole_folds(dataset, folds, cases)
-    curves, curve_notes = _read_curves(models, folds)
+        _require_whole_folds(dataset, folds, references)
     if "all" in folds:
         notes.append("Fold all is validated on the cases that it was trained with: this says nothing about others.")
-    references = _pick_references(require_references(dataset), ending, cases)
+    curves, curve_notes = _read_curves(models, folds)
     images = find_part(dataset, "imagesTr")
     _, reader = next(iter(planned.values()))
     return Source(
@@ -167,7 +166,7 @@ def read_results(
         configuration=configuration,
         folds=tuple(folds),
         notes=(*notes, *match_notes, *curve_notes),
-        images=_list_images(images, ending, cases) if images else {},
+        images=_list_images(images, ending, references) if images else {},
         spacings=_find_spacings(references, predictions.values(), reader, find_part(dataset, "labelsTr")),
         curves=curves,
     )
@@ -180,26 +179,22 @@ def _find_models(
     plans: str,
     results: Sequence[str | Path],
     names: Sequence[str],
-) -> dict[Training, ModelFolder]:
+) -> dict[Training, Path]:
     roots = [Path(folder).expanduser() for folder in results] or [require_root("nnUNet_results")]
-    folders = [
-        ModelFolder.of(root, dataset, trainer, plans, configuration).path for root in roots for trainer in trainers
-    ]
     for root in roots:
         if not (root / dataset).is_dir():
             raise LoMixError(
                 f"There is no {dataset} in the results folder {root}: train it, or check -d and --results"
                 f"{suggest_dataset(dataset)}"
             )
+    folders = [ModelFolder.of(root, dataset, name, plans, configuration).path for root in roots for name in trainers]
     for folder in folders:
         if not folder.is_dir():
             there = sorted(file.parent.name for file in folder.parent.glob(f"*/{PLANS}"))
             close = get_close_matches(folder.name, there, 5, 0.7)
             hint = f"did you mean {shorten(close, ' or ')}?" if close else f"there is {shorten(there) or 'nothing'}."
             raise LoMixError(f"There is no {folder.name!r} in {folder.parent}; {hint}")
-    _require_one_name_each(trainers, names, "--trainers")
-    repeated = [name for _ in roots for name in names or trainers]
-    return {training: ModelFolder(folder) for training, folder in _name_trainings(folders, repeated).items()}
+    return _name_trainings(folders, names, trainers, "--trainers")
 
 
 def _choose_folds(
@@ -239,56 +234,61 @@ def _choose_folds(
 
 def _advise(folds: Sequence[FoldFolder]) -> str:
     """What makes validations of folds, which nnU-Net can't validate before they are trained."""
-    stale = [f"{fold.path.parent.name}/{fold.path.name}" for fold in folds if fold.has_stale_validation()]
-    if stale:
-        return f"the checkpoint of {shorten(stale)} is newer than its validation: run nnUNetv2_train with --val"
-    untrained = [f"{fold.path.parent.name}/{fold.path.name}" for fold in folds if not fold.is_finished()]
-    if not untrained:
-        return "run nnUNetv2_train with --val"
-    return f"train with nnUNetv2_train, as {shorten(untrained)} isn't trained to the end"
+
+    def name(some: Iterable[FoldFolder]) -> str:
+        return shorten(f"{fold.path.parent.name}/{fold.path.name}" for fold in some)
+
+    if stale := [fold for fold in folds if fold.has_stale_validation()]:
+        return f"the checkpoint of {name(stale)} is newer than its validation: run nnUNetv2_train with --val"
+    if untrained := [fold for fold in folds if not fold.is_finished()]:
+        return f"train with nnUNetv2_train, as {name(untrained)} isn't trained to the end"
+    return "run nnUNetv2_train with --val"
 
 
-def _list_validation(model: ModelFolder, folds: Sequence[str], ending: str) -> dict[str, tuple[str, Path]]:
-    """Fold and file of each case."""
+def _list_validation(model: ModelFolder, folds: Sequence[str], ending: str) -> dict[str, Path]:
+    """The file of each case, which is in one fold only."""
     files = {fold: list_cases(model.fold(fold).validation, ending) for fold in folds}
-    found: dict[str, tuple[str, Path]] = {}
+    fold_of: dict[str, str] = {}
     for fold, own in files.items():
-        for case, file in own.items():
-            if case in found:
+        for case in own:
+            if case in fold_of:
                 choices = ", or ".join(f"-f {' '.join(group)}" for group in _group_disjoint(files))
                 raise LoMixError(
-                    f"{case} is validated in folds {found[case][0]} and {fold} of {model.path}, as a fold with few "
+                    f"{case} is validated in folds {fold_of[case]} and {fold} of {model.path}, as a fold with few "
                     f"training cases has the validation cases of the one that it is drawn from: choose {choices}."
                 )
-            found[case] = fold, file
-    return found
+            fold_of[case] = fold
+    return {case: file for own in files.values() for case, file in own.items()}
 
 
 def _group_disjoint(folds: Mapping[str, Collection[str]]) -> list[list[str]]:
     """Folds that can be compared together: each joins the first group that has none of its cases."""
     groups: list[list[str]] = []
     for fold, cases in folds.items():
-        fitting = (group for group in groups if all(set(cases).isdisjoint(folds[other]) for other in group))
-        group = next(fitting, None)
-        if group is None:
-            groups.append([fold])
+        for group in groups:
+            if all(set(cases).isdisjoint(folds[other]) for other in group):
+                group.append(fold)
+                break
         else:
-            group.append(fold)
+            groups.append([fold])
     return groups
 
 
-def _require_same_splits(folds: Mapping[Path, Mapping[str, str]]) -> None:
-    """Refuse trainings that have a case in different folds; ``folds`` are by folder and case."""
-    (first, expected), *others = folds.items()
-    for folder, own in others:
-        moved = [case for case in sorted(own) if own[case] != expected.get(case, own[case])]
+def _require_same_splits(validated: Mapping[Training, Mapping[str, Path]], folders: Mapping[Training, Path]) -> None:
+    """Refuse trainings that have a case in different folds."""
+    first, expected = next(iter(validated.items()))
+    for training, own in validated.items():
+        shared = sorted(own.keys() & expected.keys())
+        # a file lies in fold_X/validation
+        moved = [case for case in shared if own[case].parts[-3] != expected[case].parts[-3]]
         if moved:
             raise LoMixError(
-                f"{folder} and {first} were trained on different splits: {shorten(moved)} are in other folds."
+                f"{folders[training]} and {folders[first]} were trained on different splits: {shorten(moved)} are in "
+                "other folds."
             )
 
 
-def _require_whole_folds(dataset: str, folds: Sequence[str], cases: Sequence[str]) -> None:
+def _require_whole_folds(dataset: str, folds: Sequence[str], cases: Collection[str]) -> None:
     """Validations that were all interrupted look alike; nnU-Net's splits know which cases there should be."""
     root = find_root("nnUNet_preprocessed")
     if root is None or not (root / dataset / SPLITS).exists():
@@ -345,8 +345,7 @@ def read_folders(
     reference_folder, prediction_folders = Path(references), [Path(folder) for folder in folders]
     _require_folders([reference_folder, *prediction_folders], "check --references and --predictions")
     _require_folders([Path(images)] if images else [], "check --images")
-    _require_one_name_each(prediction_folders, names, "--predictions")
-    trainings = _name_trainings(prediction_folders, names or name_folders(prediction_folders))
+    trainings = _name_trainings(prediction_folders, names, name_folders(prediction_folders), "--predictions")
 
     # the dataset.json of a raw or preprocessed dataset lies above the references
     looked_in = [*prediction_folders, reference_folder, reference_folder.parent]
@@ -358,21 +357,22 @@ def read_folders(
     else:
         ending = guess_ending(reference_folder)
     predicted = {training: _require_cases(folder, ending) for training, folder in trainings.items()}
-    predictions, notes = _match_cases(predicted, trainings, intersection)
-    files = _pick_references(reference_folder, ending, next(iter(predictions.values())))
+    files, predictions, notes = _match_cases(reference_folder, predicted, trainings, ending, intersection)
     listed = list_cases(reference_folder, ending)
     if without := sorted(listed.keys() - set().union(*predicted.values())):
-        told = f"{len(without)} of {len(listed)} references have no prediction and don't count: {shorten(without)}."
-        notes = (*notes, told)
-    dataset_json = next(iter(described.values()), {"file_ending": ending})
-    reader = find_reader(dataset_json, example=next(iter(files.values())))
+        notes.append(
+            f"{len(without)} of {len(listed)} references have no prediction and don't count: {shorten(without)}."
+        )
+    reader = find_reader(next(iter(described.values()), {"file_ending": ending}), next(iter(files.values())))
     if not described:
-        calls = ((file.absolute(), reader) for file in files.values())
-        found = in_processes(list_values, calls, min(jobs, len(files)))
+        found = in_processes(list_values, [(file.absolute(), reader) for file in files.values()], jobs)
         labels, ignore = {str(value): (value,) for value in sorted(set().union(*found) - {0})}, None
         label_source = "all values of the references, as there is no dataset.json"
     if not labels:
         raise LoMixError(f"{reference_folder} has nothing but background to compare: the labels are {label_source}.")
+    pictured = _list_images(Path(images), ending, files) if images else {}
+    if images and (missing := [name_image(case, 0, ending) for case in files if case not in pictured]):
+        raise LoMixError(f"{images} has no {shorten(missing)}: name the folder of all images, or none.")
     return Source(
         references=files,
         predictions=predictions,
@@ -382,8 +382,8 @@ def read_folders(
         reader=reader,
         dataset=str(reference_folder),
         label_source=label_source,
-        notes=notes,
-        images=_require_images(Path(images), ending, list(files)) if images else {},
+        notes=tuple(notes),
+        images=pictured,
         spacings=_find_spacings(files, predictions.values(), reader),
     )
 
@@ -412,46 +412,32 @@ def name_folders(folders: Sequence[Path]) -> list[str]:
     ['A/preds', 'B/preds', 'ens']
     """
     paths = [folder.resolve().parts for folder in folders]
-    different = set(paths)
-    while min(map(len, different)) > 1 and len({path[-1] for path in different}) == 1 < len(different):
+    while min(map(len, paths)) > 1 and len({path[-1] for path in paths}) == 1 < len(set(paths)):
         paths = [path[:-1] for path in paths]
-        different = set(paths)
     names = []
     for path in paths:
         # one part if no other path ends alike; the whole path is always enough
-        length = next(n for n in range(1, len(path) + 1) if sum(p[-n:] == path[-n:] for p in different) == 1)
+        length = next(n for n in range(1, len(path) + 1) if sum(p[-n:] == path[-n:] for p in set(paths)) == 1)
         names.append("/".join(path[-length:]))
     return names
-
-
-def _require_images(folder: Path, ending: str, cases: Sequence[str]) -> dict[str, Path]:
-    files = _list_images(folder, ending, cases)
-    missing = [name_image(case, 0, ending) for case in cases if case not in files]
-    if missing:
-        raise LoMixError(f"{folder} has no {shorten(missing)}: name the folder of all images, or none.")
-    return files
 
 
 # both
 
 
-def _require_one_name_each(given: Sequence[object], names: Sequence[str], option: str) -> None:
-    """Refuse names, if there are any, that are more or fewer than what was given by ``option``."""
-    if names and len(names) != len(given):
-        raise UsageError(f"--names needs a name for each of the {len(given)} {option}, not {len(names)}.")
-
-
-def _name_trainings(folders: Sequence[Path], names: Sequence[str]) -> dict[Training, Path]:
+def _name_trainings(
+    folders: Sequence[Path], names: Sequence[str], default: Sequence[str], option: str
+) -> dict[Training, Path]:
     """Folders by trainer and seed: those of one name are the seeds of one trainer, in their order.
 
-    Raises:
-        LoMixError: a name isn't UTF-8.
-        UsageError: there is only one trainer, or a folder is given twice.
+    Without names the default ones count, one for each of what ``option`` gave. There may be several folders for each:
+    every results folder has all trainers.
     """
-    for name in names:
-        require_utf8(name)
+    if names and len(names) != len(default):
+        raise UsageError(f"--names needs a name for each of the {len(default)} {option}, not {len(names)}.")
     by_trainer: dict[str, list[Path]] = {}
-    for name, folder in zip(names, folders, strict=True):
+    for name, folder in zip(cycle(names or default), folders, strict=False):
+        require_utf8(name)
         by_trainer.setdefault(name, []).append(folder)
     for name, own in by_trainer.items():
         if len({folder.resolve() for folder in own}) < len(own):
@@ -459,20 +445,16 @@ def _name_trainings(folders: Sequence[Path], names: Sequence[str]) -> dict[Train
                 f"{name} is given twice with the same folder: trainers and seeds are in different folders."
             )
     if len(folders) == 1:
-        raise UsageError(f"There is only {names[0]}: a comparison needs at least two trainers, the reference first.")
+        raise UsageError(f"There is only {name}: a comparison needs at least two trainers, the reference first.")
     if len(by_trainer) == 1:
         raise UsageError(
-            f"All {len(folders)} are called {names[0]}, which makes them seeds of one trainer: give each its --names."
+            f"All {len(folders)} are called {name}, which makes them seeds of one trainer: give each its --names."
         )
     return {(name, seed): folder for name, own in by_trainer.items() for seed, folder in enumerate(own)}
 
 
 def _require_labels(described: Mapping[Path, Mapping[str, Any]]) -> tuple[dict[str, tuple[int, ...]], int | None]:
-    """The classes and the ignored value that the ``dataset.json`` of all folders has.
-
-    Raises:
-        LoMixError: they differ, aren't nnU-Net's, or one of them has the name of the mean over classes.
-    """
+    """The classes and the ignored value that the ``dataset.json`` of all folders has."""
     labels, ignore = _require_equal({folder: list_labels(folder, own) for folder, own in described.items()}, "labels")
     if MEAN in labels:
         raise LoMixError(f"No class can be called {MEAN}, as the mean over classes is: rename that label.")
@@ -480,11 +462,7 @@ def _require_labels(described: Mapping[Path, Mapping[str, Any]]) -> tuple[dict[s
 
 
 def _require_equal(values: Mapping[Path, Value], what: str) -> Value:
-    """The value that all folders have; there must be one folder at least.
-
-    Raises:
-        LoMixError: a folder has another value; ``what`` names it.
-    """
+    """The value that all folders have; ``what`` names it if they differ."""
     (first, expected), *others = values.items()
     for folder, value in others:
         if value != expected:
@@ -503,26 +481,17 @@ def _require_folders(folders: Sequence[Path], remedy: str) -> None:
 
 
 def _match_cases(
-    predictions: Mapping[Training, Mapping[str, Path]], folders: Mapping[Training, Path], intersection: bool
-) -> tuple[dict[Training, dict[str, Path]], tuple[str, ...]]:
-    """Predictions of the same cases for all trainings.
-
-    Args:
-        predictions: for each training the file of each case.
-        folders: where these are from, for the messages.
-        intersection: leave out cases that some training lacks, instead of refusing.
-
-    Returns:
-        The predictions of the cases that all have, and notes on those left out.
-
-    Raises:
-        LoMixError: a case is missing, or no case is predicted by all.
-    """
-    everything = sorted(set().union(*predictions.values()))
-    for training, own in predictions.items():
+    reference_folder: Path,
+    predicted: Mapping[Training, Mapping[str, Path]],
+    folders: Mapping[Training, Path],
+    ending: str,
+    intersection: bool,
+) -> tuple[dict[str, Path], dict[Training, dict[str, Path]], list[str]]:
+    """References and predictions of the same cases, and notes on cases that ``intersection`` leaves out."""
+    everything = sorted(set().union(*predicted.values()))
+    for training, own in predicted.items():
         _refuse_images(folders[training], own, everything)
-    common = [case for case in everything if all(case in own for own in predictions.values())]
-    for training, own in predictions.items():
+    for training, own in predicted.items():
         missing = [case for case in everything if case not in own]
         if {normalize("NFC", case) for case in missing} & {normalize("NFC", case) for case in own}:
             raise LoMixError(
@@ -534,42 +503,31 @@ def _match_cases(
                 f"{folders[training]} lacks cases that others have, {shorten(missing)}: predict them, train on the "
                 "same splits, or compare the common ones by --intersection."
             )
+    common = [case for case in everything if all(case in own for own in predicted.values())]
     if not common:
         raise LoMixError(f"No case is predicted in all of {shorten(folders.values())}.")
-    matched = {training: {case: own[case] for case in common} for training, own in predictions.items()}
+    references = list_cases(reference_folder, ending)
+    without = [case for case in common if case not in references]
+    _refuse_images(reference_folder, references, common)
+    _refuse_images(next(iter(folders.values())), without, references)
+    if without:
+        raise LoMixError(
+            f"{reference_folder} has no reference of {shorten(without)}: add it, or remove the prediction."
+        )
     left_out = [case for case in everything if case not in common]
-    if not left_out:
-        return matched, ()
     note = f"{len(common)} of {len(everything)} cases are predicted by all; left out: {', '.join(left_out)}."
-    return matched, (note,)
+    return (
+        {case: references[case] for case in common},
+        {training: {case: own[case] for case in common} for training, own in predicted.items()},
+        [note] if left_out else [],
+    )
 
 
-def _pick_references(folder: Path, ending: str, cases: Iterable[str]) -> dict[str, Path]:
-    """The reference of each case.
-
-    Raises:
-        LoMixError: one is missing.
-    """
-    references, cases = list_cases(folder, ending), list(cases)
-    missing = [case for case in cases if case not in references]
-    _refuse_images(folder, references, cases)
-    for case in references:
-        channel = name_image(case, 0, "")
-        if channel in missing:
-            raise LoMixError(
-                f"The predictions have {channel} where {folder} has {case}: _0000 marks images, so name the folder of "
-                "the segmentations."
-            )
-    if missing:
-        raise LoMixError(f"{folder} has no reference of {shorten(missing)}: add it, or remove the prediction.")
-    return {case: references[case] for case in cases}
-
-
-def _refuse_images(folder: Path, files: Collection[str], cases: Collection[str]) -> None:
+def _refuse_images(folder: Path, files: Collection[str], cases: Iterable[str]) -> None:
     """Refuse a folder of images: instead of a case it has one with the number of a channel behind its name."""
-    channels = {case: name_image(case, 0, "") for case in cases if case not in files}
-    for case, channel in channels.items():
-        if channel in files:
+    for case in cases:
+        channel = name_image(case, 0, "")
+        if case not in files and channel in files:
             raise LoMixError(
                 f"{folder} has {channel} and no {case}: _0000 marks images, so name the folder of the segmentations."
             )
@@ -591,8 +549,7 @@ def _find_spacings(
     for case, reference in references.items():
         raw = [raw_labels / reference.name] if raw_labels else []
         files = [reference, *raw, *(own[case] for own in others)]
-        spacing = next(filter(None, (read_spacing(file, reader) for file in files)), None)
-        if spacing:
+        if spacing := next(filter(None, (read_spacing(file, reader) for file in files)), None):
             found[case] = spacing
     return found
 

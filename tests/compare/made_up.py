@@ -87,5 +87,6 @@ def make_result(scores: pd.DataFrame, tolerance=1.0, resamples=200, notes=(), **
 def report(folder: Path, result: Comparison) -> str:
     """Writes the report; returns what was printed."""
     printed = io.StringIO()
+    folder.mkdir(parents=True, exist_ok=True)
     write_report(folder, result, Console(file=printed, width=80))
     return printed.getvalue()
