@@ -18,10 +18,6 @@ _READING = Lock()  # what torch allows to be loaded is a setting of the whole pr
 NUMBERS = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
 
 
-class CheckpointError(LoMixError):
-    """Why a checkpoint isn't used, in one sentence."""
-
-
 def read_checkpoint(path: str | Path, trusted: bool = False) -> dict[str, Any]:
     """A checkpoint of nnU-Net, on the CPU, memory-mapped.
 
@@ -29,44 +25,42 @@ def read_checkpoint(path: str | Path, trusted: bool = False) -> dict[str, Any]:
     are all that is allowed, unless the file is trusted, as nnU-Net trusts the one that it continues.
 
     Raises:
-        CheckpointError: the file can't be read, has something else in it that might run code, or isn't nnU-Net's.
+        LoMixError: the file can't be read, has something else in it that might run code, or isn't nnU-Net's.
     """
     try:
         with _READING, torch.serialization.safe_globals(_allowed()):
             checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=not trusted)
     except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
+        raise LoMixError(f"{path} can't be read: {error.strerror or error}.") from None
     # torch names what it refuses; a damaged or forged file makes the unpickler raise anything at all
     except Exception as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if found:
-            raise CheckpointError(
+            raise LoMixError(
                 f"{path} has {found[1]} in it, which no checkpoint of nnU-Net has: it was not loaded, since loading "
                 "may run code; ask who made it."
             ) from None
-        raise CheckpointError(
+        raise LoMixError(
             f"{path} is no checkpoint, or is damaged, and was not loaded: copy it again, or remove it if the folder "
             "has another checkpoint."
         ) from None
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in KEYS.items()):
-        raise CheckpointError(f"{path} is not a checkpoint of nnU-Net: one of {', '.join(KEYS)} isn't what it writes.")
+        raise LoMixError(f"{path} is not a checkpoint of nnU-Net: one of {', '.join(KEYS)} isn't what it writes.")
     if not all(isinstance(w, torch.Tensor) for w in checkpoint["network_weights"].values()):
-        raise CheckpointError(f"{path} is not a checkpoint of nnU-Net: its network_weights aren't all tensors.")
+        raise LoMixError(f"{path} is not a checkpoint of nnU-Net: its network_weights aren't all tensors.")
     if not _is_state(checkpoint.get(STATE)):
-        raise CheckpointError(f"{path} has a {STATE} that no trainer of nnunet_lomix writes: it is damaged or forged.")
+        raise LoMixError(f"{path} has a {STATE} that no trainer of nnunet_lomix writes: it is damaged or forged.")
     return checkpoint
 
 
 def _is_state(state: object) -> bool:
-    """None, or what is read of the state of our trainers: the rule's name and the weights of each epoch."""
-    if state is None:
-        return True
-    if not isinstance(state, dict) or not isinstance(state.get("rule"), str):
-        return False
-    history = state.get("history")
-    return isinstance(history, list) and all(
-        isinstance(epoch, dict) and all(isinstance(v, float) for v in epoch.values()) for epoch in history
-    )
+    """None, or what is read of our trainers' state: the rule's name and the weights of each epoch."""
+    match state:
+        case None:
+            return True
+        case {"rule": str(), "history": list(history)}:
+            return all(isinstance(e, dict) and all(isinstance(w, float) for w in e.values()) for e in history)
+    return False
 
 
 def _allowed() -> list[Callable | tuple[Callable, str]]:  # as torch wants it

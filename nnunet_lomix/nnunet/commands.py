@@ -5,8 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_lomix.errors import LoMixError
@@ -52,12 +51,19 @@ def run_commands(
         LoMixError: a command isn't there or has failed.
     """
     environment = {name: value for name, value in {**os.environ, **variables}.items() if value is not None}
-    # all are told to end before one is waited for: a training may take a while to write its checkpoint
-    with ExitStack() as waiting, ExitStack() as ending:
-        running: dict[Path, subprocess.Popen[bytes]] = {}
-        for log, command in commands.items():
-            running[log] = waiting.enter_context(_running(command, log, environment, working_folder))
-            ending.callback(running[log].terminate)
+    running: dict[Path, subprocess.Popen[bytes]] = {}
+    try:
+        for log, (name, *arguments) in commands.items():
+            program = find_program(str(name), environment.get("PATH", os.defpath))
+            with log.open("w") as output:
+                running[log] = subprocess.Popen(
+                    [program, *map(str, arguments)],
+                    env=environment,
+                    cwd=working_folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
         while running:
             time.sleep(SECONDS_BETWEEN_POLLS)
             for log, process in list(running.items()):
@@ -65,28 +71,13 @@ def run_commands(
                 if process.poll() is not None:
                     del running[log]
                     if process.returncode:
-                        raise LoMixError(f"{commands[log][0]} failed; its log {log} ends with: {_last_line(log)}")
-
-
-@contextmanager
-def _running(
-    command: Sequence[object], log: Path, environment: Mapping[str, str], folder: Path | None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has ended when the block is left; somebody else tells it to."""
-    name, *arguments = map(str, command)
-    program = find_program(name, environment.get("PATH", os.defpath))
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [program, *arguments],
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            yield process
-        finally:
+                        last_line = (log.read_text(errors="replace").strip() or "nothing").split("\n")[-1].strip()
+                        raise LoMixError(f"{commands[log][0]} failed; its log {log} ends with: {last_line}")
+    finally:
+        # all are told to end before one is waited for: a training may take a while to write its checkpoint
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
             process.wait()
 
 
@@ -100,8 +91,3 @@ def find_program(name: str, path: str) -> str:
     if program is None:
         raise LoMixError(f"{name} is neither beside {sys.executable} nor on the PATH: install nnunetv2.")
     return program
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing")

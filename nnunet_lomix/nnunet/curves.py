@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from nnunet_lomix.nnunet.checkpoints import CheckpointError, read_checkpoint
+from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.nnunet.checkpoints import read_checkpoint
 from nnunet_lomix.nnunet.results import FoldFolder, ModelFolder
 
 EPOCH_COLUMNS = ["epoch", "pseudo_dice", "train_loss", "seconds"]
@@ -26,30 +27,27 @@ def read_curves(fold: FoldFolder) -> pd.DataFrame:
         ``train_loss`` and ``seconds``.
 
     Raises:
-        CheckpointError: the checkpoint can't be used.
+        LoMixError: the checkpoint can't be used.
     """
     file = fold.last_checkpoint()
     log = {} if file is None else read_checkpoint(file).get("logging", {})
     try:
         curves = pd.DataFrame({name: pd.Series(log.get(key, []), dtype=float) for name, key in LOGGED.items()})
     except Exception:  # anything at all may be in its place
-        raise CheckpointError(f"{file} has a log that nnU-Net doesn't write: it is damaged or forged.") from None
+        raise LoMixError(f"{file} has a log that nnU-Net doesn't write: it is damaged or forged.") from None
     curves = curves[curves["end"].notna()]
     return curves.assign(epoch=curves.index, seconds=curves["end"] - curves["start"])[EPOCH_COLUMNS]
 
 
 def read_all_curves(models: Mapping[tuple[str, int], ModelFolder], folds: Sequence[str]) -> pd.DataFrame:
-    """The curves of several trainings, as :func:`read_curves` gives them.
+    """``CURVE_COLUMNS`` of several trainings: :func:`read_curves` of each, behind its trainer, seed and fold.
 
     Args:
         models: by trainer and seed.
         folds: of each of them; one without a checkpoint has no rows.
 
-    Returns:
-        ``CURVE_COLUMNS``: ``trainer``, ``seed`` and ``fold``, and those of one training.
-
     Raises:
-        CheckpointError: a checkpoint can't be used.
+        LoMixError: a checkpoint can't be used.
     """
     curves = [
         read_curves(model.fold(fold)).assign(trainer=trainer, seed=seed, fold=fold)

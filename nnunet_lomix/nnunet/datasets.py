@@ -37,11 +37,7 @@ def find_root(variable: str) -> Path | None:
 
 
 def require_root(variable: str) -> Path:
-    """The folder that ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results`` names.
-
-    Raises:
-        LoMixError: the variable is not set, or begins with ``~``.
-    """
+    """As :func:`find_root`, but it raises a :class:`LoMixError`, too, if the variable is not set."""
     root = find_root(variable)
     if root is None:
         raise LoMixError(
@@ -64,8 +60,9 @@ def name_dataset(dataset: str, check: str = "-d, nnUNet_preprocessed, nnUNet_raw
     try:
         return str(maybe_convert_to_dataset_name(dataset))
     except ValueError:
-        hint = suggest_dataset(dataset)
-        raise LoMixError(f"{dataset!r} is neither the number nor the name of a dataset{hint}") from None
+        raise LoMixError(
+            f"{dataset!r} is neither the number nor the name of a dataset{suggest_dataset(dataset)}"
+        ) from None
     except RuntimeError as error:  # its first sentence says which
         raise LoMixError(f"{str(error).split('. ')[0]}: check {check}.") from None
 
@@ -94,41 +91,36 @@ def suggest_dataset(name: str) -> str:
     return f"; did you mean {' or '.join(close[:3])}?" if close else "."
 
 
-def require_references(dataset: str) -> Path:
-    """The folder of the segmentations that nnU-Net validates against, or of the raw labels, of which they are a copy.
-
-    Args:
-        dataset: its name.
-
-    Raises:
-        LoMixError: neither is there.
-    """
-    places = {"nnUNet_preprocessed": "gt_segmentations", "nnUNet_raw": "labelsTr"}
-    for variable, part in places.items():
-        folder = find_part(dataset, part, variable)
-        if folder is not None:
-            return folder
-    looked = " nor ".join(f"{dataset}/{part} in {variable}" for variable, part in places.items())
-    raise LoMixError(f"There are no references: neither {looked}; set these variables.")
-
-
 def find_part(dataset: str, part: str, variable: str = "nnUNet_raw") -> Path | None:
-    """A folder of a dataset, by its name: ``imagesTr``, ``labelsTr``, …; None if it isn't there."""
+    """A folder of a dataset, by its name: ``imagesTr``, ``labelsTr``, …, "" for its own; None if it isn't there."""
     root = find_root(variable)
     return root / dataset / part if root is not None and (root / dataset / part).is_dir() else None
 
 
-def list_cases(folder: Path, ending: str) -> dict[str, Path]:
-    """The files of a folder with an ending, by case, sorted.
+def require_references(dataset: str) -> Path:
+    """The segmentations that nnU-Net validates against, or the raw labels, of which they are a copy; by its name.
 
-    Names that begin with a dot are no cases: macOS leaves such a file beside each one that it copies.
+    Raises:
+        LoMixError: neither is there.
     """
+    copied, raw = "gt_segmentations", "labelsTr"
+    folder = find_part(dataset, copied, "nnUNet_preprocessed") or find_part(dataset, raw)
+    if folder is None:
+        raise LoMixError(
+            f"There are no references: neither {dataset}/{copied} in nnUNet_preprocessed nor {dataset}/{raw} in "
+            "nnUNet_raw; set these variables."
+        )
+    return folder
+
+
+def list_cases(folder: Path, ending: str) -> dict[str, Path]:
+    """The files of a folder with an ending that aren't hidden, by case, sorted."""
     files = (file for file in sorted(folder.glob("*")) if file.name.endswith(ending) and not is_hidden(file))
     return {file.name.removesuffix(ending): file for file in files}
 
 
 def is_hidden(file: Path) -> bool:
-    """Whether the name begins with a dot."""
+    """Whether the name begins with a dot: macOS leaves such a file beside each one that it copies."""
     return file.name.startswith(".")
 
 
@@ -156,10 +148,7 @@ def name_image(case: str, channel: int, ending: str) -> str:
 
 
 def read_splits(folder: Path) -> list[Split]:
-    """The folds of a dataset.
-
-    Args:
-        folder: of the dataset in ``nnUNet_preprocessed``.
+    """The folds of the dataset with this folder in ``nnUNet_preprocessed``.
 
     Raises:
         LoMixError: its ``splits_final.json`` can't be read, or isn't nnU-Net's.
@@ -196,28 +185,24 @@ def default_splits(folder: Path) -> list[Split]:
     Raises:
         LoMixError: nothing is preprocessed, configurations have different cases, or there are fewer than 5.
     """
-    import numpy as np
-    from nnunetv2.utilities.crossval_split import generate_crossval_split  # slow to import
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class  # slow to import
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     # each case has one file with its properties in the folder of each configuration
-    configurations = sorted({file.parent for file in folder.glob("*/*.pkl") if not is_hidden(file)})
-    if not configurations:
+    found = {}
+    for configuration in sorted({file.parent for file in folder.glob("*/*.pkl") if not is_hidden(file)}):
+        cases = infer_dataset_class(str(configuration)).get_identifiers(str(configuration))
+        found[configuration.name] = sorted(case for case in cases if not case.startswith("."))
+    if not found:
         raise LoMixError(f"{folder} has no preprocessed cases: run nnUNetv2_preprocess first.")
-    found = {c.name: _list_preprocessed(c) for c in configurations}
     cases, *others = found.values()
     if any(other != cases for other in others):
         counts = ", ".join(f"{name} {len(cases)}" for name, cases in found.items())
         raise LoMixError(f"{folder} has different cases by configuration ({counts}): preprocess again.")
     if len(cases) < 5:
         raise LoMixError(f"{folder} has {len(cases)} cases: nnU-Net's split into 5 folds needs 5.")
-    splits = generate_crossval_split(list(np.sort(list(cases))), seed=12345, n_splits=5)
     # numpy's strings become Python's, as JSON wants them
-    return [Split(train=[*map(str, fold["train"])], val=[*map(str, fold["val"])]) for fold in splits]
-
-
-def _list_preprocessed(folder: Path) -> set[str]:
-    """The cases in the folder of a preprocessed configuration."""
-    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class  # slow to import
-
-    cases = infer_dataset_class(str(folder)).get_identifiers(str(folder))
-    return {case for case in cases if not is_hidden(Path(case))}
+    return [
+        Split(train=[*map(str, fold["train"])], val=[*map(str, fold["val"])])
+        for fold in generate_crossval_split(cases, seed=12345, n_splits=5)
+    ]

@@ -35,8 +35,7 @@ def check_network(checkpoint: Mapping[str, Any], plans: dict[str, Any], dataset_
     refusal = f"The network of {name} is not the one that {STOCK} builds from the plans, so nnU-Net alone can't use it"
     with explaining(f"nnU-Net can't build the network of configuration {trained!r} from plans.json and dataset.json"):
         configuration = manager.get_configuration(trained)
-        stranger = _find_stranger(configuration)
-        if stranger is not None:
+        if (stranger := _find_stranger(configuration)) is not None:
             raise LoMixError(f"{refusal}: {stranger} is not part of nnU-Net.")
         checked = _compare_class(name, refusal)
         network = nnUNetTrainer.build_network_architecture(
@@ -74,20 +73,19 @@ def _compare_class(name: str, refusal: str) -> str:
 
 
 def _find_stranger(configuration: ConfigurationManager) -> object | None:
-    """The first name in the plans of what is no part of nnU-Net's networks; None if there is none.
+    """The first name in the plans of what is no class of layers or networks that nnU-Net brings; None without one.
 
     nnU-Net imports and calls what the plans name. Whoever has nothing but nnU-Net could not use anything else, and the
     plans of a stranger must not name a function that runs commands.
     """
     kwargs = configuration.network_arch_init_kwargs
     imported = [kwargs.get(key) for key in configuration.network_arch_init_kwargs_req_import]
-    names = [configuration.network_arch_class_name, *(name for name in imported if name is not None)]
-    return next((name for name in names if not _is_module(name)), None)
-
-
-def _is_module(name: object) -> bool:
-    """Whether it names a class of layers or networks that nnU-Net brings."""
-    if not isinstance(name, str) or not name.startswith(("torch.nn.", "dynamic_network_architectures.")):
-        return False
-    found = pydoc.locate(name)
-    return isinstance(found, type) and issubclass(found, torch.nn.Module)
+    for name in (configuration.network_arch_class_name, *imported):
+        if name is None:
+            continue
+        if not isinstance(name, str) or not name.startswith(("torch.nn.", "dynamic_network_architectures.")):
+            return name
+        found = pydoc.locate(name)
+        if not isinstance(found, type) or not issubclass(found, torch.nn.Module):
+            return name
+    return None

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_lomix.errors import LoMixError, explaining
-from nnunet_lomix.nnunet.datasets import SPLITS, find_root, is_hidden, read_splits, require_root, suggest_dataset
+from nnunet_lomix.nnunet.datasets import (
+    SPLITS,
+    find_part,
+    find_root,
+    is_hidden,
+    read_splits,
+    require_root,
+    suggest_dataset,
+)
 from nnunet_lomix.nnunet.results import FINGERPRINT, read_dataset_json, read_json
 
 if TYPE_CHECKING:  # slow to import
@@ -37,12 +45,16 @@ def list_missing(dataset: str, needed: Sequence[tuple[str, str]]) -> list[Comman
     commands: list[Command] = []
     for plans in dict.fromkeys(plans for plans, _ in needed):
         # the command that preprocesses doesn't know second stages
-        wanted = dict.fromkeys(SECOND_STAGE.get(c, c) for other, c in needed if other == plans)
-        planned = (folder / f"{plans}.json").is_file()
-        # until there are plans nobody knows whether others' data will do; it is asked again then
-        missing = _find_unprocessed(folder, plans, list(wanted)) if planned else list(wanted)
-        if not planned:
-            commands += _plan(folder, plans)
+        missing = list(dict.fromkeys(SECOND_STAGE.get(c, c) for other, c in needed if other == plans))
+        if (folder / f"{plans}.json").is_file():
+            missing = _find_unprocessed(folder, plans, missing)
+        else:  # until there are plans nobody knows whether others' data will do; it is asked again then
+            number = _require_raw(dataset)
+            if plans not in PLANNERS:
+                raise LoMixError(f"{dataset} has no plans {plans}, and nnU-Net no planner of that name: plan first.")
+            if not (folder / FINGERPRINT).is_file():
+                commands.append(("nnUNetv2_extract_fingerprint", "-d", number, "--no_pbar"))
+            commands.append(("nnUNetv2_plan_experiment", "-d", number, "-pl", PLANNERS[plans]))
         if missing:
             number = _require_raw(dataset)
             commands.append(("nnUNetv2_preprocess", "-d", number, "-plans_name", plans, "-c", *missing, "--no_pbar"))
@@ -97,16 +109,6 @@ def require_folds(dataset: str, folds: Sequence[int]) -> None:
         )
 
 
-def _plan(folder: Path, plans: str) -> list[Command]:
-    number = _require_raw(folder.name)
-    if plans not in PLANNERS:
-        raise LoMixError(f"{folder.name} has no plans {plans}, and nnU-Net no planner of that name: plan first.")
-    planning: Command = ("nnUNetv2_plan_experiment", "-d", number, "-pl", PLANNERS[plans])
-    if (folder / FINGERPRINT).is_file():
-        return [planning]
-    return [("nnUNetv2_extract_fingerprint", "-d", number, "--no_pbar"), planning]
-
-
 def _find_unprocessed(folder: Path, plans: str, configurations: Sequence[str]) -> list[str]:
     """Configurations without data, or with that of a part of the raw cases, as an interrupted command leaves it."""
     manager = _read_plans(folder / f"{plans}.json")
@@ -125,15 +127,14 @@ def _count_raw_cases(dataset: str) -> int:
     """How many training cases there are in ``nnUNet_raw``, as nnU-Net counts; 0 if they aren't there any more."""
     from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder  # slow to import
 
-    root = find_root("nnUNet_raw")
-    if root is None or not (root / dataset).is_dir():
+    folder = find_part(dataset, "")
+    if folder is None:
         return 0
-    with explaining(f"{root / dataset} is not a raw dataset of nnU-Net"):
-        dataset_json = read_dataset_json(root / dataset)
+    with explaining(f"{folder} is not a raw dataset of nnU-Net"):
+        dataset_json = read_dataset_json(folder)
         if "dataset" in dataset_json:  # the cases are listed there
             return len(dataset_json["dataset"])
-        folder = str(root / dataset / "imagesTr")
-        return len(get_identifiers_from_splitted_dataset_folder(folder, dataset_json["file_ending"]))
+        return len(get_identifiers_from_splitted_dataset_folder(str(folder / "imagesTr"), dataset_json["file_ending"]))
 
 
 def _read_plans(file: Path) -> "PlansManager":
@@ -153,10 +154,9 @@ def _require_raw(dataset: str) -> str:
         raise LoMixError(
             f"{dataset!r} is not the name of a dataset, which is like Dataset004_Hippocampus, with three digits."
         )
-    root = find_root("nnUNet_raw")
-    if root is None or not (root / dataset).is_dir():
+    if find_part(dataset, "") is None:
         raise LoMixError(
-            f"{dataset} is not preprocessed, and not in nnUNet_raw ({root or 'which is not set'}): put it there first"
-            f"{suggest_dataset(dataset)}"
+            f"{dataset} is not preprocessed, and not in nnUNet_raw ({find_root('nnUNet_raw') or 'which is not set'}): "
+            f"put it there first{suggest_dataset(dataset)}"
         )
     return str(int(number[1]))

@@ -11,12 +11,11 @@ from typing import NoReturn
 
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_lomix.errors import LoMixError, describe
 
-# how code refuses what it is given; another exception may come of the place, as a node without a GPU
-REFUSALS = (SystemExit, LoMixError, AssertionError, NotImplementedError, ValueError)
+# how others' code refuses what it is given; another exception may come of the place, as a node without a GPU
+REFUSALS = (AssertionError, NotImplementedError, ValueError)
 
 
 class _Network(Exception):
@@ -33,27 +32,24 @@ def require_trainable(trainer: str, dataset: str, plans: str, configuration: str
     Raises:
         LoMixError: the trainer refuses; the sentence is its own, or names it.
     """
+
+    def refuse_to_build(plans_manager: object, *others: object) -> NoReturn:
+        raise _Network
+
     with _unseen():
         try:
             made = get_trainer_from_args(dataset, configuration, 0, trainer, plans, device=torch.device("cpu"))
-            _initialize(made)
+            made.build_network_architecture = refuse_to_build
+            with contextlib.suppress(_Network):
+                made.initialize()
             made._build_loss()
+        except (SystemExit, LoMixError) as error:
+            raise LoMixError(str(error)) from None
         except REFUSALS as error:
-            if isinstance(error, SystemExit | LoMixError):
-                raise LoMixError(str(error)) from None
             what = f"{trainer} can't train {dataset} {plans} {configuration}"
             raise LoMixError(f"{what}: {describe(error).rstrip('.')}.") from error
         except Exception:  # the training will tell
             return
-
-
-def _initialize(trainer: nnUNetTrainer) -> None:
-    def build(plans_manager: object, *others: object) -> NoReturn:
-        raise _Network
-
-    trainer.build_network_architecture = build
-    with contextlib.suppress(_Network):
-        trainer.initialize()
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ class FoldFolder:
         return made < (ended if written - ended > SECONDS_TO_WRITE else written)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that nnU-Net keeps: the final one, or else where ``--c`` would go on."""
+        """The final checkpoint, or else the one from which ``--c`` would go on."""
         files = (self.path / name for name in (FINAL, LATEST, BEST))
         return next((file for file in files if file.is_file()), None)
 
@@ -95,26 +95,13 @@ class ModelFolder:
         return [FoldFolder(path) for path in sorted(self.path.glob("fold_*")) if path.is_dir()]
 
     def read_plans(self) -> dict[str, Any]:
-        """``plans.json``.
-
-        Raises:
-            LoMixError: it isn't there, or isn't nnU-Net's.
-        """
+        """``plans.json``; a :class:`LoMixError` if it isn't there, or isn't nnU-Net's."""
         types = {"dataset_name": str, "plans_name": str, "configurations": dict}
         return read_json(self.path / PLANS, remedy=NAME_THE_MODEL, **types)
 
     def read_dataset_json(self) -> dict[str, Any]:
-        """``dataset.json``.
-
-        Raises:
-            LoMixError: it isn't there, or isn't nnU-Net's.
-        """
+        """``dataset.json``, as :func:`read_dataset_json` reads it."""
         return read_dataset_json(self.path)
-
-
-def list_folds(folder: Path) -> list[FoldFolder]:
-    """The fold that a folder is, or else those of the model folder that it is; none if it is neither."""
-    return [FoldFolder(folder)] if folder.name.startswith("fold_") else ModelFolder(folder).folds()
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
@@ -129,10 +116,10 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
 def read_json(
     file: Path, *keys: str, remedy: str = "nnU-Net writes it beside what it trains", **types: type
 ) -> dict[str, Any]:
-    """A file of nnU-Net's that is an object.
+    """A JSON file of nnU-Net's that is an object.
 
     Args:
-        file: which.
+        file: its path.
         keys: that it must have.
         remedy: what the user should do if it isn't there or damaged, for the message.
         types: further keys that it must have, ``str`` or ``dict`` as nnU-Net gives them.

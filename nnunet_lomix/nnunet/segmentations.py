@@ -4,9 +4,8 @@ import io
 import math
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -21,7 +20,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_lomix.errors import LoMixError, explaining, shorten
-from nnunet_lomix.nnunet.datasets import is_hidden, require_utf8
+from nnunet_lomix.nnunet.datasets import require_utf8
 from nnunet_lomix.nnunet.results import DATASET_JSON, PLANS, ModelFolder, read_json
 
 Reader = type[BaseReaderWriter]
@@ -35,14 +34,10 @@ TOLERATED_SHIFT = 0.25
 TOLERATED_SPACING = 1e-3
 
 
-# which reader, and which labels
-
-
 def find_reader(dataset_json: Mapping[str, Any], example: Path) -> Reader:
-    """The class of nnU-Net that reads such a file; ``dataset_json`` has at least ``file_ending``.
+    """The class of nnU-Net that reads such a file; a :class:`LoMixError` if there is none.
 
-    Raises:
-        LoMixError: there is none.
+    ``dataset_json`` has at least ``file_ending``.
     """
     require_utf8(example)
     messages = io.StringIO()  # every reader that doesn't fit prints
@@ -77,17 +72,18 @@ def guess_ending(folder: Path) -> str:
         LoMixError: there is none, or there are several.
     """
     known = {ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}
-    found: Counter[str] = Counter()
-    for file in folder.iterdir():
-        fitting = [ending for ending in known if file.name.endswith(ending) and not is_hidden(file)]
+    names = sorted(file.name for file in folder.iterdir())
+    found = set()
+    for name in names:
+        fitting = [ending for ending in known if name.endswith(ending) and not name.startswith(".")]
         if fitting:
-            found[max(fitting, key=len)] += 1  # the longest: .nii.gz rather than .gz
+            found.add(max(fitting, key=len))  # the longest: .nii.gz rather than .gz
     if len(found) != 1:
-        there = shorten(sorted(found) or sorted(file.name for file in folder.iterdir())) or "nothing"
+        there = shorten(sorted(found) or names) or "nothing"
         raise LoMixError(
             f"{folder} must have files of one kind that nnU-Net reads, not {there}: set file_ending in a dataset.json."
         )
-    return next(iter(found))
+    return found.pop()
 
 
 def list_labels(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ...]], int | None]:
@@ -101,11 +97,15 @@ def list_labels(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[dict[str
         LoMixError: the labels aren't nnU-Net's.
     """
     file = folder / DATASET_JSON
+
+    def as_tuple(values: int | Sequence[int]) -> tuple[int, ...]:
+        return tuple(int(v) for v in np.atleast_1d(values))
+
     with explaining(f"The labels of {file} aren't as nnU-Net v2 wants them"):
         manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
-        named = {name: _as_tuple(values) for name, values in manager.label_dict.items() if name != "ignore"}
+        named = {name: as_tuple(values) for name, values in manager.label_dict.items() if name != "ignore"}
         regions = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-        scored = {_as_tuple(values) for values in regions}
+        scored = {as_tuple(values) for values in regions}
         "".join(named).encode()  # JSON can name half a character, which no report can hold
     lowest, highest = min(manager.all_labels), max(manager.all_labels)
     if highest > LARGEST_LABEL:
@@ -113,10 +113,6 @@ def list_labels(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[dict[str
     if lowest < 0:
         raise LoMixError(f"The labels of {file} begin at {lowest}, but nnU-Net's at 0: number them anew.")
     return {name: values for name, values in named.items() if values in scored}, manager.ignore_label
-
-
-def _as_tuple(values: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(v) for v in np.atleast_1d(values))
 
 
 def list_values(file: Path, reader: Reader) -> set[int]:
@@ -132,9 +128,6 @@ def list_values(file: Path, reader: Reader) -> set[int]:
             "labels in a dataset.json."
         )
     return values
-
-
-# where voxels are
 
 
 @dataclass(frozen=True)
@@ -162,12 +155,12 @@ class Grid:
 
 
 def _make_grid(shape: tuple[int, ...], spacing: Sequence[float], properties: Mapping[str, Any]) -> Grid:
-    """From what nnU-Net's readers give, and keep for their own writing.
+    """The grid of an array with this shape, which may lack the first axes of its file.
 
     Args:
-        shape: of the array; if it has fewer axes than the file, these are the last ones.
+        shape: of the array.
         spacing: of all axes of the file.
-        properties: as the reader gives them.
+        properties: what nnU-Net's reader gives, and keeps for its own writing.
     """
     axes = len(shape)
     own_spacing = tuple(map(float, spacing[-axes:]))
@@ -203,7 +196,11 @@ def require_same_grid(file: Path, own: Grid, reference: Grid, placed: bool = Tru
         what = "spacing" if alike else "shape"
         found, expected = (" × ".join(f"{n:g}" for n in getattr(grid, what)) for grid in (own, reference))
         raise LoMixError(f"{file} has the {what} {found}, but its reference {expected}: resample it.")
-    distance = _measure_distance(own, reference) if placed else 0
+    if not placed or own.origin == reference.origin == ():
+        return
+    # positions are linear in the indices, so that nothing is further away than a corner
+    alike = len(own.origin) == len(reference.origin)
+    distance = np.linalg.norm(own.corners - reference.corners, axis=1).max() if alike else math.inf
     if distance > TOLERATED_SHIFT * min(reference.spacing):
         raise LoMixError(
             f"{file} has another origin or direction than its reference, so its voxels are elsewhere, up to "
@@ -211,24 +208,11 @@ def require_same_grid(file: Path, own: Grid, reference: Grid, placed: bool = Tru
         )
 
 
-def _measure_distance(own: Grid, reference: Grid) -> float:
-    """How far the voxels of two grids of one shape lie apart at most, in mm; 0 if they have no positions."""
-    if len(own.origin) != len(reference.origin):
-        return math.inf
-    if not own.origin:
-        return 0.0
-    # positions are linear in the indices, so that nothing is further away than a corner
-    return float(np.linalg.norm(own.corners - reference.corners, axis=1).max())
-
-
-# reading
-
-
 def read_segmentation(file: Path, reader: Reader, spacing: Sequence[float] | None = None) -> tuple[np.ndarray, Grid]:
     """The label of each voxel.
 
     Args:
-        file: which.
+        file: its path.
         reader: class of nnU-Net that reads it.
         spacing: mm along each of three axes, for a file that should have its spacing beside it and doesn't.
 
@@ -240,7 +224,8 @@ def read_segmentation(file: Path, reader: Reader, spacing: Sequence[float] | Non
         LoMixError: nnU-Net's reader can't read the file, or it is no segmentation.
     """
     beside = read_spacing(file, reader)
-    channels, properties = _read(file, reader, lambda: reader().read_seg(str(file)))
+    with _reading(file, reader):
+        channels, properties = reader().read_seg(str(file))
     with np.errstate(invalid="ignore"):  # NaN, and what is beyond the range, differ afterwards
         labels = channels[0].astype(np.int32)
     # the reader takes the channels of a flat image for an axis, though it has no spacing
@@ -267,7 +252,8 @@ def read_image(file: Path, reader: Reader) -> np.ndarray:
     Raises:
         LoMixError: nnU-Net's reader can't read the file.
     """
-    channels, _ = _read(file, reader, lambda: reader().read_images([str(file)]))
+    with _reading(file, reader):
+        channels, _ = reader().read_images([str(file)])
     return _flatten(channels.mean(axis=0))
 
 
@@ -290,9 +276,9 @@ def read_spacing(file: Path, reader: Reader) -> tuple[float, ...] | None:
     return values
 
 
-def _read(
-    file: Path, reader: Reader, read: Callable[[], tuple[np.ndarray, dict[str, Any]]]
-) -> tuple[np.ndarray, dict[str, Any]]:
+@contextmanager
+def _reading(file: Path, reader: Reader) -> Iterator[None]:
+    """What nnU-Net's reader prints in the block isn't kept, and what it raises names the file."""
     require_utf8(file)
     with (
         explaining(f"nnU-Net's {reader.__name__} can't read {file}"),
@@ -300,7 +286,7 @@ def _read(
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("error", "Casting complex values to real")  # half of the numbers would be lost
-        return read()
+        yield
 
 
 def _flatten(array: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import io
 import os
 import pkgutil
 from collections.abc import Iterator
+from operator import attrgetter
 from types import ModuleType
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -47,8 +48,7 @@ def list_external_trainers() -> tuple[list[type[nnUNetTrainer]], list[str]]:
     Returns:
         The classes that the modules define, and what keeps nnU-Net from finding others, a sentence for each thing.
     """
-    trainers: list[type[nnUNetTrainer]] = []
-    problems = []
+    trainers, problems = [], []
     folders = [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder.strip()]
     for folder in dict.fromkeys(folders):
         if not os.path.isdir(folder):
@@ -62,9 +62,12 @@ def list_external_trainers() -> tuple[list[type[nnUNetTrainer]], list[str]]:
             ):
                 for name, file in _list_modules(folder):
                     try:
-                        trainers += _list_classes(_import_module(name, file))
+                        defined = vars(_import_module(name, file)).values()
                     except LoMixError as error:
                         problems.append(str(error))
+                    else:
+                        classes = [c for c in defined if isinstance(c, type) and issubclass(c, nnUNetTrainer)]
+                        trainers += [c for c in classes if c.__module__ == name]  # not those that it imports
     return trainers, problems
 
 
@@ -88,17 +91,9 @@ def _import_module(name: str, file: str) -> ModuleType:
 
 def _list_modules(folder: str, package: str = "") -> Iterator[tuple[str, str]]:
     """Name and file of each module that nnU-Net asks for a trainer: those of a folder, then those of its packages."""
-    entries = list(pkgutil.iter_modules([folder]))
-    for entry in entries:
-        if not entry.ispkg:
-            yield package + entry.name, os.path.join(folder, f"{entry.name}.py")
-    for entry in entries:
+    for entry in sorted(pkgutil.iter_modules([folder]), key=attrgetter("ispkg")):
+        path = os.path.join(folder, entry.name)
         if entry.ispkg:
-            yield from _list_modules(os.path.join(folder, entry.name), f"{package}{entry.name}.")
-
-
-def _list_classes(module: ModuleType) -> Iterator[type[nnUNetTrainer]]:
-    """The trainers that a module defines, without those that it imports."""
-    for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, nnUNetTrainer) and value.__module__ == module.__name__:
-            yield value
+            yield from _list_modules(path, f"{package}{entry.name}.")
+        else:
+            yield package + entry.name, f"{path}.py"

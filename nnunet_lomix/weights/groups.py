@@ -1,14 +1,14 @@
 """Which folds are shown together: those of one model, but folds with few training cases apart from the others."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.nnunet.datasets import SPLITS, Split, find_root, read_splits, require_utf8
-from nnunet_lomix.nnunet.results import FoldFolder, list_folds
+from nnunet_lomix.nnunet.datasets import SPLITS, Split, find_part, read_splits, require_utf8
+from nnunet_lomix.nnunet.results import FoldFolder, ModelFolder
 from nnunet_lomix.splits import is_part
 from nnunet_lomix.weights.history import parse_map, read_history
 from nnunet_lomix.weights.summary import Group
@@ -33,7 +33,9 @@ def read_groups(folders: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
     groups: dict[str, dict[str, pd.DataFrame]] = {}
     models = list(dict.fromkeys(fold.path.parent for fold in found))
     for model, title in zip(models, name_models(models), strict=True):
-        own, splits = [fold for fold in found if fold.path.parent == model], _read_splits_of(model)
+        own = [fold for fold in found if fold.path.parent == model]
+        dataset = find_part(model.parent.name, "", "nnUNet_preprocessed")
+        splits = read_splits(dataset) if dataset is not None and (dataset / SPLITS).is_file() else None
         # nnU-Net's own split has 5 folds; further ones come from a splits_final.json
         added = [fold.path.name for fold in own if fold.fold.isdecimal() and int(fold.fold) >= 5]
         if splits is None and 0 < len(added) < len(own):
@@ -42,22 +44,21 @@ def read_groups(folders: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
                 f"set nnUNet_preprocessed, in which {model.parent.name}/{SPLITS} says how many."
             )
         for fold in own:
-            groups.setdefault(f"{title}{_describe_cases(fold, splits)}", {})[fold.path.name] = found[fold]
-    return [_make_group(name, histories) for name, histories in groups.items()], notes
-
-
-def _make_group(name: str, histories: Mapping[str, pd.DataFrame]) -> Group:
-    (first, *others) = histories.values()
-    if any(set(other) != set(first) for other in others):
-        raise LoMixError(f"{' and '.join(histories)} of {name} have different maps: show them one by one.")
-    return Group(name, histories, [m for m in map(parse_map, first) if m is not None])
+            groups.setdefault(title + _describe_cases(fold, splits or []), {})[fold.path.name] = found[fold]
+    made = []
+    for name, histories in groups.items():
+        first, *others = histories.values()
+        if any(set(other) != set(first) for other in others):
+            raise LoMixError(f"{' and '.join(histories)} of {name} have different maps: show them one by one.")
+        made.append(Group(name, histories, list(filter(None, map(parse_map, first)))))
+    return made, notes
 
 
 def _list_all_folds(folders: Sequence[str | Path]) -> Iterator[FoldFolder]:
     for folder in folders:
         path = Path(folder).resolve()
         require_utf8(path)
-        own = list_folds(path)
+        own = [FoldFolder(path)] if path.name.startswith("fold_") else ModelFolder(path).folds()
         if not own:
             raise LoMixError(f"{path} has no fold_X in it: name the folder of a trainer, or of a fold.")
         yield from own
@@ -77,20 +78,9 @@ def name_models(models: Sequence[Path]) -> list[str]:
     return [os.path.relpath(model, os.path.commonpath(models)) for model in models]
 
 
-def _read_splits_of(model: Path) -> list[Split] | None:
-    """The folds of the dataset of a model folder, if ``nnUNet_preprocessed`` has them.
-
-    Raises:
-        LoMixError: ``splits_final.json`` isn't nnU-Net's.
-    """
-    root = find_root("nnUNet_preprocessed")
-    folder = root / model.parent.name if root is not None else None
-    return read_splits(folder) if folder is not None and (folder / SPLITS).is_file() else None
-
-
-def _describe_cases(fold: FoldFolder, splits: Sequence[Split] | None) -> str:
+def _describe_cases(fold: FoldFolder, splits: Sequence[Split]) -> str:
     """The number of training cases, if they are only a part of another fold's, as the end of a name."""
-    if splits is None or not fold.fold.isdecimal() or int(fold.fold) >= len(splits):
+    if not fold.fold.isdecimal() or int(fold.fold) >= len(splits):
         return ""
     own = splits[int(fold.fold)]
     return f", {len(own['train'])} training cases" if any(is_part(own, other) for other in splits) else ""

@@ -48,7 +48,7 @@ def read_history(fold: FoldFolder) -> pd.DataFrame | None:
     Raises:
         LoMixError: the checkpoint is another trainer's, or the file isn't right.
     """
-    table, checkpoint = fold.path / TABLE, fold.last_checkpoint()
+    table = fold.path / TABLE
     if table.is_file():
         remedy = "remove it, and the weights in the checkpoint are shown"
         try:
@@ -56,6 +56,7 @@ def read_history(fold: FoldFolder) -> pd.DataFrame | None:
         except Exception as error:  # pandas raises many kinds
             raise LoMixError(f"{table} can't be read: {describe(error).rstrip('.')}; {remedy}.") from None
         return _require_weights(history, table, remedy)
+    checkpoint = fold.last_checkpoint()
     if checkpoint is None:
         return None
     state = read_checkpoint(checkpoint).get(STATE)
@@ -67,11 +68,7 @@ def read_history(fold: FoldFolder) -> pd.DataFrame | None:
 
 
 def _require_weights(history: pd.DataFrame, file: Path, remedy: str) -> pd.DataFrame:
-    """Gives the history back, if it is a table of weights that can be shown; ``file`` is where it comes from.
-
-    Raises:
-        LoMixError: it isn't; ends with the remedy.
-    """
+    """The history again; a :class:`LoMixError`, which ends with the remedy, if it isn't one that can be shown."""
     numeric = all(pd.api.types.is_numeric_dtype(kind) for kind in history.dtypes)
     named = all(parse_map(name) is not None for name in history.columns)
     if not numeric or not named or "z_0" not in history or len(history.columns) < 2:

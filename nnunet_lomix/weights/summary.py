@@ -65,10 +65,7 @@ def shares(group: Group) -> pd.DataFrame:
 
 
 def agreement(group: Group) -> float:
-    """Mean of Spearman's correlation over all pairs of folds; NaN if there is none.
-
-    There is none for one fold, and for a fold with equal weights, which rank nothing.
-    """
+    """Mean of Spearman's correlation over all pairs of folds; NaN for one fold, and with equal weights."""
     correlations = group.last.corr(method="spearman").to_numpy()
     pairs = correlations[np.triu_indices_from(correlations, k=1)]
     return float(pairs.mean()) if len(pairs) else float("nan")
@@ -91,7 +88,7 @@ def summarise(group: Group) -> str:
     else:
         table = shares(group)
         gains = 100 * (table["mean"] / table["equal"] - 1)
-        parts = [_describe_extremes(kind, gains[kind]) for kind in ("scale", "operator") if len(gains[kind]) > 1]
+        parts = [_describe_gains(kind, gains[kind]) for kind in ("scale", "operator") if len(gains[kind]) > 1]
         parts.append(
             f"the heaviest map, {mean.idxmax()}, has {mean.max():.2f} times an equal weight, the lightest, "
             f"{mean.idxmin()}, {mean.min():.2f} times"
@@ -100,8 +97,7 @@ def summarise(group: Group) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _describe_extremes(kind: str, gains: pd.Series) -> str:
-    """The one that gained most and the one that lost most against equal weights, in %."""
+def _describe_gains(kind: str, gains: pd.Series) -> str:
     if gains.abs().max() < NOTABLE:
         return f"no {kind} differs from equal weights by more than {gains.abs().max():.1f} %"
     best, worst = gains.idxmax(), gains.idxmin()
@@ -130,11 +126,7 @@ def percent(value: float) -> str:
 
 
 def with_minus(number: str) -> str:
-    """A number with a minus sign in place of the hyphen that Python writes.
-
-    >>> with_minus("-0.50")
-    '−0.50'
-    """
+    """With a minus sign in place of the hyphen that Python writes."""
     return number.replace("-", "−")
 
 

@@ -9,7 +9,11 @@ import pytest
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.nnunet.commands import folders_below, run_command, run_commands, trainers_first
 
-ECHO = "import os; print(*sorted(f'{k}={v}' for k, v in os.environ.items() if k.startswith('LOMIX_')))"
+SHOW = """
+import os, sys
+print(sys.executable, *sys.argv[1:], sep="|", flush=True)
+print(os.getcwd(), *sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith("LOMIX_")), file=sys.stderr)
+"""
 # each waits for the file of the other, so both run at once; the first then stays until it is ended
 ENDLESS = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60); os.unlink('pid')"
 FAILS = """
@@ -31,28 +35,20 @@ def has_ended(folder: Path) -> bool:
     return False
 
 
-def test_variables_are_added_changed_and_removed(tmp_path, monkeypatch):
+def test_a_command_gets_its_arguments_variables_and_folder_and_both_outputs_go_to_the_log(tmp_path, monkeypatch):
     for name in ("LOMIX_KEPT", "LOMIX_CHANGED", "LOMIX_REMOVED"):
         monkeypatch.setenv(name, "old")
-    log = tmp_path / "log"
-    run_command(["python", "-c", ECHO], log, {"LOMIX_ADDED": "1", "LOMIX_CHANGED": "new", "LOMIX_REMOVED": None})
-    assert log.read_text() == "LOMIX_ADDED=1 LOMIX_CHANGED=new LOMIX_KEPT=old\n"
-    assert os.environ["LOMIX_REMOVED"] == "old"
-
-
-def test_arguments_become_words_and_both_outputs_go_to_the_log(tmp_path):
-    code = "import os, sys; print(sys.argv[1:], flush=True); print(os.getcwd(), file=sys.stderr)"
-    run_command(["python", "-c", code, 3, Path("a b"), "c"], tmp_path / "log", {}, working_folder=tmp_path)
-    assert (tmp_path / "log").read_text() == f"['3', 'a b', 'c']\n{tmp_path}\n"
-
-
-def test_the_program_beside_this_python_comes_first(tmp_path, monkeypatch):
-    other = tmp_path / "python"
+    other = tmp_path / "python"  # that beside this Python comes first
     other.write_text("#!/bin/sh\nexit 1\n")
     other.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    run_command(["python", "-c", "import sys; print(sys.executable)"], tmp_path / "log", {})
-    assert Path((tmp_path / "log").read_text().strip()).parent == Path(sys.executable).parent
+    variables = {"LOMIX_ADDED": "1", "LOMIX_CHANGED": "new", "LOMIX_REMOVED": None}
+    run_command(["python", "-c", SHOW, 3, Path("a b")], tmp_path / "log", variables, tmp_path)
+    first, second = (tmp_path / "log").read_text().splitlines()
+    program, *arguments = first.split("|")
+    assert Path(program).parent == Path(sys.executable).parent and arguments == ["3", "a b"]
+    assert second == f"{tmp_path} LOMIX_ADDED=1 LOMIX_CHANGED=new LOMIX_KEPT=old"
+    assert os.environ["LOMIX_REMOVED"] == "old"
 
 
 def test_a_missing_program_is_named(tmp_path):
@@ -62,10 +58,11 @@ def test_a_missing_program_is_named(tmp_path):
 
 def test_a_failure_names_its_log_and_ends_the_others(tmp_path):
     logs = {tmp_path / f"{name}.log": ["python", "-c", code] for name, code in {"a": ENDLESS, "b": FAILS}.items()}
+    seen = set()
     with pytest.raises(LoMixError) as error:
-        run_commands(logs, {}, working_folder=tmp_path)
+        run_commands(logs, {}, seen.add, tmp_path)
     assert str(error.value) == f"python failed; its log {tmp_path / 'b.log'} ends with: the reason"
-    assert has_ended(tmp_path)
+    assert has_ended(tmp_path) and seen == logs.keys()
 
 
 def test_a_failure_without_output_says_so(tmp_path):
@@ -81,13 +78,6 @@ def test_an_interrupt_ends_all_of_them(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_commands({tmp_path / "log": ["python", "-c", ENDLESS]}, {}, interrupt, tmp_path)
     assert has_ended(tmp_path)
-
-
-def test_every_running_command_is_polled(tmp_path):
-    logs = {tmp_path / f"{name}.log": ["python", "-c", ""] for name in "ab"}
-    seen = set()
-    run_commands(logs, {}, seen.add)
-    assert seen == logs.keys()
 
 
 def test_folders_and_trainers(monkeypatch):

@@ -53,10 +53,7 @@ def dataset(tmp_path, monkeypatch) -> str:
         ("nnUNetTrainerShallow", "^nnUNetTrainerShallow: mixed_scales must be between 1 and the"),
         ("nnUNetTrainerAlone", "^nnUNetTrainerAlone mixes several decoder outputs, but .* deep supervision"),
         # by an assertion of nnU-Net's
-        (
-            "nnUNetTrainerCELoss",
-            "^nnUNetTrainerCELoss can't train Dataset009_Toy nnUNetPlans 3d_fullres: Assertion",
-        ),
+        ("nnUNetTrainerCELoss", "^nnUNetTrainerCELoss can't train Dataset009_Toy nnUNetPlans 3d_fullres: Assertion"),
     ],
 )
 def test_a_refusal_is_told(dataset, trainer, sentence):

@@ -8,13 +8,9 @@ import torch
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.nnunet.results import (
-    FoldFolder,
-    ModelFolder,
-    list_folds,
-    read_dataset_json,
-    read_json,
-)
+from nnunet_lomix.nnunet.results import FoldFolder, ModelFolder, read_dataset_json, read_json
+
+from .test_checkpoints import a_checkpoint
 
 
 @pytest.mark.parametrize("fold", [0, "12", "all"])
@@ -26,14 +22,13 @@ def test_folders_are_where_nnunet_writes(tmp_path, monkeypatch, fold):
     assert model.fold(fold).fold == str(fold)
 
 
-def test_folds_of_a_model_or_a_fold_alone(tmp_path):
+def test_folds_of_a_model(tmp_path):
     for name in ("fold_all", "fold_1", "fold_0", "crossval_results_folds_0_1"):
         (tmp_path / name).mkdir()
     (tmp_path / "fold_notes.txt").touch()
     folds = [FoldFolder(tmp_path / name) for name in ("fold_0", "fold_1", "fold_all")]
-    assert ModelFolder(tmp_path).folds() == list_folds(tmp_path) == folds
-    assert list_folds(tmp_path / "fold_1") == [folds[1]]
-    assert list_folds(tmp_path / "crossval_results_folds_0_1") == []
+    assert ModelFolder(tmp_path).folds() == folds
+    assert ModelFolder(tmp_path / "crossval_results_folds_0_1").folds() == []
 
 
 def test_the_last_checkpoint_is_the_one_that_a_training_goes_on_from(tmp_path):
@@ -60,17 +55,16 @@ def test_the_last_checkpoint_is_the_one_that_a_training_goes_on_from(tmp_path):
 def test_a_validation_is_of_the_checkpoint_or_of_an_earlier_one(tmp_path, since_the_epoch, since_the_validation, stale):
     fold, now = FoldFolder(tmp_path), 1.7e9
     final, summary, case = (
-        tmp_path / name for name in ("checkpoint_final.pth", "validation/summary.json", "validation/a.png")
+        tmp_path / "checkpoint_final.pth",
+        fold.validation / "summary.json",
+        fold.validation / "a.png",
     )
     fold.validation.mkdir()
     case.touch()
     assert not fold.is_validated() and not fold.has_stale_validation()
     final.touch()
     if since_the_epoch is not None:
-        log = {"epoch_end_timestamps": [0.0, now - since_the_epoch]}
-        torch.save(
-            {"network_weights": {}, "trainer_name": "", "init_args": {}, "current_epoch": 2, "logging": log}, final
-        )
+        torch.save(a_checkpoint(logging={"epoch_end_timestamps": [0.0, now - since_the_epoch]}), final)
     os.utime(final, (now, now))
     os.utime(case, (now - since_the_validation,) * 2)
     assert fold.has_stale_validation() == stale  # interrupted

@@ -12,6 +12,8 @@ from nnunet_lomix.nnunet.registration import FOLDER
 from nnunet_lomix.nnunet.trainer_lookup import TrainerNotFound, list_external_trainers, look_up_trainer
 from nnunet_lomix.trainers import nnUNetTrainerLoMix
 
+MINE = "from nnunet_lomix.trainers import nnUNetTrainerLoMix\nclass nnUNetTrainerMine(nnUNetTrainerLoMix): pass\n"
+
 
 @pytest.fixture
 def own_folder(tmp_path, monkeypatch):
@@ -41,29 +43,37 @@ def test_an_unknown_name_is_not_installed(own_folder, name, sentence):
 
 
 @pytest.mark.parametrize(
-    "code, message",
+    "code, why",
     [
-        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'."),
-        ("raise RuntimeError('no GPU\\nat all')", "RuntimeError: no GPU."),
-        ("raise SystemExit('set a variable first')", "SystemExit: set a variable first."),
-        ("raise ValueError", "ValueError."),
-        ("class SomebodysTrainer: pass", "AssertionError: The requested nnunet trainer class must inherit from"),
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("class", "SyntaxError: invalid syntax (broken.py, line 1)"),
+        ("raise RuntimeError('no GPU\\nat all')", "RuntimeError: no GPU"),
+        ("raise SystemExit('set a variable first')", "SystemExit: set a variable first"),
+        ("raise ValueError", "ValueError"),
     ],
 )
-def test_a_look_up_that_fails_says_why(own_folder, code, message):
-    (own_folder / "mine.py").write_text(code)
+def test_a_module_that_cannot_be_imported_is_named_and_the_others_are_listed(own_folder, code, why):
+    (own_folder / "broken.py").write_text(code)
+    (own_folder / "mine.py").write_text(MINE)
     with pytest.raises(LoMixError) as error:
         look_up_trainer("SomebodysTrainer")
     assert not isinstance(error.value, TrainerNotFound)
-    assert str(error.value).startswith(f"nnU-Net's look-up of trainers failed: {message}")
+    assert str(error.value) == f"nnU-Net's look-up of trainers failed: {why}."
+    trainers, problems = list_external_trainers()
+    file = own_folder / "broken.py"
+    assert problems == [f"{file} can't be imported, and nnU-Net's look-up stops there: {why}; mend it."]
+    assert [trainer.__name__ for trainer in trainers] == ["nnUNetTrainerMine"]
+
+
+def test_a_class_that_is_no_trainer_is_said(own_folder):
+    (own_folder / "mine.py").write_text("class SomebodysTrainer: pass")
+    with pytest.raises(LoMixError, match="AssertionError: The requested nnunet trainer class must inherit from"):
+        look_up_trainer("SomebodysTrainer")
 
 
 def test_the_trainers_of_a_user_are_listed(own_folder, capsys):
     """Those that a module defines, in packages, too, and not what it imports; the modules are forgotten again."""
-    (own_folder / "mine.py").write_text(
-        "from nnunet_lomix.trainers import nnUNetTrainerLoMix\nprint('imported')\n"
-        "class nnUNetTrainerMine(nnUNetTrainerLoMix): pass\nclass NoTrainer: pass\n"
-    )
+    (own_folder / "mine.py").write_text(f"{MINE}print('imported')\nclass NoTrainer: pass\n")
     package = own_folder / "more" / "deep"
     package.mkdir(parents=True)
     for folder in (own_folder / "more", package):
@@ -76,30 +86,9 @@ def test_the_trainers_of_a_user_are_listed(own_folder, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
-    "code, why",
-    [
-        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
-        ("class", "SyntaxError: invalid syntax (broken.py, line 1)"),
-        ("raise SystemExit('set a variable first')", "SystemExit: set a variable first"),
-    ],
-)
-def test_a_module_that_cannot_be_imported_is_named_and_the_others_are_listed(own_folder, code, why):
-    (own_folder / "broken.py").write_text(code)
-    (own_folder / "mine.py").write_text(
-        "from nnunet_lomix.trainers import nnUNetTrainerLoMix\nclass nnUNetTrainerMine(nnUNetTrainerLoMix): pass\n"
-    )
-    trainers, problems = list_external_trainers()
-    file = own_folder / "broken.py"
-    assert problems == [f"{file} can't be imported, and nnU-Net's look-up stops there: {why}; mend it."]
-    assert [trainer.__name__ for trainer in trainers] == ["nnUNetTrainerMine"]
-
-
 def test_a_module_with_the_name_of_another_one_is_named(own_folder):
     """Python has a module json already, and so nnU-Net never sees this one."""
-    (own_folder / "json.py").write_text(
-        "from nnunet_lomix.trainers import nnUNetTrainerLoMix\nclass nnUNetTrainerMine(nnUNetTrainerLoMix): pass\n"
-    )
+    (own_folder / "json.py").write_text(MINE)
     with pytest.raises(TrainerNotFound):
         look_up_trainer("nnUNetTrainerMine")
     trainers, (problem,) = list_external_trainers()
