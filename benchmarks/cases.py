@@ -53,19 +53,15 @@ CASES = {
     "3d-14-at-once": Case(2, 14, (56, 56, 56), 5, 5),
     # to try a benchmark
     "tiny": Case(2, 3, (8, 8), 2, 2),
-    # cost against the number of mixed scales
-    **{f"growth-{k}": Case(2, 4, (128, 128), 7, k) for k in range(2, 8)},
 }
 
 GPU = ["3d-14-all", "3d-14", "3d-3", "3d-3-regions", "2d-4", "2d-9-small", "hippocampus-2d"]
-GROWTH = [name for name in CASES if name.startswith("growth")]
 DEFAULT_CASES = {  # by benchmark and device
     "loss": {
         "cpu": ["3d-14-small", "2d-9", "3d-3-regions-small", "hippocampus-3d", "hippocampus-2d"],
         "cuda": GPU,
     },
     "memory": {"cpu": ["3d-14-all", "3d-14-at-once"], "cuda": GPU},
-    "growth": {"cpu": GROWTH, "cuda": GROWTH},
     "step": {"cpu": ["hippocampus-2d", "hippocampus-3d"], "cuda": GPU},
     "gpu": {"cpu": ["tiny"], "cuda": GPU},
 }

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from growth import draw
 from results import FOLDER, HIGH, LOW, MEDIAN, Record, as_table, read_record
 
 from nnunet_lomix.errors import LoMixError
@@ -24,7 +23,7 @@ TABLE = re.compile(r"(<!-- table: (\w+) (\S+) -->\n).*?(<!-- end of table -->)",
 
 
 def write_documents(root: Path = ROOT, results: Path = FOLDER) -> list[Path]:
-    """Write every table of the README and of the documents in docs/ and benchmarks/ anew, and the picture of growth.
+    """Write every table of the README and of the documents in docs/ and benchmarks/ anew.
 
     Returns:
         The files that have changed.
@@ -40,10 +39,6 @@ def write_documents(root: Path = ROOT, results: Path = FOLDER) -> list[Path]:
             with replacing(document) as temporary:
                 temporary.write_text(after)
             changed.append(document)
-    for file in sorted(results.glob("growth_*.json")):
-        picture = root / "benchmarks" / file.with_suffix(".png").name
-        draw(read_record(file)).savefig(picture, dpi=110)
-        changed.append(picture)
     return changed
 
 
@@ -112,18 +107,6 @@ def memory_table(record: Record) -> pd.DataFrame:
     return pd.DataFrame(
         {"case": rows["case"], "loss": rows["backend"], "maps": rows["maps"].map(str), "memory, MB": memory}
     )
-
-
-def growth_table(record: Record) -> pd.DataFrame:
-    """Medians of both passes and memory of ``growth``, a row for each case and a column for each loss."""
-    rows = as_table(record)
-    rows["text"] = rows["full_ms.median"].map("{:.3g} ms".format)
-    if rows["memory_mb"].notna().all():
-        rows["text"] += ", " + whole(rows["memory_mb"]) + " MB"
-    maps = rows.groupby("case", sort=False)["maps"].max().map(str)
-    table = rows.pivot(index="case", columns="backend", values="text").loc[maps.index, rows["backend"].unique()]
-    table.insert(0, "maps", maps)
-    return table.reset_index()
 
 
 def step_table(record: Record) -> pd.DataFrame:
@@ -259,7 +242,6 @@ def whole(numbers: pd.Series) -> pd.Series:
 TABLES: dict[str, Callable[[Record], pd.DataFrame]] = {
     "loss": loss_table,
     "memory": memory_table,
-    "growth": growth_table,
     "step": step_table,
     "kernels": kernels_table,
     "estimate": estimate_table,

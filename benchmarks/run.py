@@ -4,9 +4,9 @@ Install what they need by: pip install -e ".[benchmarks]"
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -41,47 +41,16 @@ def case_options(command: Command) -> Command:
     return command
 
 
-def device_options(command: Command) -> Command:
-    """The options of a benchmark that runs the loss by several backends on a device."""
-    names = click.Choice(names_of_losses(BACKENDS))
-    return case_options(click.option("--backend", "backends", type=names, multiple=True, help="As --case.")(command))
-
-
 def result_options(command: Command) -> Command:
     """Where results go."""
     return click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File of the results.")(command)
 
 
-@main.command()
-@device_options
-@result_options
-def loss(**options: Any) -> None:
-    """Time, memory and error of the loss by each backend, beside nnU-Net's deep supervision."""
-    measure_on_device("loss", **options)
-
-
-@main.command()
-@device_options
-@result_options
-def memory(**options: Any) -> None:
-    """Memory of the loss alone: of large cases that take a CPU long."""
-    measure_on_device("memory", **options)
-
-
-@main.command()
-@device_options
-@result_options
-def growth(**options: Any) -> None:
-    """As loss, against the number of mixed scales."""
-    measure_on_device("growth", **options)
-
-
-@main.command()
-@device_options
-@result_options
-def step(**options: Any) -> None:
-    """Time of a training step of nnUNetTrainerLoMix beside nnUNetTrainer's."""
-    measure_on_device("step", **options)
+BY_DEVICE = {
+    "loss": "Time, memory and error of the loss by each backend, beside nnU-Net's deep supervision.",
+    "memory": "Memory of the loss alone: of large cases that take a CPU long.",
+    "step": "Time of a training step of nnUNetTrainerLoMix beside nnUNetTrainer's.",
+}
 
 
 def measure_on_device(
@@ -93,7 +62,7 @@ def measure_on_device(
     backends: Sequence[str],
     out: Path | None,
 ) -> None:
-    """Run a benchmark that has the options of ``device_options``."""
+    """Run one of ``BY_DEVICE`` with several backends."""
     torch.set_num_threads(threads)
     benchmark = import_module(name)
     repeats = repeats or benchmark.REPEATS
@@ -102,6 +71,13 @@ def measure_on_device(
     if out is None and not cases and not backends:
         out = FOLDER / f"{name}_{device}.json"
     finish(name, rows, device, {"threads": threads, "repeats": repeats}, out)
+
+
+for name, what in BY_DEVICE.items():
+    names = click.Choice(names_of_losses(BACKENDS))
+    command = click.option("--backend", "backends", type=names, multiple=True, help="As --case.")
+    command = result_options(case_options(command(partial(measure_on_device, name))))
+    main.command(name, help=what)(command)
 
 
 @main.command()
@@ -194,7 +170,7 @@ def documents(folder: Path) -> None:
 
 @main.command()
 def tables() -> None:
-    """Write the tables and the picture of the Markdown documents anew, from benchmarks/results."""
+    """Write the tables of the Markdown documents anew, from benchmarks/results."""
     from documents import write_documents
 
     for file in write_documents():

@@ -124,7 +124,7 @@ def test_a_study_from_raw_images_to_its_tables(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(generated, "CASES", 6)
     monkeypatch.setattr(study, "EPOCHS", 2)
     monkeypatch.setattr(study, "PIXELS", 2 * 64 * 64)
-    options = ["--out", str(tmp_path), "--arms", "default", "--sizes", "scarce"]
+    options = ["--out", str(tmp_path), "--arms", "default_fusion", "--sizes", "scarce"]
     options += ["--datasets", "Dataset900_Planted", "--seeds", "1", "--steps", "10"]
     result = CliRunner().invoke(study.main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -134,17 +134,17 @@ def test_a_study_from_raw_images_to_its_tables(tmp_path: Path, monkeypatch: pyte
     assert all((table[name] == value).all() for table in (scores, curves, weights) for name, value in key.items())
     _, *scarce = read_splits(tmp_path / "preprocessed" / "Dataset900_Planted")
     assert len(scarce) == study.MOST_SEEDS and len(scarce[1]["train"]) == 2
-    assert set(scores["arm"]) == {"default"} and sorted(scores["output"].unique()) == ["concat", "fusion", "z_0"]
+    assert set(scores["arm"]) == {"default_fusion"} and sorted(scores["output"].unique()) == ["fusion", "z_0"]
     assert all(cases["case"].tolist() == scarce[1]["val"] for _, cases in scores.groupby("output"))
     assert curves["epoch"].tolist() == [0, 1] and (curves["seconds"] > 0).all()
-    (fold,) = tmp_path.glob("results/seed_1_10_steps_nnunet/*/Studydefault__nnUNetPlans__2d_study/fold_2")
+    (fold,) = tmp_path.glob("results/seed_1_10_steps_nnunet/*/Studydefault_fusion__nnUNetPlans__2d_study/fold_2")
     # as nnU-Net has it
     means = {json_file.parts[-3]: read_json(json_file) for json_file in fold.rglob("summary.json")}
     means = {"z_0" if name == fold.name else name: m["foreground_mean"]["Dice"] for name, m in means.items()}
     assert scores.groupby("output")["dice"].mean().to_dict() == pytest.approx(means, rel=1e-3)
     assert not [*fold.glob("*.pth")] and not [*fold.rglob("*.nii.gz")]
     assert scores[["dice", "nsd", "cldice"]].stack().between(0, 1).all() and curves["train_loss"].nunique() == 2
-    assert set(weights["arm"]) == {"default"} and weights["weight"].sum() == pytest.approx(1, abs=1e-3)
+    assert set(weights["arm"]) == {"default_fusion"} and weights["weight"].sum() == pytest.approx(1, abs=1e-3)
     table = (tmp_path / "table.md").read_text()
     assert table in result.output and "### Outputs, each against z_0" in table and "| fusion " in table
 
