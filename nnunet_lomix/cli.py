@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from nnunet_lomix.errors import LoMixError, UsageError
+from nnunet_lomix.experiments import SCHEDULERS
 
 COUNT = click.IntRange(min=1)
 FOLDER = click.Path(file_okay=False)
@@ -315,6 +316,14 @@ def compare(
     compare_into(out, source, Console(), tolerance, jobs, metrics)
 
 
+def _split_pairs(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            example = SCHEDULERS[str(option.name)].example.split()[0]
+            raise click.UsageError(f"--{option.name} takes KEY=VALUE, such as {example}, not {pair!r}.")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
 def describes_an_experiment(command: Callable[..., None]) -> Callable[..., None]:
     """What run and status have in common: a file, or options in place of its entries."""
     options = [
@@ -330,11 +339,16 @@ def describes_an_experiment(command: Callable[..., None]) -> Callable[..., None]
         ),
         click.option("--gpus", multiple=True, metavar="0 1…", help="GPUs, each for one training at a time; or:"),
         click.option("--jobs", type=COUNT, help="Trainings at a time on the CPU; by default 1."),
-        click.option(
-            "--slurm",
-            multiple=True,
-            metavar="KEY=VALUE…",
-            help="Run as a job array of SLURM, with these options of sbatch: partition=gpu time=24:00:00 gres=gpu:1",
+        *(
+            click.option(
+                f"--{name}",
+                multiple=True,
+                callback=_split_pairs,
+                metavar="KEY=VALUE…",
+                help=f"Run as a job array of {name.upper()}, with these options of {scheduler.command}: "
+                f"{scheduler.example}",
+            )
+            for name, scheduler in SCHEDULERS.items()
         ),
         click.option("--out", type=click.Path(), help="Folder for logs and the report; by default nnunet_lomix_run."),
     ]
@@ -343,18 +357,11 @@ def describes_an_experiment(command: Callable[..., None]) -> Callable[..., None]
     return command
 
 
-def _split_pairs(pairs: tuple[str, ...]) -> dict[str, str]:
-    for pair in pairs:
-        if "=" not in pair:
-            raise click.UsageError(f"--slurm takes KEY=VALUE, such as partition=gpu, not {pair!r}.")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
 @main.command(cls=Lists)
 @describes_an_experiment
 @click.option("--retry", is_flag=True, help="Run those that have failed, too.")
 @click.option("--dry-run", is_flag=True, help="Print nnU-Net's commands instead of running them.")
-def run(plan: str | None, slurm: tuple[str, ...], retry: bool, dry_run: bool, **options: Any) -> None:
+def run(plan: str | None, retry: bool, dry_run: bool, **options: Any) -> None:
     """Train all that is missing of an experiment, continue what was interrupted, and compare the trainers.
 
     PLAN is a YAML file; options stand for its entries, or replace them.
@@ -365,25 +372,24 @@ def run(plan: str | None, slurm: tuple[str, ...], retry: bool, dry_run: bool, **
     """
     from rich.console import Console
 
-    from nnunet_lomix.experiments import read_experiment  # slow to import
+    from nnunet_lomix.experiments.experiment import read_experiment  # slow to import
     from nnunet_lomix.experiments.run import run_experiment
 
     clean_up_when_stopped()
-    experiment = read_experiment(plan, {**options, "slurm": _split_pairs(slurm)})
-    run_experiment(experiment, Console(), retry, dry_run)
+    run_experiment(read_experiment(plan, options), Console(), retry, dry_run)
 
 
 @main.command(cls=Lists)
 @describes_an_experiment
-def status(plan: str | None, slurm: tuple[str, ...], **options: Any) -> None:
+def status(plan: str | None, **options: Any) -> None:
     """Show which trainings of an experiment are done, running, queued, interrupted, failed and missing.
 
     By what nnU-Net has written, so that trainings count that were started by hand.
     """
     from rich.console import Console
 
-    from nnunet_lomix.experiments import read_experiment  # slow to import
+    from nnunet_lomix.experiments.experiment import read_experiment  # slow to import
     from nnunet_lomix.experiments.run import show_status
 
     clean_up_when_stopped()
-    show_status(read_experiment(plan, {**options, "slurm": _split_pairs(slurm)}), Console())
+    show_status(read_experiment(plan, options), Console())

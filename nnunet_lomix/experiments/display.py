@@ -2,8 +2,8 @@
 
 import signal
 from collections import Counter
-from collections.abc import Mapping
-from types import TracebackType
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.live import Live
@@ -59,42 +59,22 @@ def make_table(states: States) -> Table:
     return table
 
 
-class Display:
-    """Shows states as they change; what is done already when it begins gets no line.
+@contextmanager
+def showing(console: Console) -> Iterator[Callable[[States], None]]:
+    """Gives a function that shows states as they change; what is done already when it begins gets no line."""
+    shown: States = {}
 
-    Args:
-        console: where.
-    """
+    def print_changes(states: States) -> None:
+        nonlocal shown
+        _print_lines({t: s for t, s in states.items() if s is not shown.get(t, State.DONE)}, console)
+        shown = states
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._shown: States = {}
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-
-    def __enter__(self) -> "Display":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._live.stop()
-        elif error is None:
-            self._console.print(count(self._shown), highlight=False)
-
-    def show(self, states: States) -> None:
-        if self._live:
-            self._live.update(_table_or_count(states), refresh=True)
-        else:
-            changed = {t: s for t, s in states.items() if s is not self._shown.get(t, State.DONE)}
-            _print_lines(changed, self._console)
-        self._shown = states
-
-    def tell(self, text: str) -> None:
-        """Print a line above the table."""
-        tell(text, self._console)
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda states: live.update(_table_or_count(states), refresh=True)
+    else:
+        yield print_changes
+        console.print(count(shown), highlight=False)
 
 
 def print_states(states: States, console: Console) -> None:
@@ -121,13 +101,7 @@ def tell(text: str, console: Console) -> None:
 
 
 def print_obstacles(states: States, waiting: Mapping[Training, str], console: Console) -> None:
-    """Why trainings are not done: the ends of logs, who else works on them, jobs that SLURM ended without a word.
-
-    Args:
-        states: of all trainings.
-        waiting: what some of them wait for.
-        console: where to print.
-    """
+    """Why trainings are not done: ends of logs, who else works on them, lost jobs, and what some wait for."""
     for training, state in states.items():
         for line in _explain(training, state):
             tell(line, console)
@@ -150,7 +124,9 @@ def _explain(training: Training, state: State) -> list[str]:
         return [f"{training.name} is in use: {who}."]
     if "job" in note and state in (State.INTERRUPTED, State.MISSING):
         after = f", or job {note['after']}, which had to prepare the dataset" if "after" in note else ""
-        folder = training.out / "slurm"
-        text = f"{training.name}: its job {note['job']} has left SLURM's queue before the end; what it wrote{after}"
-        return [f"{text}: {folder}"]
+        scheduler = str(note.get("scheduler", "slurm"))  # whose notes don't name it
+        return [
+            f"{training.name}: its job {note['job']} has left {scheduler.upper()}'s queue before the end; what it "
+            f"wrote{after}: {training.out / scheduler}"
+        ]
     return []

@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,52 +13,36 @@ from typing import Any
 import yaml
 
 from nnunet_lomix.errors import LoMixError, UsageError
+from nnunet_lomix.experiments import SCHEDULERS
 from nnunet_lomix.experiments.training import Training
 
 DEVICES = ("cuda", "cpu", "mps")
 OPTIONS = ("--npz", "-pretrained_weights", "-num_gpus", "--val_best")  # of nnUNetv2_train, left to the user
 REQUIRED = ("datasets", "configurations", "trainers")
+AXES = (*REQUIRED, "plans", "folds", "results")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """All trainings of an experiment, and where they run.
+    """All trainings of an experiment, and where they run."""
 
-    Attributes:
-        datasets: numbers or names.
-        configurations: "2d", …
-        trainers: the first one is the reference of the report.
-        plans: names of plans; those of nnU-Net's own planners are made where they are missing.
-        folds: "0", …, "all".
-        results: results folders, one for each seed: nnU-Net's trainings are not seeded, so another folder is another
-            seed; none for ``nnUNet_results``.
-        options: further arguments of nnUNetv2_train, of OPTIONS.
-        device: "cuda", "cpu" or "mps"; None for CUDA where there is one, and on a cluster.
-        gpus: numbers of the GPUs of this machine, each for one training at a time; none for all.
-        jobs: how many trainings run at a time where there is no GPU.
-        slurm: sbatch's options by their long names; None to run on this machine.
-        out: folder for logs and the report.
-    """
-
-    datasets: tuple[str, ...]
+    datasets: tuple[str, ...]  # numbers or names
     configurations: tuple[str, ...]
-    trainers: tuple[str, ...]
-    plans: tuple[str, ...] = ("nnUNetPlans",)
-    folds: tuple[str, ...] = ("0", "1", "2", "3", "4")
+    trainers: tuple[str, ...]  # the first one is the reference of the report
+    plans: tuple[str, ...] = ("nnUNetPlans",)  # those of nnU-Net's own planners are made where they are missing
+    folds: tuple[str, ...] = ("0", "1", "2", "3", "4")  # or "all"
+    # One for each seed: nnU-Net's trainings are not seeded, so another results folder is another seed. None for
+    # nnUNet_results.
     results: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    device: str | None = None
-    gpus: tuple[str, ...] = ()
-    jobs: int = 1
-    slurm: dict[str, Any] | None = None
-    out: str = "nnunet_lomix_run"
+    options: tuple[str, ...] = ()  # further arguments of nnUNetv2_train, of OPTIONS
+    device: str | None = None  # of DEVICES; None for CUDA where there is one, and on a cluster
+    gpus: tuple[str, ...] = ()  # of this machine, each for one training at a time; none for all
+    jobs: int = 1  # trainings at a time where there is no GPU
+    schedulers: dict[str, dict[str, Any]] = field(default_factory=dict)  # options of one of SCHEDULERS, by its name
+    out: str = "nnunet_lomix_run"  # folder for logs and the report
 
     def list_trainings(self) -> list[Training]:
-        """All of them, dataset by dataset.
-
-        Raises:
-            LoMixError: a dataset isn't there, or a variable of nnU-Net is not set.
-        """
+        """All, dataset by dataset; a LoMixError if a dataset isn't there, or a variable of nnU-Net is not set."""
         from nnunet_lomix.nnunet.datasets import name_dataset, require_root  # slow to import
 
         results = [Path(folder) for folder in self.results] or [require_root("nnUNet_results")]
@@ -74,21 +58,23 @@ class Experiment:
 def read_experiment(file: str | Path | None, options: Mapping[str, Any]) -> Experiment:
     """An experiment from a YAML file, from options, or from a file with options in place of some of its entries.
 
+    Entries are the attributes of :class:`Experiment`, and the name of a scheduler in place of ``schedulers``.
+
     Args:
-        file: a mapping of :class:`Experiment`'s attributes, where a list of one thing may be that thing; or None.
-        options: attributes; None and empty ones are not given; those of slurm are added to the file's.
+        file: a mapping of entries, where a list of one thing may be that thing; or None.
+        options: entries; None and empty ones are not given; those of a scheduler are added to the file's.
 
     Raises:
         LoMixError: the file can't be read, or an entry isn't what it should be; the sentence says which.
         UsageError: neither file nor options say what to train.
     """
     entries = _read_file(Path(file)) if file else {}
-    given = {name: value for name, value in options.items() if value not in (None, (), {})}
-    if isinstance(entries.get("slurm"), dict) and isinstance(given.get("slurm"), dict):
-        given["slurm"] = entries["slurm"] | given["slurm"]
-    entries |= given
+    for name, value in options.items():
+        if value not in (None, (), {}):
+            both = isinstance(value, dict) and isinstance(entries.get(name), dict)
+            entries[name] = entries[name] | value if both else value
     where = f"{file}: " if file else ""
-    known = [field.name for field in fields(Experiment)]
+    known = [name for f in fields(Experiment) for name in (SCHEDULERS if f.name == "schedulers" else [f.name])]
     for name in entries:
         if name not in known:
             close = get_close_matches(str(name), known, 1)
@@ -98,7 +84,9 @@ def read_experiment(file: str | Path | None, options: Mapping[str, Any]) -> Expe
     if missing:
         raise UsageError(f"{where}{', '.join(missing)} must be given, in a file or as options.")
     try:
-        experiment = Experiment(**{name: _convert(name, value) for name, value in entries.items()})
+        values = {name: _convert(name, value) for name, value in entries.items()}
+        schedulers = {name: values.pop(name) for name in SCHEDULERS if name in values}
+        experiment = Experiment(**values, schedulers=schedulers)
         _check(experiment)
     except ValueError as error:
         raise LoMixError(f"{where}{error}.") from None
@@ -120,9 +108,10 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 def _convert(name: str, value: Any) -> Any:
     """An entry as :class:`Experiment` wants it; a ValueError says what it should have been."""
-    if name == "slurm":
+    if name in SCHEDULERS:
         if not isinstance(value, dict) or not all(isinstance(key, str) and key for key in value):
-            raise ValueError("slurm must be sbatch's options, such as 'partition: gpu'")
+            example = SCHEDULERS[name].example.split()[0].replace("=", ": ")
+            raise ValueError(f"{name} must be {SCHEDULERS[name].command}'s options, such as '{example}'")
         return value
     if name == "jobs":
         if not re.fullmatch("[0-9]{1,4}", str(value)) or int(value) < 1:
@@ -133,19 +122,20 @@ def _convert(name: str, value: Any) -> Any:
             raise ValueError(f"{name} must be a text, not {value!r}")
         return value
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    texts = tuple(v for v in values if isinstance(v, str) and v.strip())
-    if not texts or len(texts) != len(values):
+    if not values or not all(isinstance(text, str) and text.strip() for text in values):
         raise ValueError(f"{name} must be a list of names or numbers, not {value!r}")
     if name == "options":
-        return tuple(part for text in texts for part in shlex.split(text))
+        return tuple(part for text in values for part in shlex.split(text))
     if name == "folds":
-        return tuple(str(int(fold)) if re.fullmatch("[0-9]{1,4}", fold) else fold for fold in texts)
+        return tuple(str(int(fold)) if re.fullmatch("[0-9]{1,4}", fold) else fold for fold in values)
     if name == "results":
-        return tuple(os.path.abspath(os.path.expanduser(folder)) for folder in texts)
-    return tuple(text.rstrip("/") for text in texts)  # the shell completes names of folders with it
+        return tuple(os.path.abspath(os.path.expanduser(folder)) for folder in values)
+    return tuple(text.rstrip("/") for text in values)  # the shell completes names of folders with it
 
 
 def _check(experiment: Experiment) -> None:
+    if len(experiment.schedulers) > 1:
+        raise ValueError(f"{' and '.join(experiment.schedulers)} don't go together")
     if experiment.device not in (None, *DEVICES):
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {experiment.device!r}")
     if experiment.gpus and experiment.device in ("cpu", "mps"):
@@ -156,12 +146,12 @@ def _check(experiment: Experiment) -> None:
     wrong = [option for option in experiment.options if option.startswith("-") and option not in OPTIONS]
     if wrong:
         raise ValueError(f"options has {', '.join(wrong)}, but may have {', '.join(OPTIONS)} alone")
-    for option, value in itertools.zip_longest(experiment.options, experiment.options[1:], fillvalue=""):
+    for option, value in itertools.pairwise((*experiment.options, "")):
         if option == "-pretrained_weights" and not os.path.isfile(value):
             raise ValueError(f"options: -pretrained_weights needs a file, and there is no {value!r}")
         if option == "-num_gpus" and not value.isdecimal():
             raise ValueError(f"options: -num_gpus needs a number, not {value!r}")
-    for name in ("datasets", "configurations", "trainers", "plans", "folds", "results"):
+    for name in AXES:
         values = getattr(experiment, name)
         if len(set(values)) < len(values):
             raise ValueError(f"{name} has an entry twice: {', '.join(values)}")

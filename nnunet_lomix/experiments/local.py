@@ -8,6 +8,7 @@ from collections import deque
 from functools import cached_property
 
 from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.experiments import SCHEDULERS
 from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.job import finish, start
 from nnunet_lomix.experiments.machine import Machine
@@ -115,5 +116,6 @@ def _list_gpus() -> list[str]:
     visible = [gpu for gpu in os.environ.get(VISIBLE, "").split(",") if gpu]
     gpus = visible or [str(number) for number in range(torch.cuda.device_count())]
     if not gpus or not torch.cuda.is_available():
-        raise LoMixError("There is no GPU here that CUDA can use: give the device cpu or mps, or options of SLURM.")
+        other = f"the device cpu or mps, or options of {' or '.join(map(str.upper, SCHEDULERS))}"
+        raise LoMixError(f"There is no GPU here that CUDA can use: give {other}.")
     return gpus

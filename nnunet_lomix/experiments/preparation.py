@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from nnunet_lomix.errors import LoMixError, shorten
 from nnunet_lomix.experiments.training import Training
@@ -18,15 +19,10 @@ VARIABLES_OF_COMMANDS = {"nnUNet_n_proc_DA": None}
 
 @dataclass(frozen=True)
 class Preparation:
-    """What the trainings on a dataset need before they can start.
+    """What the trainings on a dataset need before they can start."""
 
-    Attributes:
-        dataset: name.
-        trainings: all of this dataset.
-    """
-
-    dataset: str
-    trainings: tuple[Training, ...]
+    dataset: str  # its name
+    trainings: tuple[Training, ...]  # all of them
 
     @property
     def folder(self) -> Path:
@@ -34,11 +30,7 @@ class Preparation:
         return require_root("nnUNet_preprocessed") / self.dataset
 
     def list_commands(self) -> list[Command]:
-        """nnU-Net's commands for what is missing now, in order.
-
-        Raises:
-            LoMixError: something is neither there nor can nnU-Net's commands make it.
-        """
+        """nnU-Net's commands for what is missing now, in order; a LoMixError if they can't make it."""
         return list_missing(self.dataset, [(t.plans, t.configuration) for t in self.trainings])
 
     def check(self) -> None:
@@ -99,27 +91,16 @@ class Preparation:
         return any(t.fold != "all" for t in self.trainings) and not (self.folder / SPLITS).exists()
 
 
-@dataclass(frozen=True)
-class Todo:
-    """What is left of an experiment.
+class Todo(NamedTuple):
+    """What is left of an experiment."""
 
-    Attributes:
-        ready: trainings that can start once they are prepared.
-        waiting: those that can't yet, and what they wait for.
-        preparations: for both, one for each dataset.
-    """
-
-    ready: list[Training]
-    waiting: dict[Training, str]
-    preparations: list[Preparation]
+    ready: list[Training]  # can start once they are prepared
+    waiting: dict[Training, str]  # can't yet, and what they wait for
+    preparations: list[Preparation]  # for both, one for each dataset
 
 
 def find_todo(trainings: Iterable[Training]) -> Todo:
-    """Sort trainings that are not done.
-
-    Raises:
-        LoMixError: plans or folds are not nnU-Net's.
-    """
+    """Sort trainings that are not done; a LoMixError if plans or folds are not nnU-Net's."""
     obstacles = {training: find_obstacle(training) for training in trainings}
     datasets: dict[str, list[Training]] = {}
     for training in obstacles:
@@ -132,11 +113,7 @@ def find_todo(trainings: Iterable[Training]) -> Todo:
 
 
 def find_obstacle(training: Training) -> str:
-    """What a second stage of a cascade waits for, as "3d_lowres of its trainer"; nothing if a training can start.
-
-    Raises:
-        LoMixError: the plans or the folds are not nnU-Net's.
-    """
+    """What a second stage of a cascade waits for, as "3d_lowres of its trainer"; nothing if a training can start."""
     first = find_first_stage(training.dataset, training.plans, training.configuration)
     if first is None:
         return ""

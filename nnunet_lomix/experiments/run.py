@@ -1,6 +1,7 @@
 """The commands ``run`` and ``status``."""
 
 import os
+import pkgutil
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,12 @@ from pathlib import Path
 from rich.console import Console
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.experiments.display import Display, count, print_obstacles, print_states, tell
+from nnunet_lomix.experiments import SCHEDULERS
+from nnunet_lomix.experiments.display import count, print_obstacles, print_states, tell
 from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.local import ThisMachine
 from nnunet_lomix.experiments.machine import Machine, find_unfinished
 from nnunet_lomix.experiments.preparation import Todo, find_todo
-from nnunet_lomix.experiments.slurm import Slurm
 from nnunet_lomix.experiments.training import State, States
 from nnunet_lomix.locks import Lock
 
@@ -22,7 +23,7 @@ def show_status(experiment: Experiment, console: Console) -> None:
     """Print what is done, running, queued, interrupted, failed and missing.
 
     Raises:
-        LoMixError: a dataset isn't there, a variable is not set, or SLURM doesn't answer.
+        LoMixError: a dataset isn't there, a variable is not set, or the scheduler doesn't answer.
     """
     states = _choose_machine(experiment).read_states()
     print_states(states, console)
@@ -51,8 +52,7 @@ def run_experiment(experiment: Experiment, console: Console, retry: bool = False
         print(*_list_commands(machine, todo), f"# {count(states)}", sep="\n")
         return
     with _claim_folders(experiment):
-        with Display(console) as display:
-            states, waiting = machine.run(display, retry)
+        states, waiting = machine.run(console, retry)
         print_obstacles(states, waiting, console)
         if len(experiment.trainers) > 1:
             _compare(experiment, states, console)
@@ -62,7 +62,11 @@ def run_experiment(experiment: Experiment, console: Console, retry: bool = False
 
 
 def _choose_machine(experiment: Experiment) -> Machine:
-    return ThisMachine(experiment) if experiment.slurm is None else Slurm(experiment)
+    if not experiment.schedulers:
+        return ThisMachine(experiment)
+    (name,) = experiment.schedulers
+    machine: Machine = pkgutil.resolve_name(SCHEDULERS[name].machine)(experiment)
+    return machine
 
 
 def _claim_folders(experiment: Experiment) -> Lock:

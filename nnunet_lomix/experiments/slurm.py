@@ -21,14 +21,13 @@ from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.job import INTERRUPTED, finish, start
 from nnunet_lomix.experiments.machine import Machine
 from nnunet_lomix.experiments.preparation import Preparation, Todo
-from nnunet_lomix.experiments.training import ACTIVE, States, Training
+from nnunet_lomix.experiments.training import Training
 from nnunet_lomix.files import replacing
 
 if TYPE_CHECKING:  # slow to import
     from submitit.helpers import DelayedSubmission
 
 SECONDS_BETWEEN_POLLS = 0.5
-SECONDS_BETWEEN_STATES = 10  # SLURM doesn't like to be asked often
 LONGEST_GRACE = 3600  # seconds between SIGTERM and the end of a job that is preempted; clusters give minutes
 PATIENCE = 60  # seconds, for an answer of SLURM's
 LARGEST_ARRAY = 1000  # SLURM's default limit is one more
@@ -57,11 +56,7 @@ class Slurm(Machine):
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__(experiment)
-        self._sbatch = {key.replace("-", "_"): value for key, value in (experiment.slurm or {}).items()}
-
-    @property
-    def device(self) -> str:
-        return self.experiment.device or "cuda"
+        self._sbatch = {key.replace("-", "_"): value for key, value in experiment.schedulers["slurm"].items()}
 
     def check(self, dry_run: bool) -> None:
         if "time" not in self._sbatch:
@@ -81,15 +76,6 @@ class Slurm(Machine):
             elif own:
                 self._submit_after(preparation, own)
         self._submit_trainings(prepared, self._sbatch, {})
-
-    def is_busy(self, states: States) -> bool:
-        return not set(ACTIVE).isdisjoint(states.values())
-
-    def wait(self) -> None:
-        time.sleep(SECONDS_BETWEEN_STATES)
-
-    def stop(self) -> None:
-        """Nothing: SLURM's jobs go on."""
 
     def find_jobs(self, noted: Collection[str]) -> Collection[str]:
         """Those of some jobs that SLURM has in its queue; all of them, with a warning, where there is no squeue."""
@@ -149,22 +135,16 @@ class Slurm(Machine):
 
 @dataclass
 class TrainingJob:
-    """One training on a node; the job is started again with the same object after it has been requeued.
-
-    Attributes:
-        training: which.
-        options: further arguments of nnUNetv2_train.
-        variables: nnU-Net's where the experiment was started: a cluster may not hand them on.
-    """
+    """One training on a node; the job is started again with the same object after it has been requeued."""
 
     training: Training
-    options: Sequence[str]
-    variables: Mapping[str, str]
+    options: Sequence[str]  # further arguments of nnUNetv2_train
+    variables: Mapping[str, str]  # nnU-Net's where the experiment was started: a cluster may not hand them on
     process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
     ends: bool = field(default=False, init=False)  # whether SLURM has told this job to end
 
     def __call__(self) -> None:
-        if self.training.is_done():  # requeued at the last moment
+        if self.training.folder.is_validated():  # requeued at the last moment
             return
         signal.signal(signal.SIGTERM, self._note_the_end)
         self.process = start(self.training, self.options, self.variables)

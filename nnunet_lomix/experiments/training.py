@@ -39,24 +39,16 @@ ACTIVE = (State.RUNNING, State.QUEUED)
 
 @dataclass(frozen=True)
 class Training:
-    """A trainer on a fold.
+    """A trainer on a fold."""
 
-    Attributes:
-        dataset: name.
-        configuration, plans, trainer, fold: as in nnU-Net's commands.
-        results: what ``nnUNet_results`` names for it.
-        out: the experiment's folder.
-        seed: number of the results folder within the experiment.
-    """
-
-    dataset: str
+    dataset: str  # its name; the next four as in nnU-Net's commands
     configuration: str
     plans: str
     trainer: str
     fold: str
-    results: Path
-    out: Path
-    seed: int = 0
+    results: Path  # what nnUNet_results names for it
+    out: Path  # the experiment's folder
+    seed: int = 0  # number of the results folder within the experiment
 
     @property
     def model(self) -> ModelFolder:
@@ -84,7 +76,7 @@ class Training:
         return self.log.with_suffix(".json")
 
     def read_note(self) -> Note:
-        """``job``, and ``after`` for the job that it waits for, or ``exit``; nothing if there is no note.
+        """``job``, with ``after`` for the job that it waits for and ``scheduler``, or ``exit``; or nothing.
 
         A note of the same experiment with another results folder is about another training, and isn't read.
         """
@@ -99,10 +91,6 @@ class Training:
         self.note.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.note) as temporary:
             temporary.write_text(json.dumps({"folder": str(self.folder.path.absolute()), **content}))
-
-    def is_done(self) -> bool:
-        """Whether it is trained and validated."""
-        return self.folder.is_validated()
 
     def command(self, options: Sequence[str]) -> list[str]:
         """nnU-Net's command that brings it further from where it is now, with further arguments of nnUNetv2_train."""
@@ -125,12 +113,9 @@ States = Mapping[Training, State]
 def read_state(training: Training, note: Note, jobs: Collection[str]) -> State:
     """How far a training is, by the files that nnU-Net has written, whoever started it.
 
-    Args:
-        training: which.
-        note: of the experiment.
-        jobs: what a scheduler has in its queue, waiting or running.
+    The note is that of the experiment; the jobs are what a scheduler has in its queue, waiting or running.
     """
-    if training.is_done():
+    if training.folder.is_validated():
         return State.DONE
     folder = training.folder.path
     started = folder.is_dir()

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from nnunet_lomix.cli import main
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.experiments import Experiment, local
+from nnunet_lomix.experiments import local
+from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.run import run_experiment
 from nnunet_lomix.experiments.training import Training
 from nnunet_lomix.nnunet.commands import folders_below

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from nnunet_lomix.experiments.display import Display, print_states
+from nnunet_lomix.experiments.display import print_states, showing
 from nnunet_lomix.experiments.training import State, Training
 
 
@@ -18,9 +18,9 @@ def trainings(tmp_path, trainers: int) -> list[Training]:
 def show(terminal: bool, *states: dict[Training, State]) -> str:
     """What is printed of states, one after the other; the last of them once more by the command status."""
     console = Console(width=100, file=io.StringIO(), force_terminal=terminal, color_system=None)
-    with Display(console) as display:
+    with showing(console) as show_states:
         for each in states:
-            display.show(each)
+            show_states(each)
     print_states(states[-1], console)
     return console.file.getvalue()
 

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnunet_lomix.errors import LoMixError, UsageError
-from nnunet_lomix.experiments import Experiment, read_experiment
+from nnunet_lomix.experiments import SCHEDULERS
+from nnunet_lomix.experiments.experiment import Experiment, read_experiment
 
 FILE = """\
 datasets: [4, Dataset027_ACDC]
@@ -32,12 +33,12 @@ def test_a_file_and_options_in_place_of_its_entries(plan):
         configurations=("2d",),
         trainers=("nnUNetTrainer", "nnUNetTrainerLoMix"),
         folds=("0", "all"),
-        slurm={"partition": "gpu", "time": "24:00:00"},
+        schedulers={"slurm": {"partition": "gpu", "time": "24:00:00"}},
     )
     changed = read_experiment(plan, {"datasets": ("7",), "jobs": 3, "slurm": None, "folds": (), "out": "here"})
     assert changed.datasets == ("7",) and changed.jobs == 3 and changed.out == "here"
-    assert (changed.folds, changed.slurm) == (read.folds, read.slurm)
-    slurm = read_experiment(plan, {"slurm": {"time": "1:00:00", "gres": "gpu:1"}}).slurm
+    assert (changed.folds, changed.schedulers) == (read.folds, read.schedulers)
+    slurm = read_experiment(plan, {"slurm": {"time": "1:00:00", "gres": "gpu:1"}}).schedulers["slurm"]
     assert slurm == {"partition": "gpu", "time": "1:00:00", "gres": "gpu:1"}
     options = {"datasets": ("4/",), "configurations": ("2d", "3d_fullres"), "trainers": ("A",)}
     assert read_experiment(None, options) == Experiment(("4",), ("2d", "3d_fullres"), ("A",))
@@ -99,7 +100,7 @@ def test_numbers_are_read_as_they_are_written(tmp_path):
     file.write_text("datasets: [027, 010]\nconfigurations: 2d\ntrainers: A\nslurm: {time: 24:00:00}\nfolds: [00]")
     read = read_experiment(file, {"slurm": {"gres": "gpu:1"}})
     assert read.datasets == ("027", "010") and read.folds == ("0",)  # in YAML 1.1 they are 23 and 8
-    assert read.slurm == {"time": "24:00:00", "gres": "gpu:1"}  # and this is 86400
+    assert read.schedulers["slurm"] == {"time": "24:00:00", "gres": "gpu:1"}  # and this is 86400
 
 
 def test_what_is_required(tmp_path):
@@ -120,7 +121,7 @@ ANYTHING = st.recursive(
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.fixed_dictionaries({}, optional={name: ANYTHING for name in Experiment.__dataclass_fields__}))
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys([*Experiment.__dataclass_fields__, *SCHEDULERS], ANYTHING)))
 def test_any_entries_give_an_experiment_or_a_sentence(entries):
     try:
         experiment = read_experiment(None, entries)

@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from nnunet_lomix.experiments import SCHEDULERS, Scheduler, machine
+from nnunet_lomix.experiments.machine import Machine
 from nnunet_lomix.nnunet.commands import find_program
 
 from ..conftest import NnUNet, write_dataset
@@ -58,6 +61,37 @@ def test_a_kill_that_nobody_asked_for_is_a_failure(setting):
     """Most likely the memory was full, and so it would be the next time."""
     output, error = setting.run({"nnUNetTrainer 0": "die"})
     assert "3 done, 1 failed" in error and "fold_0 was killed; its machine may have too little memory." in output
+
+
+class Pbs(Machine):
+    """A scheduler that loses all jobs."""
+
+    def check(self, dry_run):
+        pass
+
+    def submit(self, todo):
+        for training in todo.ready:
+            training.write_note({"job": "12.server", "scheduler": "pbs"})
+
+
+def test_another_scheduler_is_a_module_and_a_line(setting, monkeypatch):
+    monkeypatch.setattr(machine, "SECONDS_BETWEEN_STATES", 0)
+    monkeypatch.setitem(SCHEDULERS, "pbs", Scheduler(f"{__name__}:Pbs", "qsub", "walltime=1:00:00"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    plan = setting.folder / "plan.yaml"
+    plan.write_text(f"datasets: {DATASET}\nconfigurations: 2d\ntrainers: nnUNetTrainer\nfolds: 0\nout: {setting.out}\n")
+    assert "give the device cpu or mps, or options of SLURM or PBS." in invoke("run", plan, "--device", "cuda")[1]
+    text = plan.read_text()
+    for entries, sentence in (
+        (
+            "pbs: {walltime: 1}",
+            f"its job 12.server has left PBS's queue before the end; what it wrote: {setting.out}/pbs",
+        ),
+        ("pbs: {walltime: 1}\nslurm: {time: 1}", "slurm and pbs don't go together"),
+        ("pbs: all", "pbs must be qsub's options, such as 'walltime: 1:00:00'"),
+    ):
+        plan.write_text(text + entries)
+        assert sentence in invoke("run", plan)[1]
 
 
 CASCADE = {"configurations": ("3d_lowres", "3d_cascade_fullres"), "trainers": TRAINERS[:1]}

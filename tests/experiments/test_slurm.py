@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nnunet_lomix.experiments import slurm
+from nnunet_lomix.experiments import machine
 from nnunet_lomix.nnunet.commands import find_program
 
 from ..conftest import NnUNet, write_dataset
@@ -48,7 +48,7 @@ class Commands:
         for name in ("sbatch", "squeue", "scancel"):
             write_program(self.folder / name, SCRIPT.format(folder=self.folder))
         monkeypatch.setenv("PATH", f"{self.folder}:{os.environ['PATH']}")
-        monkeypatch.setattr(slurm, "SECONDS_BETWEEN_STATES", 0.2)
+        monkeypatch.setattr(machine, "SECONDS_BETWEEN_STATES", 0.2)
         self.setting = setting
 
     def run(self, answer: str = "12", queue: str = "", **options) -> tuple[str, str]:
@@ -56,7 +56,7 @@ class Commands:
         (self.folder / "answer").write_text(answer)
         (self.folder / "queue").write_text(queue)
         (self.folder / "asked").write_text("")
-        return self.setting.run(slurm={"time": "1:00:00", **options})
+        return self.setting.run(schedulers={"slurm": {"time": "1:00:00", **options}})
 
     def asked(self) -> list[str]:
         return (self.folder / "asked").read_text().splitlines()
