@@ -23,14 +23,6 @@ STATISTICS = (
     "p: Wilcoxon's signed-rank test, two-sided; p_holm: Holm's correction over classes and candidates within a metric. "
     "Both are about other cases, and leave out how much another training would differ."
 )
-# columns of a comparison that are in the unit of the metric; the last two are lists
-_MEASURED = (
-    *("mean", "low", "high"),
-    *("reference_mean", "reference_low", "reference_high"),
-    *("difference", "difference_low", "difference_high"),
-    *("seed_low", "seed_high"),
-)
-_BY_SEED = ("by_seed", "reference_by_seed")
 
 
 @dataclass(frozen=True)
@@ -50,12 +42,6 @@ class Comparison:
     scores: pd.DataFrame
     comparison: pd.DataFrame
     notes: tuple[str, ...] = ()
-
-    @property
-    def tolerance(self) -> str:
-        """The tolerance of the NSD with its unit."""
-        unit = self.source.distance_unit
-        return f"{self.settings.tolerance:g} {unit.removesuffix('s') if self.settings.tolerance == 1 else unit}"
 
     @property
     def information(self) -> dict[str, Any]:
@@ -89,7 +75,9 @@ class Comparison:
 
     def explain_metrics(self) -> str:
         """What the metrics are, a sentence each."""
-        return " ".join(METRICS[name].sentence.format(tolerance=self.tolerance) for name in self.settings.metrics)
+        unit, tolerance = self.source.distance_unit, self.settings.tolerance
+        with_unit = f"{tolerance:g} {unit.removesuffix('s') if tolerance == 1 else unit}"
+        return " ".join(METRICS[name].sentence.format(tolerance=with_unit) for name in self.settings.metrics)
 
 
 @dataclass(frozen=True)
@@ -221,9 +209,9 @@ def describe(result: Comparison) -> Findings:
 
 def _make_table(result: Comparison, metric: Metric) -> MetricTable:
     rows = result.comparison[result.comparison["metric"] == metric.name].rename(columns={"class": "name"})
-    for column in _MEASURED:
-        rows[column] *= metric.factor
-    for column in _BY_SEED:
+    measured = rows.select_dtypes("float").columns.difference(["p", "p_holm"])
+    rows[measured] *= metric.factor
+    for column in ("by_seed", "reference_by_seed"):
         rows[column] = [[metric.factor * value for value in values] for values in rows[column]]
     by_place = {(row.name, row.trainer): row for row in rows.itertuples(index=False)}
     labels, candidates = list(result.source.labels), result.source.trainers[1:]

@@ -16,6 +16,13 @@ def trees(tmp_path, monkeypatch) -> Trees:
 
 
 @pytest.fixture
+def pair(trees) -> Trees:
+    """Trainers A and B."""
+    trees.add("A", 1), trees.add("B", 2)
+    return trees
+
+
+@pytest.fixture
 def folders(tmp_path) -> Path:
     for i, name in enumerate(("data/truth", "old", "new")):
         for case in "ab":

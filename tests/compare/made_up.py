@@ -18,9 +18,14 @@ TRAINERS = ("nnUNetTrainer", "nnUNetTrainerLoMix")
 
 
 def make_scores(
-    cases=("a", "b", "c", "d"), classes=("liver", "tumour"), trainers=TRAINERS, seeds=1, metrics=("Dice", "HD95")
+    cases=("a", "b", "c", "d"),
+    classes=("liver", "tumour"),
+    trainers=TRAINERS,
+    seeds=1,
+    metrics=("Dice", "HD95"),
+    random=0,
 ) -> pd.DataFrame:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(random)
     rows = [
         (case, name, trainer, seed, metric, rng.uniform(0, 20 if metric == "HD95" else 1))
         for case in cases
@@ -29,6 +34,10 @@ def make_scores(
         for seed in range(seeds)
         for metric in metrics
     ]
+    return to_scores(rows)
+
+
+def to_scores(rows: list[tuple]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["case", "class", "trainer", "seed", "metric", "value"])
 
 

@@ -30,21 +30,24 @@ class Trees:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.references = folder / "preprocessed" / DATASET / "gt_segmentations"
         for i, case in enumerate(case for cases in FOLDS.values() for case in cases):
-            write(folder / "preprocessed" / DATASET / "gt_segmentations" / f"{case}.nii.gz", i)
+            write(self.references / f"{case}.nii.gz", i)
 
-    def add(self, trainer: str, seed: int = 1, results="results", description=CLASSES, **planned) -> Path:
-        model = self.folder / results / DATASET / f"{trainer}__nnUNetPlans__2d"
+    def model(self, trainer: str, results="results") -> Path:
+        return self.folder / results / DATASET / f"{trainer}__nnUNetPlans__2d"
+
+    def add(self, trainer: str, seed: int = 1, results="results", description=CLASSES, reader="SimpleITKIO", **planned):
+        model = self.model(trainer, results)
         for fold, cases in FOLDS.items():
             for i, case in enumerate(cases):
                 write(model / f"fold_{fold}" / "validation" / f"{case}.nii.gz", 100 * seed + i)
         (model / "dataset.json").write_text(json.dumps(description))
         plans = {
-            "image_reader_writer": "SimpleITKIO",
+            "image_reader_writer": reader,
             "configurations": {"2d": {"spacing": [1.0, 1.0], "architecture": {}} | planned},
             "dataset_name": DATASET,
             "plans_name": "nnUNetPlans",
             "label_manager": "LabelManager",
         }
         (model / "plans.json").write_text(json.dumps(plans))
-        return model
