@@ -13,7 +13,7 @@ All labelled cases become training cases of nnU-Net, and ``splits_final.json`` s
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -35,11 +35,7 @@ from nnunet_lomix.nnunet.datasets import (
 from nnunet_lomix.nnunet.results import DATASET_JSON
 from nnunet_lomix.splits import append_scarce, tabulate_folds
 
-DATASETS: dict[str, Callable[[Path], Download]] = {
-    "synapse": synapse.find,
-    "acdc": acdc.find,
-    "polyp": polyp.find,
-}
+DATASETS: dict[str, Callable[[Path], Download]] = {"synapse": synapse.find, "acdc": acdc.find, "polyp": polyp.find}
 FRACTION = 0.05  # of the training cases, in the data-scarce folds
 SEEDS = 3
 
@@ -70,27 +66,25 @@ def convert(kind: str, source: str | Path, number: int | None = None, console: C
         raise LoMixError(f"{source} is not a folder: unpack the download, and give the folder that comes out.")
     download = DATASETS[kind](source)
     number = download.number if number is None else number
-    require_free(number)
+    roots = [root for root in map(find_root, VARIABLES) if root is not None]
+    taken = [folder for root in roots for folder in sorted(root.glob(f"Dataset{number:03}_*"))]
+    if taken:
+        raise LoMixError(f"There is a dataset {number}, {taken[0]}: give another number by -d, or remove that one.")
     name = f"Dataset{number:03}_{download.name}"
     splits, meanings = make_splits(download)
     with building(raw / name) as folder, building(preprocessed / name) as beside:
         _write(download, folder, console)
         write_splits(folder, splits)
         write_splits(beside, splits)
-    _report(download, raw / name, number, splits, meanings, console)
+    console.print(tabulate_folds(splits, meanings))
+    for line in (
+        *download.notes,
+        f"{len(download.cases)} cases are in {raw / name}. Next:",
+        f"nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",
+        f"nnunet_lomix run -d {number} -c 2d -f 0 -tr nnUNetTrainer nnUNetTrainerLoMix",
+    ):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     return raw / name
-
-
-def require_free(number: int) -> None:
-    """Refuse a number that a dataset has, in any of nnU-Net's folders.
-
-    Raises:
-        LoMixError: one has it.
-    """
-    roots = [root for root in map(find_root, VARIABLES) if root is not None]
-    taken = [folder for root in roots for folder in sorted(root.glob(f"Dataset{number:03}_*"))]
-    if taken:
-        raise LoMixError(f"There is a dataset {number}, {taken[0]}: give another number by -d, or remove that one.")
 
 
 def make_splits(download: Download) -> tuple[list[Split], list[str]]:
@@ -102,8 +96,8 @@ def make_splits(download: Download) -> tuple[list[Split], list[str]]:
         meanings.append("all training cases, against the validation cases")
     count = max(1, int(FRACTION * len(download.train) + 0.5))
     folds, drawn = append_scarce(folds, 0, count, SEEDS)
-    for seeds in drawn.values():
-        meanings.append(f"{100 * FRACTION:g} % of them, seed {', '.join(map(str, seeds))}, against the test cases")
+    seeds = (", ".join(map(str, of_fold)) for of_fold in drawn.values())
+    meanings += [f"{100 * FRACTION:g} % of them, seed {listed}, against the test cases" for listed in seeds]
     return folds, meanings
 
 
@@ -121,17 +115,3 @@ def _write(download: Download, folder: Path, console: Console) -> None:
         "file_ending": download.ending,
     }
     (folder / DATASET_JSON).write_text(json.dumps(description, indent=4))
-
-
-def _report(
-    download: Download, folder: Path, number: int, splits: Sequence[Split], meanings: Sequence[str], console: Console
-) -> None:
-    lines = [
-        *download.notes,
-        f"{len(download.cases)} cases are in {folder}. Next:",
-        f"nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",
-        f"nnunet_lomix run -d {number} -c 2d -f 0 -tr nnUNetTrainer nnUNetTrainerLoMix",
-    ]
-    console.print(tabulate_folds(splits, meanings))
-    for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)

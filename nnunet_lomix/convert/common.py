@@ -70,10 +70,8 @@ def find_folder(source: Path, inside: str, what: str) -> Path:
 
 def advise(source: Path) -> str:
     """What to do about a folder that isn't the download."""
-    packed = [file.name for file in sorted(source.iterdir()) if file.name.lower().endswith(ARCHIVES)]
-    if packed:
-        return f"unpack {shorten(packed)} first."
-    return "give the folder that comes out when the download is unpacked."
+    packed = shorten(file.name for file in sorted(source.iterdir()) if file.name.lower().endswith(ARCHIVES))
+    return f"unpack {packed} first." if packed else "give the folder that comes out when the download is unpacked."
 
 
 def find_volume(path: Path) -> Path:
@@ -113,17 +111,15 @@ def check_grids(cases: Iterable[Case]) -> list[str]:
         for what, unit in (("Size", "voxels"), ("Spacing", "mm")):
             wanted, own = (getattr(header, f"Get{what}")() for header in (image, labels))
             if len(wanted) != len(own) or not np.allclose(wanted, own, rtol=1e-3, atol=0):
-                shown = [" × ".join(f"{n:g}" for n in numbers) for numbers in (own, wanted)]
+                differing = " and ".join(" × ".join(f"{n:g}" for n in numbers) for numbers in (own, wanted))
                 raise LoMixError(
-                    f"{case.labels} differs from its image in {what.lower()} ({shown[0]} and {shown[1]} {unit}): "
-                    "repeat the download."
+                    f"{case.labels} differs from its image in {what.lower()} ({differing} {unit}): repeat the download."
                 )
         placement, own = ([*header.GetOrigin(), *header.GetDirection()] for header in (image, labels))
         if not np.allclose(placement, own, rtol=1e-3, atol=1e-2):
             moved.append(case.labels.name)
-    if not moved:
-        return []
-    return [f"By their headers these labels lie elsewhere than their images, which nnU-Net ignores: {shorten(moved)}."]
+    ignored = "By their headers these labels lie elsewhere than their images, which nnU-Net ignores"
+    return [f"{ignored}: {shorten(moved)}."] if moved else []
 
 
 def _read_header(file: Path) -> sitk.ImageFileReader:

@@ -29,9 +29,8 @@ SIZES = {"CVC-ClinicDB": 612, "Kvasir-SEG": 1000, "CVC-ColonDB": 380, "ETIS-Lari
 IMAGES = ("Original", "images", "image", "ETIS-LaribPolypDB")
 MASKS = ("Ground Truth", "masks", "mask")
 ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
-PARTS = {"train": "train", "traindataset": "train", "test": "test", "testdataset": "test"} | dict.fromkeys(
-    ("val", "valid", "validation"), "val"
-)
+PARTS = {"train": "train", "traindataset": "train", "test": "test", "testdataset": "test"}
+PARTS |= dict.fromkeys(("val", "valid", "validation"), "val")
 HELD_OUT = 0.1  # of a collection without a split, for validation and for tests each
 THRESHOLD = 127  # masks that were saved as JPEG have noise around 0 and 255
 DEPTHS_OF_8 = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes of at most 8 bits
@@ -47,19 +46,19 @@ def find(source: Path) -> Download:
     Raises:
         LoMixError: there is none, there are several, or it is not whole.
     """
-    pairs = find_pairs(source)
-    found = {folder: pair_files(*pair) for folder, pair in pairs.items()}
-    name = identify(source, sum(map(len, found.values())))
+    found = {folder: pair_files(*pair) for folder, pair in find_pairs(source).items()}
+    names = [stem for own in found.values() for stem in own]
+    name = identify(source, len(names))
     cases: dict[str, Case] = {}
     parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    names = [stem for own in found.values() for stem in own]
     for folder, own in found.items():
         # the same number in several folders is another picture
         prefix = f"{folder.name}_" if len(set(names)) < len(names) else ""
-        cases |= {f"{prefix}{name_case(stem)}": case for stem, case in own.items()}
+        named = {f"{prefix}{name_case(stem)}": case for stem, case in own.items()}
+        cases |= named
         part = part_of(source, folder)
         if part:
-            parts[part] += [f"{prefix}{name_case(stem)}" for stem in own]
+            parts[part] += named
     if len(cases) != len(names):
         raise LoMixError(f"{source} has pictures whose names differ by zeros or spaces alone: give them other names.")
     drawn = not any(parts.values())
@@ -139,14 +138,13 @@ def identify(source: Path, count: int) -> str:
     Raises:
         LoMixError: none of the known ones.
     """
-    for name, size in SIZES.items():
-        if size == count:
-            return name
-    known = ", ".join(f"{name} {size}" for name, size in SIZES.items())
-    raise LoMixError(
-        f"{source} has {count} pictures, and no known collection has so many ({known}): the download is not whole, so "
-        "repeat it."
-    )
+    if count not in SIZES.values():
+        known = ", ".join(f"{name} {size}" for name, size in SIZES.items())
+        raise LoMixError(
+            f"{source} has {count} pictures, and no known collection has so many ({known}): the download is not whole, "
+            "so repeat it."
+        )
+    return next(name for name, size in SIZES.items() if size == count)
 
 
 def name_case(stem: str) -> str:

@@ -27,9 +27,8 @@ def whole(tmp_path_factory) -> dict[str, Path]:
 def nnunet(tmp_path, monkeypatch) -> NnUNet:
     """nnU-Net's folders, which aren't there yet."""
     nnunet = NnUNet(tmp_path / "nnunet")
-    for variable, folder in nnunet.variables.items():
-        if variable.startswith("nnUNet_r") or variable.startswith("nnUNet_p"):
-            monkeypatch.setenv(variable, folder)
+    for part in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{part}", str(getattr(nnunet, part)))
     return nnunet
 
 

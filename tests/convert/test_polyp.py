@@ -15,7 +15,7 @@ from nnunet_lomix.convert import convert
 from nnunet_lomix.convert.polyp import find, split, write_image, write_mask
 from nnunet_lomix.errors import LoMixError
 
-from .downloads import draw_picture, read_all, write_clinicdb, write_layout, write_picture
+from .downloads import draw_picture, read_all, write_layout, write_picture
 
 MASK = np.array([[0, 0, 1], [1, 1, 0]], np.uint8)
 
@@ -43,19 +43,10 @@ def test_masks_saved_as_jpeg_have_noise(tmp_path):
         assert read_back(tmp_path / "written.png") == [[0, 0, 0, 1], [1, 1, 0, 0]]
 
 
-def test_pictures_become_rgb(tmp_path):
-    for pixels in (np.array([[7, 9]], np.uint8), np.array([[[7, 7, 7, 255], [9, 9, 9, 0]]], np.uint8)):
-        write_picture(tmp_path / "picture.png", pixels)
-        write_image(tmp_path / "picture.png", tmp_path / "written.png")
-        assert read_back(tmp_path / "written.png") == [[[7] * 3, [9] * 3]]
-
-
-@pytest.mark.parametrize(
-    "mode, ending", [("1", ".bmp"), ("1", ".png"), ("L", ".tif"), ("LA", ".png"), ("P", ".tif"), ("RGBA", ".png")]
-)
-def test_masks_and_pictures_of_any_mode_are_read(tmp_path, mode, ending):
-    file, written = tmp_path / f"picture{ending}", tmp_path / "written.png"
-    Image.fromarray(255 * MASK).convert(mode).save(file)
+@pytest.mark.parametrize("mode", ["1.bmp", "1.png", "L.tif", "LA.png", "P.tif", "RGB.png", "RGBA.png"])
+def test_masks_and_pictures_of_any_mode_are_read(tmp_path, mode):
+    file, written = tmp_path / mode, tmp_path / "written.png"
+    Image.fromarray(255 * MASK).convert(file.stem).save(file)
     write_mask(file, written)
     assert read_back(written) == MASK.tolist()
     write_image(file, written)
@@ -145,8 +136,8 @@ def test_the_draw_depends_on_names_alone(count, random):
     assert {part: sorted(own) for part, own in split(names).items()} == {p: sorted(own) for p, own in parts.items()}
 
 
-def test_names_that_become_one_are_refused(tmp_path):
-    folder = write_clinicdb(tmp_path) / "CVC-ClinicDB"
+def test_names_that_become_one_are_refused(own):
+    folder = own("polyp") / "CVC-ClinicDB"
     for part in ("Original", "Ground Truth"):
         (folder / part / "2.tif").rename(folder / part / "01.tif")
     with pytest.raises(LoMixError, match="has pictures whose names differ by zeros or spaces alone"):

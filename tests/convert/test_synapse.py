@@ -1,6 +1,7 @@
 """The download of Synapse, in its own layout, with all its cases."""
 
 import SimpleITK as sitk
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
 from nnunet_lomix.convert import convert
 
@@ -11,7 +12,7 @@ BTCV = ["background", "spleen", "right kidney", "left kidney", "gallbladder", "e
 BTCV += ["inferior vena cava", "portal and splenic veins", "pancreas", "right adrenal gland", "left adrenal gland"]
 
 
-def test_synapse(whole, nnunet):
+def test_synapse(whole, nnunet, capsys):
     folder = convert("synapse", whole["synapse"])
     assert folder == nnunet.raw / "Dataset601_Synapse"
     description, folds, labels = read_all(folder)
@@ -33,3 +34,6 @@ def test_synapse(whole, nnunet):
     for of in ("Spacing", "Origin", "Direction"):
         assert getattr(written, f"Get{of}")() == getattr(before, f"Get{of}")()
     assert written.GetPixelID() == sitk.sitkUInt8
+    verify_dataset_integrity(str(folder), num_processes=1)  # nnU-Net's own check
+    output = capsys.readouterr().out
+    assert "your dataset is most likely OK" in output and "WARNING" not in output
