@@ -28,6 +28,7 @@ PLANNERS = {
     "nnUNetResEncUNetXLPlans": "nnUNetPlannerResEncXL",
 }
 SECOND_STAGE = {"3d_cascade_fullres": "3d_fullres"}  # of a cascade, and the configuration that has its data
+IN_RAW = "every raw dataset of nnU-Net has one"
 Command = tuple[str, ...]
 
 
@@ -131,7 +132,7 @@ def _count_raw_cases(dataset: str) -> int:
     if folder is None:
         return 0
     with explaining(f"{folder} is not a raw dataset of nnU-Net"):
-        dataset_json = read_dataset_json(folder)
+        dataset_json = read_dataset_json(folder, IN_RAW)
         if "dataset" in dataset_json:  # the cases are listed there
             return len(dataset_json["dataset"])
         return len(get_identifiers_from_splitted_dataset_folder(str(folder / "imagesTr"), dataset_json["file_ending"]))
@@ -154,9 +155,11 @@ def _require_raw(dataset: str) -> str:
         raise LoMixError(
             f"{dataset!r} is not the name of a dataset, which is like Dataset004_Hippocampus, with three digits."
         )
-    if find_part(dataset, "") is None:
+    folder = find_part(dataset, "")
+    if folder is None:
         raise LoMixError(
             f"{dataset} is not preprocessed, and not in nnUNet_raw ({find_root('nnUNet_raw') or 'which is not set'}): "
             f"put it there first{suggest_dataset(dataset)}"
         )
+    read_dataset_json(folder, IN_RAW)
     return str(int(number[1]))

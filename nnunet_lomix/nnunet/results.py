@@ -104,13 +104,13 @@ class ModelFolder:
         return read_dataset_json(self.path)
 
 
-def read_dataset_json(folder: Path) -> dict[str, Any]:
-    """``dataset.json`` of a dataset, of a model or of a folder of predictions.
+def read_dataset_json(folder: Path, remedy: str = NAME_THE_MODEL) -> dict[str, Any]:
+    """``dataset.json`` of a dataset, of a model or of a folder of predictions; the remedy is that of :func:`read_json`.
 
     Raises:
         LoMixError: it isn't there, or isn't nnU-Net's.
     """
-    return read_json(folder / DATASET_JSON, "labels", remedy=NAME_THE_MODEL, file_ending=str)
+    return read_json(folder / DATASET_JSON, "labels", remedy=remedy, file_ending=str)
 
 
 def read_json(

@@ -5,10 +5,14 @@ import importlib
 import io
 import os
 import pkgutil
+import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from operator import attrgetter
+from pathlib import Path
 from types import ModuleType
 
+import nnunetv2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_class_by_name import temporarily_cleanup_imports_from_path, temporarily_extend_syspath
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -35,11 +39,24 @@ def look_up_trainer(name: str) -> type[nnUNetTrainer]:
             return recursive_find_trainer_class_by_name(name)
     # the modules that nnU-Net searches may raise anything at all when they are imported
     except (Exception, SystemExit) as error:
+        if str(error).startswith(ours) and not _find_alike(name, 0.9):
+            raise TrainerNotFound(str(error)) from None
         if str(error).startswith((theirs, ours)):
-            remedy = "separate names by blanks" if "," in name else "'nnunet_lomix info' lists those that it finds"
-            not_found = f"nnU-Net finds no trainer {name}: {remedy}."
-            raise TrainerNotFound(str(error) if str(error).startswith(ours) else not_found) from None
+            remedy = "'nnunet_lomix info' lists ours and those of your folders."
+            if "," in name:
+                remedy = "separate names by blanks."
+            elif alike := _find_alike(name, 0.8):
+                remedy = f"did you mean {alike[0]}?"
+            raise TrainerNotFound(f"nnU-Net finds no trainer {name}: {remedy}") from None
         raise LoMixError(f"nnU-Net's look-up of trainers failed: {describe(error)}.") from error
+
+
+def _find_alike(name: str, cutoff: float) -> list[str]:
+    """The class most like a name, of nnU-Net and of the user's folders; their files are read, not imported."""
+    folders = [os.path.join(nnunetv2.__path__[0], "training", "nnUNetTrainer"), *_list_folders()]
+    files = [file for folder in folders for file in Path(folder).rglob("*.py")]
+    names = {c for file in files for c in re.findall(r"^class (\w+)\(", file.read_text(errors="replace"), re.M)}
+    return get_close_matches(name, names, 1, cutoff)
 
 
 def list_external_trainers() -> tuple[list[type[nnUNetTrainer]], list[str]]:
@@ -49,8 +66,7 @@ def list_external_trainers() -> tuple[list[type[nnUNetTrainer]], list[str]]:
         The classes that the modules define, and what keeps nnU-Net from finding others, a sentence for each thing.
     """
     trainers, problems = [], []
-    folders = [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder.strip()]
-    for folder in dict.fromkeys(folders):
+    for folder in _list_folders():
         if not os.path.isdir(folder):
             problems.append(f"{folder} is not a folder, though {VARIABLE} names it: mend the variable.")
         elif folder != FOLDER:
@@ -69,6 +85,12 @@ def list_external_trainers() -> tuple[list[type[nnUNetTrainer]], list[str]]:
                         classes = [c for c in defined if isinstance(c, type) and issubclass(c, nnUNetTrainer)]
                         trainers += [c for c in classes if c.__module__ == name]  # not those that it imports
     return trainers, problems
+
+
+def _list_folders() -> list[str]:
+    """Of ``nnUNet_extTrainer``, each once."""
+    folders = os.environ.get(VARIABLE, "").split(os.pathsep)
+    return [folder for folder in dict.fromkeys(folders) if folder.strip()]
 
 
 def _import_module(name: str, file: str) -> ModuleType:

@@ -41,6 +41,9 @@ def test_preprocessing_that_is_missing_or_was_not_finished(folder):
     assert missing("2d", "3d_fullres") == [expected]
     shutil.rmtree(folder / "nnUNetPlans_2d")
     assert missing("2d") == [expected]
+    (folder.parents[1] / "raw" / DATASET / "dataset.json").unlink()
+    with pytest.raises(LoMixError, match="dataset.json isn't there: every raw dataset of nnU-Net has one"):
+        missing("2d")
     shutil.rmtree(folder.parents[1] / "raw")
     with pytest.raises(LoMixError, match="is not preprocessed, and not in nnUNet_raw"):
         missing("2d")

@@ -33,11 +33,14 @@ def test_trainers_of_nnunet_ours_and_the_users(own_folder, capsys):
     ("name", "sentence"),
     [
         ("SomebodysTrainer", "nnU-Net finds no trainer SomebodysTrainer"),
+        ("nnUNetTrainerDA6", "nnU-Net finds no trainer nnUNetTrainerDA6: did you mean nnUNetTrainerDA5?"),
+        ("nnUNetTrainerMin", "nnU-Net finds no trainer nnUNetTrainerMin: did you mean nnUNetTrainerMine?"),
         # a name that looks like a typo of one of ours
         ("nnUNetTrainerLoMixx", "nnunet_lomix has no trainer 'nnUNetTrainerLoMixx'. Did you mean 'nnUNetTrainerLoMix'"),
     ],
 )
 def test_an_unknown_name_is_not_installed(own_folder, name, sentence):
+    (own_folder / "mine.py").write_text(MINE)
     with pytest.raises(TrainerNotFound, match=re.escape(sentence)):
         look_up_trainer(name)
 
