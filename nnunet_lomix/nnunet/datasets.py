@@ -51,20 +51,23 @@ def name_dataset(dataset: str, check: str = "-d, nnUNet_preprocessed, nnUNet_raw
     """The name of a dataset, by number or name.
 
     Args:
-        dataset: number or name; a name is taken as it is.
-        check: what the user should look at if there is no such number, for the message.
+        dataset: number or name.
+        check: what the user should look at if there is no such dataset, for the message.
 
     Raises:
-        LoMixError: there is no dataset of this number, or there are several.
+        LoMixError: there is no dataset of this number or name, or there are several.
     """
     try:
-        return str(maybe_convert_to_dataset_name(dataset))
+        name = str(maybe_convert_to_dataset_name(dataset))
     except ValueError:
         raise LoMixError(
             f"{dataset!r} is neither the number nor the name of a dataset{suggest_dataset(dataset)}"
         ) from None
     except RuntimeError as error:  # its first sentence says which
         raise LoMixError(f"{str(error).split('. ')[0]}: check {check}.") from None
+    if not any(find_part(name, "", variable) for variable in VARIABLES):
+        raise LoMixError(f"Could not find a dataset {name}: check {check}{suggest_dataset(name)}")
+    return name
 
 
 def require_preprocessed(dataset: str) -> Path:
