@@ -1,11 +1,9 @@
 """Locks: a folder that one process at a time may work in.
 
-A lock is the operating system's on a file, by POSIX's ``lockf``: it ends with the process that holds it, however that
-dies, is kept when the process becomes another program by ``exec``, and is not inherited by its children. The file
-itself stays, and says who holds the lock or held it last.
-
-A process that closes any file of that name gives up its lock. Therefore all locks of a process on one folder share an
-open file, and nothing here opens the file again in that process.
+A lock is POSIX's ``lockf`` on a file: it ends with the process that holds it, however that dies, is kept when the
+process becomes another program by ``exec``, and is not inherited by its children. The file stays, and says who holds
+the lock or held it last. A process that closes any file of that name gives up its lock. Therefore all locks of a
+process on one folder share an open file, and nothing here opens the file again in that process.
 """
 
 import errno
@@ -15,6 +13,7 @@ import socket
 import threading
 import time
 import weakref
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fasteners import InterProcessLock
@@ -29,15 +28,12 @@ _HELD: "weakref.WeakValueDictionary[tuple[int, str], InterProcessLock]" = weakre
 logger = logging.getLogger(__name__)
 
 
-class Lock:
-    """Holds the lock of a folder until it is released or the process ends.
+class Lock(AbstractContextManager["Lock"]):
+    """Holds the lock of a folder, which is made if it isn't there, until it is released or the process ends.
 
     A process that holds a lock may take it again. A lock that was kept over ``exec`` serves the new program and its
     children, such as the ranks of a training on several GPUs. On a file system without locks nobody is refused.
-
-    Args:
-        folder: is made if it isn't there.
-        activity: what the folder is used for, for the message that others get: "training".
+    The activity, such as "training", is for the message that others get.
 
     Raises:
         LoMixError: another process holds the lock; the sentence names it.
@@ -80,9 +76,6 @@ class Lock:
             os.set_inheritable(file, True)
             os.environ[KEPT] = f"{os.getpid()} {file} {self._key[1]}"
 
-    def __enter__(self) -> "Lock":
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self.release()
 
@@ -101,20 +94,16 @@ def is_locked(folder: Path) -> bool:
 
 
 def describe_owner(folder: Path) -> str:
-    """Who holds a folder's lock, or held it last: activity, process, host and time. Not for the holder itself.
-
-    >>> describe_owner(Path("missing"))
-    'another process works there'
-    """
+    """Who holds a folder's lock, or held it last: activity, process, host and time. Not for the holder itself."""
     try:
-        return (folder / NAME).read_text(errors="replace").strip() or "another process works there"
+        owner = (folder / NAME).read_text(errors="replace").strip()
     except OSError:
-        return "another process works there"
+        owner = ""
+    return owner or "another process works there"
 
 
 def _key(folder: Path) -> tuple[int, str]:
-    # unlike resolve, realpath raises nothing for a link that leads to itself
-    return os.getpid(), os.path.realpath(folder)
+    return os.getpid(), os.path.realpath(folder)  # unlike resolve, it raises nothing for a link that leads to itself
 
 
 def _write_owner(file: int, activity: str) -> None:

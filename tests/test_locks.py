@@ -36,18 +36,20 @@ def start():
         process.communicate()
 
 
-def can_lock(folder: Path) -> bool:
-    """Whether a process of its own finds the folder without a lock."""
-    return subprocess.check_output([sys.executable, "-c", USE + "print(is_locked(folder))", folder]) == b"False\n"
+@pytest.fixture
+def hold_lock(start):
+    """Starts a process that holds the lock of a folder until it is killed."""
+    return lambda folder: start(TAKE + "time.sleep(999)", folder)[0]
 
 
-def test_a_second_process_is_refused_and_told_who_holds_the_lock(tmp_path, start):
+def test_a_second_process_is_refused_and_told_who_holds_the_lock(tmp_path, hold_lock):
     folder = tmp_path / "made"
-    holder, _ = start(TAKE + "time.sleep(99)", folder)
+    holder = hold_lock(folder)
     assert is_locked(folder)
     owner = f"training by process {holder.pid} on {socket.gethostname()} since 20"
     with pytest.raises(LoMixError, match=f"made is in use: {owner}.* Wait until it has ended"):
-        Lock(folder, "training")
+        compare_into(folder, None, None)
+    assert [file.name for file in folder.iterdir()] == [NAME]
     (folder / NAME).write_text("")
     with pytest.raises(LoMixError, match="made is in use: another process works there"):
         Lock(folder, "training")
@@ -90,28 +92,26 @@ def test_a_lock_is_kept_over_exec_whatever_the_next_program_does_with_it(tmp_pat
     assert not is_locked(tmp_path)
 
 
-def test_a_lock_that_is_kept_serves_for_its_own_folder_alone(tmp_path, start):
-    start(TAKE + "time.sleep(99)", tmp_path / "other")
+def test_a_lock_that_is_kept_serves_neither_for_another_folder_nor_for_a_grandchild(tmp_path, start, hold_lock):
+    hold_lock(tmp_path / "other")
     process, _ = start(BECOME.format(USE + "Lock(folder / 'other', 'training')"), tmp_path)
     assert process.wait() == 1
-
-
-def test_a_grandchild_of_the_holder_is_refused(tmp_path, start):
     inner = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {TAKE!r}, sys.argv[1]], check=True)"
     outer = "import subprocess, sys; print(subprocess.run([sys.executable, '-c', {!r}, sys.argv[1]]).returncode)"
     assert start(BECOME.format(outer.format(inner)), tmp_path)[1] == "1"
 
 
-def test_a_process_holds_a_lock_until_its_last_one_is_released(tmp_path):
+def test_a_process_holds_a_lock_until_its_last_one_is_released(tmp_path, start):
     """POSIX gives up a lock with any file of that name that the process closes."""
     first = Lock(tmp_path, "training")
     second = Lock(tmp_path / ".", "training")
     first.release()
     with Lock(tmp_path, "training"):
         pass
-    assert not is_locked(tmp_path) and not can_lock(tmp_path)
+    others_see_it = USE + "print(is_locked(folder))"
+    assert not is_locked(tmp_path) and start(others_see_it, tmp_path)[1] == "True"
     second.release()
-    assert can_lock(tmp_path)
+    assert start(others_see_it, tmp_path)[1] == "False"
 
 
 def test_a_file_system_without_locks_refuses_nobody(tmp_path, monkeypatch, caplog):
@@ -124,7 +124,7 @@ def test_a_file_system_without_locks_refuses_nobody(tmp_path, monkeypatch, caplo
     assert "has no locks: start nothing else that writes there" in caplog.text
 
 
-def test_a_folder_or_a_lock_file_that_cannot_be_written(tmp_path):
+def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         Lock(tmp_path / "file", "training")
@@ -132,17 +132,14 @@ def test_a_folder_or_a_lock_file_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_the_lock_file_of_somebody_else_says_whose_it_is(tmp_path):
+def test_the_lock_file_of_somebody_else_says_whose_it_is(tmp_path, monkeypatch):
     """As another user the same process may write into the folder, but not into the file."""
     Lock(tmp_path, "training").release()
     tmp_path.chmod(0o777)
-    code = USE + "os.chdir(folder); os.setuid(65534); Lock(Path(), 'training')"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
-    assert f"its {NAME} is of the user root: let it be removed" in done.stderr
-
-
-def test_two_comparisons_into_one_folder(tmp_path, start):
-    holder, _ = start(TAKE.replace("training", "comparison") + "time.sleep(99)", tmp_path)
-    with pytest.raises(LoMixError, match=f"in use: comparison by process {holder.pid} on "):
-        compare_into(tmp_path, None, None)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [NAME]
+    monkeypatch.chdir(tmp_path)  # tests' folders are closed to others
+    os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError, match=f"its {NAME} is of the user root: let it be removed"):
+            Lock(Path(), "training")
+    finally:
+        os.seteuid(0)

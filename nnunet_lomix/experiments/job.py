@@ -27,13 +27,7 @@ INTERRUPTED = {-number for number in INTERRUPTIONS} | {128 + number for number i
 def start(training: Training, options: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start nnU-Net's command for what a training still lacks; its output goes to the end of its log.
 
-    Args:
-        training: which.
-        options: further arguments of nnUNetv2_train.
-        variables: environment variables beside those of this process.
-
-    Raises:
-        LoMixError: nnU-Net isn't installed.
+    The options are further arguments of nnUNetv2_train. A LoMixError says that nnU-Net isn't installed.
     """
     program, *arguments = training.command(options)
     program = find_program(program, os.environ.get("PATH", os.defpath))

@@ -42,11 +42,7 @@ class ThisMachine(Machine):
 
     @cached_property
     def slots(self) -> list[dict[str, str]]:
-        """Variables for each training that can run at the same time.
-
-        Raises:
-            LoMixError: there is no GPU.
-        """
+        """Variables for each training that can run at the same time; a LoMixError if there is no GPU."""
         if self.device != "cuda":
             return [{} for _ in range(self.experiment.jobs)]
         return [{VISIBLE: gpu} for gpu in self.experiment.gpus or _list_gpus()]
@@ -106,11 +102,7 @@ class ThisMachine(Machine):
 
 
 def _list_gpus() -> list[str]:
-    """All that CUDA may use.
-
-    Raises:
-        LoMixError: there is none.
-    """
+    """All that CUDA may use; a LoMixError if there is none."""
     import torch  # slow to import
 
     visible = [gpu for gpu in os.environ.get(VISIBLE, "").split(",") if gpu]

@@ -78,12 +78,17 @@ class Slurm(Machine):
         self._submit_trainings(prepared, self._sbatch, {})
 
     def find_jobs(self, noted: Collection[str]) -> Collection[str]:
-        """Those of some jobs that SLURM has in its queue; all of them, with a warning, where there is no squeue."""
+        """As for any machine; all of them, with a warning, where there is no squeue."""
         if noted and not shutil.which("squeue"):
             print("squeue is not on the PATH: what was submitted counts as queued.", file=sys.stderr)
             return noted
-        clusters = {job.partition(";")[2] for job in noted}
-        return {job for cluster in clusters for job in _list_queue(cluster)}
+        jobs = set()
+        for cluster in {job.partition(";")[2] for job in noted}:
+            user = ("--user", str(os.getuid()))
+            answer = _ask("squeue", *_on(cluster), "--noheader", "--all", "--array", "--format=%i", *user)
+            lines = [line.strip() for line in answer.splitlines()]
+            jobs |= {_name(line, cluster) for line in lines if line[:1].isdecimal()}  # the others name the cluster
+        return jobs
 
     def _submit_after(self, preparation: Preparation, trainings: Sequence[Training]) -> None:
         """Submit trainings of a dataset that is prepared first, by a job without GPUs."""
@@ -130,7 +135,7 @@ class Slurm(Machine):
             submission.set_timeout(0, REQUEUES)
             with replacing(JobPaths(folder, f"{number}_{i}").submitted_pickle) as temporary:
                 submission.dump(temporary)
-        return [f"{number}_{i}" + (f";{cluster}" if cluster else "") for i in range(len(jobs))]
+        return [_name(f"{number}_{i}", cluster) for i in range(len(jobs))]
 
 
 @dataclass
@@ -181,13 +186,11 @@ def prepare(preparation: Preparation, variables: Mapping[str, str]) -> None:
 def make_script(options: Mapping[str, Any], folder: Path, jobs: int) -> str:
     """What sbatch is given for an array: the options of the user, and what submitit and a job that comes back need.
 
-    Args:
-        options: of the user, with underscores for hyphens.
-        folder: for submitit's files and the output of the jobs.
-        jobs: how many.
+    The options have underscores for hyphens. The folder is for submitit's files and the output of the jobs.
     """
     at_a_time = f"%{options['array_parallelism']}" if "array_parallelism" in options else ""
-    setup, srun_args, teardown = (_as_list(options.get(key, [])) for key in LISTS)
+    values = (options.get(key, []) for key in LISTS)
+    setup, srun_args, teardown = (list(map(str, value if isinstance(value, list) else [value])) for value in values)
     output = f"{folder}/%A_%a_%t_log"
     sbatch = {
         "job_name": "nnunet_lomix",
@@ -197,26 +200,17 @@ def make_script(options: Mapping[str, Any], folder: Path, jobs: int) -> str:
         "open_mode": "append",
         "output": f"{folder}/%A_%a_0_log.out",
         "error": f"{folder}/%A_%a_0_log.err",
-    } | {key: _as_flag(value) for key, value in options.items() if key not in (*NUMBERS, *LISTS)}
-    flags = [
-        f"#SBATCH --{key.replace('_', '-')}" + ("" if value is True else f"={shlex.quote(str(value))}")
-        for key, value in sbatch.items()
-        if value is not False
-    ]
+    } | {key: value for key, value in options.items() if key not in (*NUMBERS, *LISTS)}
+    flags = []
+    for key, value in sbatch.items():
+        setting = {"true": "", "false": None}.get(str(value).lower(), f"={shlex.quote(str(value))}")
+        if setting is not None:
+            flags.append(f"#SBATCH --{key.replace('_', '-')}{setting}")
     # srun no longer hands on this since 22.05, and a cluster may hand on nothing
     cpus = ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"] if "cpus_per_task" in options else []
     srun = ["srun", "--unbuffered", f"--output={output}.out", f"--error={output}.err", "--export=ALL", *srun_args]
     call = shlex.join([*srun, sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
     return "\n".join(["#!/bin/bash", *flags, *cpus, *setup, "export SUBMITIT_EXECUTOR=slurm", call, *teardown, ""])
-
-
-def _as_list(value: Any) -> list[str]:
-    return [str(line) for line in (value if isinstance(value, list) else [value])]
-
-
-def _as_flag(value: Any) -> Any:
-    """Of an option without a value: true for the option, false to leave it out."""
-    return {"true": True, "false": False}.get(str(value).lower(), value)
 
 
 def _variables() -> dict[str, str]:
@@ -241,26 +235,17 @@ def _on(cluster: str) -> list[str]:
     return [f"--clusters={cluster}"] if cluster else []
 
 
-def _list_queue(cluster: str) -> list[str]:
-    """The jobs of this user that a cluster has in its queue, waiting or running."""
-    answer = _ask("squeue", *_on(cluster), "--noheader", "--all", "--array", "--format=%i", "--user", str(os.getuid()))
-    jobs = [line.strip() for line in answer.splitlines() if line.strip()[:1].isdecimal()]  # not its name
-    return [f"{job};{cluster}" if cluster else job for job in jobs]
+def _name(job: str, cluster: str) -> str:
+    return f"{job};{cluster}" if cluster else job
 
 
 def _ask(*command: str, patience: float | None = PATIENCE) -> str:
-    """What one of SLURM's commands says.
-
-    A shell within a job, as of salloc, has that job's limits in its variables, and would hand them on to the new jobs.
-
-    Raises:
-        LoMixError: it isn't there, fails, or doesn't answer.
-    """
-    environment = {name: value for name, value in os.environ.items() if not OF_A_JOB.match(name)}
+    """What one of SLURM's commands says; a LoMixError if it isn't there, fails, or doesn't answer."""
+    # a shell within a job, as of salloc, has that job's limits in its variables, and would hand them on to new jobs
+    variables = {name: value for name, value in os.environ.items() if not OF_A_JOB.match(name)}
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=patience, env=environment
-        ).stdout
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=patience, env=variables)
+        return done.stdout
     except FileNotFoundError:
         raise LoMixError(f"{command[0]} is not on the PATH: run this on a login node.") from None
     except subprocess.TimeoutExpired:

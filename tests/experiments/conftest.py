@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from nnunet_lomix.experiments.training import Training
 from nnunet_lomix.nnunet.commands import folders_below
 
 from ..fuzz.world import DATASET, write_world
+from ..test_locks import hold_lock, start  # noqa: F401, fixtures
 
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainer_5epochs")
 # what the script does is in a file by the trainer and fold: fail, be killed, take long; else it trains and validates,
@@ -58,31 +58,6 @@ if configuration == "3d_lowres":
 (folder / "validation").mkdir(exist_ok=True)
 (folder / "validation/summary.json").write_text("{{}}")
 """
-HOLDER = """
-import sys
-from pathlib import Path
-from nnunet_lomix.locks import Lock
-lock = Lock(Path(sys.argv[1]), sys.argv[2])
-print(flush=True)
-input()
-"""
-
-
-@pytest.fixture
-def hold_lock():
-    """Starts a process that holds the lock of a folder until it is killed."""
-    processes = []
-
-    def hold(folder: Path, activity: str) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-c", HOLDER, folder, activity]
-        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-        processes[-1].stdout.readline()
-        return processes[-1]
-
-    yield hold
-    for process in processes:
-        process.kill()
-        process.communicate()
 
 
 def invoke(*arguments: object) -> tuple[int, str]:

@@ -56,12 +56,11 @@ def test_without_a_gpu_it_is_the_cpu(setting, monkeypatch):
 def test_what_a_training_leaves_behind_is_ended(setting):
     setting.run({"nnUNetTrainer 0": "fork"}, folds=("0",))
     child = int(Path(f"{setting.orders}.child").read_text())
-    for _ in range(100):
-        status = Path(f"/proc/{child}/stat")
-        if not status.exists() or status.read_text().split()[2] == "Z":
-            return
+    status = Path(f"/proc/{child}/stat")
+    end = time.monotonic() + 10
+    while status.exists() and status.read_text().split()[2] != "Z":
+        assert time.monotonic() < end
         time.sleep(0.05)
-    raise AssertionError(f"{child} is alive")
 
 
 @pytest.mark.parametrize("held", ["by a training", "by a folder that is a file"])
@@ -69,7 +68,7 @@ def test_a_training_that_cannot_have_its_folder_says_so_in_its_log(setting, hold
     """One that another process starts in the very moment is no failure."""
     training = setting.trainings()[0]
     if held == "by a training":
-        process = hold_lock(training.folder.path, "training")
+        process = hold_lock(training.folder.path)
         sentence = f"is in use: training by process {process.pid}"
     else:
         training.model.path.mkdir(parents=True)

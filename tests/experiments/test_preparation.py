@@ -2,10 +2,7 @@
 
 import json
 import os
-import pickle
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -40,6 +37,9 @@ def test_other_plans_leave_the_data_alone_that_trainings_may_be_reading(prepared
 
 def test_nnunets_own_folds_are_written_before_trainings_start_side_by_side(setting):
     file = setting.dataset / "splits_final.json"
+    before = file.read_text()
+    prepare(setting).run()
+    assert file.read_text() == before and not (setting.dataset / LOCK).exists()  # there was nothing to do
     file.unlink()
     prepare(setting, folds=("all",)).run()
     assert not file.exists()
@@ -48,32 +48,23 @@ def test_nnunets_own_folds_are_written_before_trainings_start_side_by_side(setti
     assert len(splits) == 5 and sorted(case for fold in splits for case in fold["val"]) == list("abcdef")
 
 
-def test_folds_that_are_there_stay(setting):
-    before = (setting.dataset / "splits_final.json").read_text()
-    prepare(setting).run()
-    assert (setting.dataset / "splits_final.json").read_text() == before
-    assert not (setting.dataset / LOCK).exists()  # there was nothing to do
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_read_only_data_serves_if_nothing_is_missing_and_gets_a_remedy_if_something_is(setting):
-    pickled = pickle.dumps(prepare(setting))
+def test_read_only_data_serves_if_nothing_is_missing_and_gets_a_remedy_if_something_is(setting, monkeypatch):
+    preparation = prepare(setting)
     setting.folder.chmod(0o755)
-
-    def run_as_somebody() -> str:
-        """What it says in a process that may only read; relative paths, as tests' folders are closed to others."""
-        variables = "nnUNet_preprocessed='preprocessed', nnUNet_raw='raw'"
-        code = (
-            "import os, pickle, sys; preparation = pickle.load(sys.stdin.buffer); preparation.list_commands();"
-            f"os.chdir({str(setting.folder)!r}); os.environ.update({variables});"
-            "os.setuid(65534)\ntry: print(preparation.run())\nexcept Exception as error: print(type(error), error)"
-        )
-        return subprocess.check_output([sys.executable, "-c", code], input=pickled).decode()
-
-    assert run_as_somebody() == "None\n"
-    (setting.dataset / "splits_final.json").unlink()
-    refusal = run_as_somebody()
-    assert f"LoMixError'> preprocessed/{DATASET} can't be written (Permission denied), but" in refusal
+    monkeypatch.chdir(setting.folder)  # and relative paths, as tests' folders are closed to others
+    for name in ("raw", "preprocessed"):
+        monkeypatch.setenv(f"nnUNet_{name}", name)
+    os.seteuid(65534)
+    try:
+        preparation.run()
+        os.seteuid(0)
+        (setting.dataset / "splits_final.json").unlink()
+        os.seteuid(65534)
+        with pytest.raises(LoMixError, match=f"^preprocessed/{DATASET} can't be written .Permission denied., but"):
+            preparation.run()
+    finally:
+        os.seteuid(0)
 
 
 def test_a_second_stage_waits_for_the_predictions_of_the_cases_of_its_fold(setting):

@@ -48,7 +48,7 @@ class Commands:
         for name in ("sbatch", "squeue", "scancel"):
             write_program(self.folder / name, SCRIPT.format(folder=self.folder))
         monkeypatch.setenv("PATH", f"{self.folder}:{os.environ['PATH']}")
-        monkeypatch.setattr(machine, "SECONDS_BETWEEN_STATES", 0.2)
+        monkeypatch.setattr(machine, "SECONDS_BETWEEN_STATES", 0.02)
         self.setting = setting
 
     def run(self, answer: str = "12", queue: str = "", **options) -> tuple[str, str]:
@@ -61,10 +61,10 @@ class Commands:
     def asked(self) -> list[str]:
         return (self.folder / "asked").read_text().splitlines()
 
-    def flags(self) -> list[str]:
+    def flags(self) -> set[str]:
         """What the script that was submitted asks of sbatch."""
         lines = (self.folder / "script").read_text().splitlines()
-        return [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
+        return {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")}
 
 
 @pytest.fixture
@@ -87,7 +87,9 @@ def test_a_job_is_known_again_whatever_sbatch_calls_it(commands, answer, options
     for submitted in (1, 0):  # a second command waits for what the first one has submitted, and has been cancelled
         output, error = commands.run(answer, queue, **options)
         assert "fold_1: queued" in output and "4 missing" in error
-        assert "its job 12_3" in output and "has left SLURM's queue before the end" in output
+        name = f"12_3;{cluster}" if cluster else "12_3"
+        folder = commands.setting.out / "slurm"
+        assert f"its job {name} has left SLURM's queue before the end; what it wrote: {folder}\n" in output
         asked = commands.asked()
         assert len([line for line in asked if line.startswith("sbatch")]) == submitted
         asked = [line for line in asked if line.startswith("squeue")]
@@ -108,8 +110,8 @@ def test_a_moment_without_an_answer_ends_nothing(commands):
 def test_trainings_after_a_preparation_go_to_its_cluster_and_it_is_cancelled_if_they_are_refused(commands):
     next((commands.setting.dataset / "nnUNetPlans_2d").glob("*.pkl")).unlink()
     commands.run("12;far", clusters="near,far", gres="gpu:1")
-    flags = commands.flags()
-    assert {"--clusters=far", "--dependency=afterok:12", "--kill-on-invalid-dep=yes", "--gres=gpu:1"} < set(flags)
+    flags = {"--clusters=far", "--dependency=afterok:12", "--kill-on-invalid-dep=yes", "--gres=gpu:1"}
+    assert flags < commands.flags()
     shutil.rmtree(commands.setting.out)
     refusing = "#!/bin/sh\ngrep -q dependency $1 && echo 'too many' >&2 && exit 1\necho '12;far'\n"
     write_program(commands.folder / "sbatch", refusing)
@@ -141,23 +143,13 @@ def test_off_the_cluster_a_plan_is_checked_and_its_commands_are_printed(setting,
 
 def test_a_script_has_what_the_user_named_and_no_default_of_submitits(commands):
     commands.run(partition="gpu", exclusive="true", comment="my word", wckey="false")
-    folder = commands.setting.out / "slurm"
-    assert sorted(commands.flags()) == [
-        "--array=0-3",
-        "--comment='my word'",
-        f"--error={folder}/%A_%a_0_log.err",
-        "--exclusive",
-        "--job-name=nnunet_lomix",
-        "--open-mode=append",
-        f"--output={folder}/%A_%a_0_log.out",
-        "--partition=gpu",
-        "--requeue",
-        "--signal=USR2@120",
-        "--time=1:00:00",
-    ]
+    output = {f"--{name}={commands.setting.out}/slurm/%A_%a_0_log.{name[:3]}" for name in ("output", "error")}
+    own = {"--array=0-3", "--job-name=nnunet_lomix", "--open-mode=append", "--requeue", "--signal=USR2@120"}
+    users = {"--time=1:00:00", "--partition=gpu", "--exclusive", "--comment='my word'"}
+    assert commands.flags() == {*output, *own, *users}
     numbers = {"array_parallelism": "2", "signal_delay_s": 60, "nodes": 1, "cpus-per-task": 3}
     commands.run(setup=["module load x"], requeue="false", **numbers)
-    assert {"--array=0-3%2", "--signal=USR2@60", "--nodes=1", "--cpus-per-task=3"} < set(commands.flags())
+    assert {"--array=0-3%2", "--signal=USR2@60", "--nodes=1", "--cpus-per-task=3"} < commands.flags()
     assert "--requeue" not in commands.flags()
     script = (commands.folder / "script").read_text()
     assert "\nexport SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK\nmodule load x\n" in script
@@ -181,11 +173,6 @@ def cluster(tmp_path_factory):
     cluster.stop()
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, cluster):
-    return Runs(tmp_path_factory.mktemp("runs"), cluster)
-
-
 class Runs:
     """nnunet_lomix run and status in an environment that finds the cluster and a raw dataset of nnU-Net."""
 
@@ -194,8 +181,7 @@ class Runs:
         for path in (nnunet.preprocessed, nnunet.results):
             path.mkdir(parents=True)
         write_dataset(nnunet.raw, 701, "classes")
-        self.results = nnunet.results
-        self.folder = folder
+        self.results, self.folder = nnunet.results, folder
         tiny = {"TINY_EPOCHS": str(EPOCHS), "COLUMNS": "200"}
         self.variables = {**os.environ, **nnunet.variables, **cluster.variables, **tiny}
         experiment = {
@@ -210,27 +196,25 @@ class Runs:
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         program = find_program("nnunet_lomix", str(Path(sys.executable).parent))
-        return subprocess.Popen(
-            [program, *arguments],
-            cwd=self.folder,
-            env=self.variables,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen([program, *arguments], cwd=self.folder, env=self.variables, **pipes)
 
     def fold(self, fold: int) -> Path:
         return self.results / MODEL / f"fold_{fold}"
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, cluster):
+    return Runs(tmp_path_factory.mktemp("runs"), cluster)
+
+
 def wait_for(condition, process: "subprocess.Popen[str]") -> None:
-    for _ in range(4000):  # a busy machine takes its time
-        if condition():
-            return
+    end = time.monotonic() + 800  # a busy machine takes its time
+    while not condition():
+        if time.monotonic() > end:
+            process.terminate()
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.2)
-    process.terminate()
-    raise AssertionError(process.communicate()[0])
 
 
 def epochs_of(fold: Path) -> list[int]:

@@ -10,6 +10,7 @@ from nnunet_lomix.experiments.training import State, Training, describe_progress
 from nnunet_lomix.locks import NAME as LOCK
 
 LOG = "training_log_2026_1_2_03_04_05.txt"
+LATER_LOG = "training_log_2026_1_2_03_04_06.txt"
 
 
 @pytest.fixture
@@ -31,16 +32,15 @@ def state(training: Training, *jobs: str) -> State:
 
 def test_states_of_trainings_by_hand(training):
     assert state(training) is State.MISSING
-    write(training, LOG, -500)
-    assert state(training) is State.RUNNING  # nnU-Net's own trainers hold no lock
-    write(training, LOG, -3600)
-    assert state(training) is State.INTERRUPTED
-    write(training, "checkpoint_final.pth")
-    assert state(training) is State.INTERRUPTED  # not validated
-    write(training, "validation/summary.json")
-    assert state(training) is State.DONE
-    write(training, "checkpoint_final.pth", 1)  # trained again
-    assert state(training) is State.INTERRUPTED
+    for file, seconds, expected in (
+        (LOG, -500, State.RUNNING),  # nnU-Net's own trainers hold no lock
+        (LOG, -3600, State.INTERRUPTED),
+        ("checkpoint_final.pth", 0, State.INTERRUPTED),  # not validated
+        ("validation/summary.json", 0, State.DONE),
+        ("checkpoint_final.pth", 1, State.INTERRUPTED),  # trained again
+    ):
+        write(training, file, seconds)
+        assert state(training) is expected, file
 
 
 def test_states_of_trainings_of_an_experiment(training, hold_lock):
@@ -53,17 +53,18 @@ def test_states_of_trainings_of_an_experiment(training, hold_lock):
     assert other.note == training.note and other.read_note() == {}
     training.write_note({"exit": 1})
     assert state(training) is State.FAILED
-    process = hold_lock(training.folder.path, "training")
+    process = hold_lock(training.folder.path)
     assert state(training) is State.RUNNING
     process.kill()
     process.wait()
+    owner = "a training of nnunet_lomix run by process 1 on there since then"
     write(training, LOG, 10)
     assert state(training) is State.FAILED  # one of our trainers, which would hold the lock
     # with another trainer, a log that is younger than the lock and the note is of a training by hand
-    write(training, LOCK, 0, "a training of nnunet_lomix run by process 1 on there since then")
+    write(training, LOCK, 0, owner)
     assert state(training) is State.RUNNING
     # but an experiment touches the lock when a training of its own has ended
-    write(training, LOCK, 20, "a training of nnunet_lomix run by process 1 on there since then")
+    write(training, LOCK, 20, owner)
     assert state(training) is State.FAILED
     for text in ("[1", "[1]"):
         training.note.write_text(text)
@@ -71,24 +72,11 @@ def test_states_of_trainings_of_an_experiment(training, hold_lock):
 
 
 def test_the_command_does_what_is_missing(training):
-    command = [
-        "nnUNetv2_train",
-        "Dataset001_A",
-        "2d",
-        "0",
-        "-tr",
-        "nnUNetTrainer",
-        "-p",
-        "nnUNetPlans",
-        "-device",
-        "cpu",
-    ]
     options = ["-device", "cpu"]
-    assert training.command(options) == command
+    command = ["nnUNetv2_train", "Dataset001_A", "2d", "0", "-tr", "nnUNetTrainer", "-p", "nnUNetPlans", *options]
     pretrained = ["-pretrained_weights", "a.pth"]
     assert training.command([*options, *pretrained]) == [*command, *pretrained]
     write(training, "checkpoint_best.pth")
-    assert training.command([*options, "--npz"]) == [*command, "--npz", "--c"]
     # weights to start from belong to the start
     assert training.command([*options, *pretrained, "--npz"]) == [*command, "--npz", "--c"]
     write(training, "checkpoint_final.pth")
@@ -96,19 +84,13 @@ def test_the_command_does_what_is_missing(training):
 
 
 def test_progress_from_the_log(training):
-    assert describe_progress(training.folder) == ""
-    write(training, LOG)
-    assert describe_progress(training.folder) == ""
-    write(
-        training, LOG, text="2026: Epoch 8 \n" + "x" * 10_000 + "\n2026: Epoch 9 \n2026: Current learning rate: 0.1 \n"
-    )
-    assert describe_progress(training.folder) == "epoch 10/?"
-    write(training, "debug.json", text='{"num_epochs": "1000"}')
-    assert describe_progress(training.folder) == "epoch 10/1000"
-    write(training, LOG, text="2026: Epoch 999 \n2026: Training done. \n")
-    assert describe_progress(training.folder) == "validation"
-    # another process was refused, as this one has the lock
-    write(training, "training_log_2026_1_2_03_04_06.txt", -1)
-    assert describe_progress(training.folder) == "validation"
-    write(training, "training_log_2026_1_2_03_04_06.txt", 1, "Epoch 3 \n")
-    assert describe_progress(training.folder) == "epoch 4/1000"
+    for file, seconds, text, progress in (
+        (LOG, 0, "", ""),
+        (LOG, 0, f"2026: Epoch 8 \n{'x' * 10_000}\n2026: Epoch 9 \n2026: Current learning rate: 0.1 \n", "epoch 10/?"),
+        ("debug.json", 0, '{"num_epochs": "1000"}', "epoch 10/1000"),
+        (LOG, 0, "2026: Epoch 999 \n2026: Training done. \n", "validation"),
+        (LATER_LOG, -1, "", "validation"),  # another process was refused, as this one has the lock
+        (LATER_LOG, 1, "Epoch 3 \n", "epoch 4/1000"),
+    ):
+        write(training, file, seconds, text)
+        assert describe_progress(training.folder) == progress
