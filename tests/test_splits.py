@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,10 +140,13 @@ def test_draws_are_those_of_every_version():
         (("--train-cases", 2, "--fold", -1), "There is no fold -1"),
         (("--train-cases", 2, "-d", 9), "Could not find a dataset with the ID 9: check -d and nnUNet_preprocessed"),
         (("--train-cases", 2, "-d", "Few"), "neither the number nor the name"),
-        (("--train-cases", 2, "-d", "Dataset009_Few"), "nnUNetv2_plan_and_preprocess"),
+        (("--train-cases", 2, "-d", "Dataset009_Few"), "Could not find a dataset Dataset009_Few: check -d and nnUNet_"),
+        (("--train-cases", 2, "-d", "Dataset008_Raw"), "run nnUNetv2_plan_and_preprocess for it first"),
     ],
 )
-def test_mistakes_get_one_sentence_and_change_nothing(dataset, args, text):
+def test_mistakes_get_one_sentence_and_change_nothing(dataset, args, text, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path_factory.mktemp("raw")))
+    Path(os.environ["nnUNet_raw"], "Dataset008_Raw").mkdir()
     assert text in run("-d", 123, *args, fails=True)
     assert os.listdir(dataset) == ["nnUNetPlans_2d"]
 
