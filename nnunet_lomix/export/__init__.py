@@ -111,7 +111,8 @@ def _describe(model: ModelFolder, made: ModelFolder, renamed: dict[str, Any] | N
         if lacking:
             yield f"For nnUNetv2_export_model_to_zip {', '.join(lacking)} lacks {name}: {remedy}."
     if renamed is not None:
-        yield f"nnUNetv2_predict finds it by -d {renamed['dataset_name']} and -p {renamed['plans_name']}."
+        where = f"-d {renamed['dataset_name']} and -p {renamed['plans_name']}"
+        yield f"With nnUNet_results={made.path.parents[1]} nnUNetv2_predict finds it by {where}."
     else:
         yield (
             f"Where it is installed, it replaces a model {relative} that is there already: to prevent that, export it "
