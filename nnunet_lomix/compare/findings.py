@@ -226,7 +226,7 @@ def _make_table(result: Comparison, metric: Metric) -> MetricTable:
     most = sorted(labels, key=lambda name: -largest[name])[:MOST_DRAWN]
     return MetricTable(
         metric,
-        metric.unit(result.source.distance_unit),
+        result.source.distance_unit if metric.is_distance else "points",
         groups,
         _by_case(result.scores, metric),
         by_place,

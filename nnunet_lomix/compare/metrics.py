@@ -4,7 +4,6 @@ Tools define the boundary metrics differently, so each entry says what is comput
 masks a metric has its best or worst value (Metrics Reloaded).
 """
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,15 +43,6 @@ class Metric:
     def factor(self) -> float:
         """From the value to the unit that is shown."""
         return 1 if self.is_distance else 100
-
-    @property
-    def largest(self) -> float:
-        """The largest value; the smallest is 0."""
-        return math.inf if self.is_distance else 1
-
-    def unit(self, distance: str) -> str:
-        """The unit that is shown; ``distance`` is that of distances, ``mm`` or ``pixels``."""
-        return distance if self.is_distance else "points"
 
     def measure(
         self,

@@ -87,13 +87,14 @@ def _compare_in(metric: Metric, scores: pd.DataFrame, trainers: list[str], resam
     # the same cases are drawn for all trainers and classes
     low, high = bootstrap_mean(values, resamples)
     differences = np.round(values - values[0], _DECIMALS)
+    gains = -differences if metric.lower_is_better else differences
     difference_low, difference_high = bootstrap_mean(differences, resamples)
     rows = []
     for c, name in enumerate([*classes, MEAN]):
         for t, trainer in enumerate(trainers[1:], start=1):
-            gains = -differences[t, c] if metric.lower_is_better else differences[t, c]
             own_trainings, reference_trainings = (by_seed[i][:, c].mean(axis=1).tolist() for i in (t, 0))
-            seed_low, seed_high = welch_interval(own_trainings, reference_trainings, metric.largest)
+            largest = np.inf if metric.is_distance else 1
+            seed_low, seed_high = welch_interval(own_trainings, reference_trainings, largest)
             rows.append(
                 {
                     "metric": metric.name,
@@ -110,11 +111,11 @@ def _compare_in(metric: Metric, scores: pd.DataFrame, trainers: list[str], resam
                     "difference_low": difference_low[t, c],
                     "difference_high": difference_high[t, c],
                     "p": signed_rank(differences[t, c]),
-                    "wins": int((gains > 0).sum()),
-                    "ties": int((gains == 0).sum()),
-                    "losses": int((gains < 0).sum()),
-                    "worst": cases[gains.argmin()],
-                    "best": cases[gains.argmax()],
+                    "wins": int((gains[t, c] > 0).sum()),
+                    "ties": int((gains[t, c] == 0).sum()),
+                    "losses": int((gains[t, c] < 0).sum()),
+                    "worst": cases[gains[t, c].argmin()],
+                    "best": cases[gains[t, c].argmax()],
                     "by_seed": own_trainings,
                     "reference_by_seed": reference_trainings,
                     "seed_low": seed_low,

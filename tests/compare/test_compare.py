@@ -40,8 +40,8 @@ def read_plain(folder: Path):
     return read_folders(folder / "truth", [folder / "old", folder / "new"])
 
 
-def value(result, metric: str, trainer: str) -> float:
-    rows = result.scores.query("metric == @metric and trainer == @trainer and `class` == 'ball'")
+def value(result, metric: str, trainer: str, name="ball") -> float:
+    rows = result.scores.query("metric == @metric and trainer == @trainer and `class` == @name")
     return float(rows["value"].iloc[0])
 
 
@@ -167,28 +167,25 @@ def test_a_stray_value_costs_nothing_and_is_told(tmp_path, stray):
     assert peak < 30e6  # a list of all values up to 2^24 has 134 MB
 
 
-def test_masks_of_0_and_255_get_a_hint(tmp_path):
-    mask = (ball() > 0).astype(np.uint8)
-    result = compare_labels(tmp_path, mask, mask, 255 * mask, {"background": 0, "ball": 1})
-    assert value(result, "Dice", "new") == 0
+MASK = (ball() > 0).astype(np.uint8)
+FLAT = np.where(np.arange(16)[:, None, None] == 0, 2, 255 * MASK)  # the first slice is ignored
+GAP = np.where(ball() == 2, 3, ball())
+
+
+@pytest.mark.parametrize(
+    "truth, old, new, labels, told",
+    [
+        (MASK, MASK, 255 * MASK, {"background": 0, "ball": 1}, "255 in new's predictions"),
+        (FLAT, MASK, MASK, {"background": 0, "ball": 1, "ignore": 2}, "255 in the references"),
+        # without a dataset.json the labels are the values of the references, here 1 and 3
+        (GAP, GAP, ball(), None, "2 in new's predictions"),
+    ],
+)
+def test_values_that_are_no_label_get_a_hint(tmp_path, truth, old, new, labels, told):
+    result = compare_labels(tmp_path, truth, old, new, labels)
     (note,) = result.information["notes"]
-    assert "255 in new's predictions of 2 cases (a, b)" in note
-
-
-def test_references_of_0_and_255_get_a_hint(tmp_path):
-    mask = (ball() > 0).astype(np.uint8)
-    truth = 255 * mask
-    truth[0] = 2
-    result = compare_labels(tmp_path, truth, mask, mask, {"background": 0, "ball": 1, "ignore": 2})
-    (note,) = result.information["notes"]
-    assert "255 in the references of 2 cases (a, b)" in note and "2 in" not in note
-
-
-def test_values_between_labels_are_told(tmp_path):
-    """Without dataset.json the labels are the values of the references, here 1 and 3."""
-    truth = np.where(ball() == 2, 3, ball())
-    (note,) = compare_labels(tmp_path, truth, truth, ball()).information["notes"]
-    assert "background, 2 in new's predictions of 2 cases (a, b): if" in note
+    assert f"background, {told} of 2 cases (a, b): if they mean a label" in note
+    assert value(result, "Dice", "new", "1" if labels is None else "ball") == (labels is None)
 
 
 # files without a scale

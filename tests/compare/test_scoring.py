@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
-from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from skimage.io import imsave
 
 from nnunet_lomix.compare import scoring
 from nnunet_lomix.compare.scoring import ScoringSettings, choose_settings, score, score_case
@@ -68,39 +66,6 @@ def test_files_equal_brute_force_on_whole_images(tmp_path, labels, ignore, seed)
             assert own == [0, 0, pytest.approx(np.linalg.norm(np.multiply(expected.shape, spacing)), rel=1e-5), 0]
         else:
             assert own == [1, 1, 0, 1]
-
-
-def test_ignored_voxels_count_for_neither(tmp_path):
-    expected, predicted = random_labels(1), random_labels(2)
-    expected[2:4] = 3
-    reference = write(expected, tmp_path / "r.nii.gz")
-    other = predicted.copy()
-    other[2:4] = 1 - (predicted[2:4] > 0)
-    files = {"a": write(predicted, tmp_path / "a.nii.gz"), "b": write(other, tmp_path / "b.nii.gz")}
-    scores = score_case(reference, files, SETTINGS)
-    assert (predicted != other).any() and scores["a"].scores == scores["b"].scores
-    everywhere = score_case(reference, files, replace(SETTINGS, ignore=None))
-    assert everywhere["a"].scores != everywhere["b"].scores
-
-
-def test_pictures_are_2d_with_pixels_of_1(tmp_path):
-    a, b = (random_labels(seed, (20, 30), 1) for seed in (3, 4))
-    for name, labels in (("a", a), ("b", b)):
-        imsave(tmp_path / f"{name}.png", labels, check_contrast=False)
-    settings = ScoringSettings({"cell": (1,)}, None, NaturalImage2DIO, ["NSD", "HD95"], 2.3)
-    scored = score_case(tmp_path / "a.png", {"b": tmp_path / "b.png"}, settings)
-    nsd, hd95 = scored["b"].scores["cell"].values()
-    assert nsd == pytest.approx(brute_nsd(a > 0, b > 0, (1.0, 1.0), 2.3), abs=1e-5)
-    assert hd95 == pytest.approx(brute_hd95(a > 0, b > 0, (1.0, 1.0)), rel=1e-5)
-
-
-def test_refuses_other_grids_by_name(tmp_path):
-    reference = write(random_labels(0), tmp_path / "reference.nii.gz")
-    others = {"shape 14 × 12": ((14, 12), (0.7, 1.0)), "spacing 4 × 0.7 × 1": ((6, 14, 12), (4.0, 0.7, 1.0))}
-    for message, (shape, spacing) in others.items():
-        file = write(random_labels(1, shape), tmp_path / "case_7.nii.gz", spacing)
-        with pytest.raises(LoMixError, match=rf"case_7\.nii\.gz.*{message}"):
-            score_case(reference, {"p": file}, SETTINGS)
 
 
 def test_voxels_elsewhere_in_space_are_refused(tmp_path):
