@@ -10,7 +10,7 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.experiments.display import showing, tell
 from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.preparation import Todo, find_todo
-from nnunet_lomix.experiments.training import ACTIVE, State, States, Training, read_state
+from nnunet_lomix.experiments.training import ACTIVE, States, Training, read_state
 
 SECONDS_BETWEEN_STATES = 10  # schedulers don't like to be asked often
 
@@ -77,8 +77,7 @@ class Machine(ABC):
     def run(self, console: Console, retry: bool) -> tuple[States, Mapping[Training, str]]:
         """Start what can start, failed trainings only with ``retry``, until nothing runs or can start any more.
 
-        Returns:
-            The states at the end, and what trainings wait for that couldn't start.
+        Returns the states at the end, and what trainings wait for that couldn't start.
 
         Raises:
             LoMixError: something can't be prepared or submitted, or there was an interrupt.
@@ -92,7 +91,7 @@ class Machine(ABC):
                     # nor is what somebody ends meanwhile, or takes out of a queue, started again by this command
                     tried.update(training for training, state in states.items() if state in ACTIVE)
                     # the second stage of a cascade may have become ready
-                    todo = find_todo(t for t in find_unfinished(states, retry) if t not in tried)
+                    todo = find_todo(states, retry, tried)
                     if todo.ready:
                         self.submit(todo)
                         tried.update(todo.ready)
@@ -112,9 +111,3 @@ class Machine(ABC):
                 return self.read_states()
             except (LoMixError, OSError) as error:
                 tell(f"{error} Looking again.", console)
-
-
-def find_unfinished(states: States, retry: bool) -> list[Training]:
-    """What is to be run."""
-    chosen = {State.MISSING, State.INTERRUPTED} | ({State.FAILED} if retry else set())
-    return [training for training, state in states.items() if state in chosen]

@@ -1,13 +1,13 @@
 """What must be there before trainings start: plans, preprocessed data, folds, and trainers that take them."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from nnunet_lomix.errors import LoMixError, shorten
-from nnunet_lomix.experiments.training import Training
+from nnunet_lomix.experiments.training import State, States, Training
 from nnunet_lomix.locks import Lock
 from nnunet_lomix.nnunet.commands import run_command
 from nnunet_lomix.nnunet.datasets import SPLITS, default_splits, require_root, write_splits
@@ -34,11 +34,7 @@ class Preparation:
         return list_missing(self.dataset, [(t.plans, t.configuration) for t in self.trainings])
 
     def check(self) -> None:
-        """Refuse what can't be prepared or trained.
-
-        Raises:
-            LoMixError: there is no such trainer, fold or configuration, or a trainer refuses plans that are there.
-        """
+        """Raise a LoMixError for an unknown trainer, fold or configuration, or a trainer that refuses its plans."""
         from nnunet_lomix.nnunet.refusals import require_trainable  # slow to import
         from nnunet_lomix.nnunet.trainer_lookup import look_up_trainer
 
@@ -46,9 +42,8 @@ class Preparation:
             look_up_trainer(trainer)
         require_folds(self.dataset, [int(t.fold) for t in self.trainings if t.fold != "all"])
         self.list_commands()
-        for trainer, plans, configuration in dict.fromkeys(
-            (t.trainer, t.plans, t.configuration) for t in self.trainings
-        ):
+        models = dict.fromkeys((t.trainer, t.plans, t.configuration) for t in self.trainings)
+        for trainer, plans, configuration in models:
             if (self.folder / f"{plans}.json").is_file():
                 require_trainable(trainer, self.dataset, plans, configuration)
 
@@ -99,9 +94,13 @@ class Todo(NamedTuple):
     preparations: list[Preparation]  # for both, one for each dataset
 
 
-def find_todo(trainings: Iterable[Training]) -> Todo:
-    """Sort trainings that are not done; a LoMixError if plans or folds are not nnU-Net's."""
-    obstacles = {training: find_obstacle(training) for training in trainings}
+def find_todo(states: States, retry: bool = False, tried: Collection[Training] = ()) -> Todo:
+    """What is to be run, failed trainings only with ``retry``, and nothing that has been tried.
+
+    A LoMixError says that plans or folds are not nnU-Net's.
+    """
+    chosen = {State.MISSING, State.INTERRUPTED} | ({State.FAILED} if retry else set())
+    obstacles = {t: find_obstacle(t) for t, state in states.items() if state in chosen and t not in tried}
     datasets: dict[str, list[Training]] = {}
     for training in obstacles:
         datasets.setdefault(training.dataset, []).append(training)

@@ -13,31 +13,23 @@ from nnunet_lomix.experiments import SCHEDULERS
 from nnunet_lomix.experiments.display import count, print_obstacles, print_states, tell
 from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.local import ThisMachine
-from nnunet_lomix.experiments.machine import Machine, find_unfinished
+from nnunet_lomix.experiments.machine import Machine
 from nnunet_lomix.experiments.preparation import Todo, find_todo
 from nnunet_lomix.experiments.training import State, States
 from nnunet_lomix.locks import Lock
 
 
 def show_status(experiment: Experiment, console: Console) -> None:
-    """Print what is done, running, queued, interrupted, failed and missing.
-
-    Raises:
-        LoMixError: a dataset isn't there, a variable is not set, or the scheduler doesn't answer.
-    """
+    """Print what is done, running, queued, interrupted, failed and missing; a LoMixError if that can't be known."""
     states = _choose_machine(experiment).read_states()
     print_states(states, console)
     print_obstacles(states, {}, console)
 
 
 def run_experiment(experiment: Experiment, console: Console, retry: bool = False, dry_run: bool = False) -> None:
-    """Run what is missing or interrupted, and compare the trainers when all is done.
+    """Run what is missing or interrupted, with ``retry`` what failed, too; and compare the trainers when all is done.
 
-    Args:
-        experiment: which.
-        console: where to print.
-        retry: run failed trainings, too.
-        dry_run: print nnU-Net's commands instead.
+    A dry run prints nnU-Net's commands instead.
 
     Raises:
         LoMixError: something can't start, or not everything is done at the end.
@@ -45,7 +37,7 @@ def run_experiment(experiment: Experiment, console: Console, retry: bool = False
     machine = _choose_machine(experiment)
     machine.check(dry_run)
     states = machine.read_states()
-    todo = find_todo(find_unfinished(states, retry))
+    todo = find_todo(states, retry)
     for preparation in todo.preparations:
         preparation.check()
     if dry_run:
@@ -98,12 +90,11 @@ def _compare(experiment: Experiment, states: States, console: Console) -> None:
     groups: dict[tuple[str, str, str], set[State]] = {}
     for training, state in states.items():
         groups.setdefault((training.dataset, training.plans, training.configuration), set()).add(state)
-    for dataset, plans, configuration in (group for group, own in groups.items() if own == {State.DONE}):
+    for dataset, plans, configuration in (group for group, found in groups.items() if found == {State.DONE}):
         folder = Path(experiment.out).absolute() / "report" / f"{dataset}__{plans}__{configuration}"
         try:
-            source = read_results(
-                dataset, configuration, experiment.trainers, plans, experiment.folds, experiment.results
-            )
+            own = (experiment.trainers, plans, experiment.folds, experiment.results)
+            source = read_results(dataset, configuration, *own)
             compare_into(folder, source, console, jobs=min(8, os.cpu_count() or 1))
         except LoMixError as error:  # the others have theirs
             tell(f"There is no report of {dataset} {plans} {configuration}: {error}", console)

@@ -189,8 +189,7 @@ def make_script(options: Mapping[str, Any], folder: Path, jobs: int) -> str:
     The options have underscores for hyphens. The folder is for submitit's files and the output of the jobs.
     """
     at_a_time = f"%{options['array_parallelism']}" if "array_parallelism" in options else ""
-    values = (options.get(key, []) for key in LISTS)
-    setup, srun_args, teardown = (list(map(str, value if isinstance(value, list) else [value])) for value in values)
+    setup, srun_args, teardown = (_as_list(options.get(key, [])) for key in LISTS)
     output = f"{folder}/%A_%a_%t_log"
     sbatch = {
         "job_name": "nnunet_lomix",
@@ -203,14 +202,19 @@ def make_script(options: Mapping[str, Any], folder: Path, jobs: int) -> str:
     } | {key: value for key, value in options.items() if key not in (*NUMBERS, *LISTS)}
     flags = []
     for key, value in sbatch.items():
-        setting = {"true": "", "false": None}.get(str(value).lower(), f"={shlex.quote(str(value))}")
-        if setting is not None:
+        text = str(value)
+        if text.lower() != "false":  # nor has an option without a value, which is true, anything behind it
+            setting = "" if text.lower() == "true" else f"={shlex.quote(text)}"
             flags.append(f"#SBATCH --{key.replace('_', '-')}{setting}")
     # srun no longer hands on this since 22.05, and a cluster may hand on nothing
     cpus = ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"] if "cpus_per_task" in options else []
     srun = ["srun", "--unbuffered", f"--output={output}.out", f"--error={output}.err", "--export=ALL", *srun_args]
     call = shlex.join([*srun, sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
     return "\n".join(["#!/bin/bash", *flags, *cpus, *setup, "export SUBMITIT_EXECUTOR=slurm", call, *teardown, ""])
+
+
+def _as_list(value: Any) -> list[str]:
+    return [str(line) for line in (value if isinstance(value, list) else [value])]
 
 
 def _variables() -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.experiments.preparation import Preparation, find_obstacle, find_todo
-from nnunet_lomix.experiments.training import Training
+from nnunet_lomix.experiments.training import State, Training
 from nnunet_lomix.locks import NAME as LOCK
 
 from ..fuzz.world import DATASET
@@ -16,7 +16,7 @@ from .conftest import make_cascade
 
 
 def prepare(setting, **changes) -> Preparation:
-    (preparation,) = find_todo(setting.trainings(**changes)).preparations
+    (preparation,) = find_todo(dict.fromkeys(setting.trainings(**changes), State.MISSING)).preparations
     return preparation
 
 
@@ -29,7 +29,7 @@ def test_other_plans_leave_the_data_alone_that_trainings_may_be_reading(prepared
     folder = tmp_path / "preprocessed/Dataset701_classes"
     before = {file.name: file.stat().st_mtime_ns for file in (folder / "nnUNetPlans_2d").iterdir()}
     training = Training(folder.name, "2d", "nnUNetResEncUNetMPlans", "nnUNetTrainer", "0", tmp_path, tmp_path)
-    (preparation,) = find_todo([training]).preparations
+    (preparation,) = find_todo({training: State.MISSING}).preparations
     preparation.run()
     assert preparation.list_commands() == [] and (folder / "nnUNetResEncUNetMPlans.json").is_file()
     assert {file.name: file.stat().st_mtime_ns for file in (folder / "nnUNetPlans_2d").iterdir()} == before
