@@ -5,9 +5,8 @@ import hashlib
 import json
 import os
 import shutil
-import time
 import zipfile
-from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from click.testing import CliRunner
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.model_sharing.model_export import export_pretrained_model
-from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 
 from nnunet_lomix import export
 from nnunet_lomix.cli import main
@@ -24,12 +22,11 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.nnunet.prediction import read_case
 from nnunet_lomix.nnunet.results import ModelFolder
 
-from ..conftest import CASES, EXTERNAL_TRAINERS, NnUNet
+from ..conftest import CASES, EXTERNAL_TRAINERS, UNVALIDATED, write_image
+from ..fuzz.world import DATASET, DATASET_JSON, PLANS_JSON, WEIGHTS, write_model
 from ..nnunet.test_checkpoints import Malicious
 
-pytestmark = pytest.mark.end_to_end
-
-MODEL = "Dataset701_classes/nnUNetTrainer__nnUNetPlans__2d"
+MODEL = f"{DATASET}/nnUNetTrainer__nnUNetPlans__2d"
 BLOCK = """
 import sys
 
@@ -40,24 +37,38 @@ class Block:
 
 sys.meta_path.insert(0, Block)
 """
+# nnU-Net's commands one after the other, with the folder of results for each
+ALONE = """
+import json, os, sys
+from importlib.metadata import entry_points
 
-
-@pytest.fixture(scope="module")
-def trained(prepared, tmp_path_factory):
-    """An nnU-Net with one fold of the shortest LoMix training."""
-    shared = prepared("classes")
-    nnunet = NnUNet(tmp_path_factory.mktemp("trained"), shared.plans)
-    for name in ("raw", "preprocessed"):
-        os.symlink(getattr(shared, name), getattr(nnunet, name))
-    nnunet.train(701, "2d")
-    return nnunet
+if __name__ == "__main__":
+    try:
+        import nnunet_lomix
+    except ImportError as error:
+        print(error)
+    for results, *command in json.loads(sys.argv[1]):
+        os.environ["nnUNet_results"] = results
+        sys.argv = command
+        (entry,) = entry_points(group="console_scripts", name=command[0])
+        entry.load()()
+"""
 
 
 @pytest.fixture
-def copied(trained, tmp_path, monkeypatch):
-    """A copy of the trainer's folder, to spoil; nnU-Net finds its trainer."""
-    monkeypatch.setenv("nnUNet_extTrainer", str(EXTERNAL_TRAINERS))
-    return shutil.copytree(trained.model("2d"), tmp_path / trained.model("2d").name)
+def model(tmp_path) -> Path:
+    """The folder of a trainer with two folds; nothing is trained."""
+    folder = tmp_path / "nnUNetTrainerLoMix__nnUNetPlans__2d"
+    write_model(folder, "nnUNetTrainerLoMix", 0)
+    return folder
+
+
+@pytest.fixture
+def image(tmp_path) -> Path:
+    file = tmp_path / "images" / "case_0000.nii.gz"
+    file.parent.mkdir()
+    write_image(np.random.default_rng(0).normal(size=(1, 8, 8)).astype(np.float32), file)
+    return file
 
 
 @pytest.fixture
@@ -69,61 +80,13 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_nnunet_alone_uses_it(trained, copied, tmp_path, one_thread):
-    """Exported, zipped, installed and used for a prediction where nnunet_lomix can't be imported."""
-    image = trained.raw / "Dataset701_classes" / "imagesTs" / f"{CASES[-1]}_0000.nii.gz"
-    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out"), "--case", str(image)])
-    assert "same segmentation (20 x 32 x 32) and same probabilities (61440 values), bit for bit" in result.output
-
-    (tmp_path / "block").mkdir()
-    (tmp_path / "block" / "sitecustomize.py").write_text(BLOCK)
-    alone = dict(PYTHONPATH=str(tmp_path / "block"), TORCH_DEVICE_BACKEND_AUTOLOAD="0", nnUNet_extTrainer=None)
-    assert "is not installed" in trained.run("python", "-c", "import nnunet_lomix", fails=True, **alone)
-
-    archive, installed, predicted = (tmp_path / name for name in ("model.zip", "installed", "predicted"))
-    installed.mkdir()
-    options = ("-d", 701, "-c", "2d", "-f", 0, "-o", archive)
-    trained.run("nnUNetv2_export_model_to_zip", *options, nnUNet_results=str(tmp_path / "out"), **alone)
-    trained.run("nnUNetv2_install_pretrained_model_from_zip", archive, nnUNet_results=str(installed), **alone)
-    options = ("-i", image.parent, "-o", predicted, "-f", 0, "-npp", 1, "-nps", 1, "-device", "cpu")
-    trained.run("nnUNetv2_predict_from_modelfolder", "-m", installed / MODEL, *options, "--save_probabilities", **alone)
-
-    predictor = nnUNetPredictor(device=torch.device("cpu"))
-    predictor.initialize_from_trained_model_folder(str(copied), (0,))
-    pixels, properties = SimpleITKIO().read_images([str(image)])
-    segmentation, probabilities = predictor.predict_single_npy_array(pixels, properties, None, None, True)
-    name = CASES[-1]
-    assert np.array_equal(np.load(predicted / f"{name}.npz")["probabilities"], probabilities)
-    assert np.array_equal(SimpleITKIO().read_seg(str(predicted / f"{name}.nii.gz"))[0][0], segmentation)
-    assert len(np.unique(probabilities)) > 1000  # not a constant
+def run(source, out, *args) -> str:
+    result = CliRunner().invoke(main, ["export", str(source), "--out", str(out), *map(str, args)])
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
-def test_what_is_written(trained, tmp_path):
-    source = trained.model("2d")
-    made = export.export_model(source, tmp_path / "out")
-    assert made == tmp_path / "out" / MODEL
-    original = torch.load(source / "fold_0" / "checkpoint_final.pth", weights_only=False)
-    exported = torch.load(made / "fold_0" / "checkpoint_final.pth", weights_only=False)
-    assert exported["trainer_name"] == "nnUNetTrainer"
-    assert set(original) - set(exported) == {"lomix"} and not set(exported) - set(original)
-    assert exported["logging"] == original["logging"]
-    for name, weight in original["network_weights"].items():
-        assert torch.equal(weight, exported["network_weights"][name])
-    for name in ("dataset.json", "plans.json", "dataset_fingerprint.json", "fold_0/validation/summary.json"):
-        assert (made / name).read_bytes() == (source / name).read_bytes()
-    assert sorted(p.name for p in (made / "fold_0").glob("*.pth")) == sorted(
-        p.name for p in (source / "fold_0").glob("*.pth")
-    )
-    text = (made / "provenance.txt").read_text()
-    # 3 outputs, and 4 operators for each of the 4 subsets of two or three of them
-    how = "barrier, 19 supervised maps; network compared with nnUNetTrainer's by its"
-    assert "nnUNetTrainerLoMixTiny" in text and how in text and "nnunetv2 2." in text
-    digest = hashlib.sha256((source / "fold_0" / "checkpoint_final.pth").read_bytes()).hexdigest()
-    assert f"{digest}  fold_0/checkpoint_final.pth" in text
-    assert os.listdir(tmp_path) == ["out"]
-
-
-def refuse(source, out, *args):
+def refuse(source, out, *args) -> str:
     before = sorted(out.parent.rglob("*"))
     result = CliRunner().invoke(main, ["export", str(source), "--out", str(out), *map(str, args)])
     assert result.exit_code and isinstance(result.exception, SystemExit), (result.output, result.exception)
@@ -131,70 +94,158 @@ def refuse(source, out, *args):
     return result.output
 
 
-def edit_checkpoint(folder, **changes):
-    file = folder / "fold_0" / "checkpoint_final.pth"
-    torch.save(torch.load(file, weights_only=False) | changes, file)
+def edit(file: Path, **changes) -> None:
+    if file.suffix == ".pth":
+        torch.save(torch.load(file, weights_only=False) | changes, file)
+    else:
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def edit_plans(folder, **changes):
-    plans = json.loads((folder / "plans.json").read_text())
-    (folder / "plans.json").write_text(json.dumps(plans | changes))
+@pytest.mark.end_to_end
+def test_nnunet_alone_uses_it(own_results, tmp_path, one_thread, monkeypatch):
+    """Trained; exported under other names; zipped, installed and used where nnunet_lomix can't be imported.
+
+    The recipient's own model of the same dataset stays as it is.
+    """
+    nnunet = own_results("classes")
+    nnunet.train(701, "2d", **UNVALIDATED)
+    source, images = nnunet.model("2d"), nnunet.raw / "Dataset701_classes" / "imagesTs"
+    (source / "fold_0/validation").mkdir(exist_ok=True)
+    (source / "fold_0/validation/summary.json").write_text("{}")  # which goes into the zip
+    monkeypatch.setenv("nnUNet_extTrainer", str(EXTERNAL_TRAINERS))
+    out, recipient, predicted, archive = (tmp_path / name for name in ("out", "recipient", "predicted", "model.zip"))
+    names = ("--dataset-name", "Dataset904_Shared", "--plans-name", "Mine")
+    output = run(source, out, *names, "--case", images / f"{CASES[-1]}_0000.nii.gz")
+    assert "same segmentation (20 x 32 x 32) and same probabilities (61440 values), bit for bit" in output
+    assert "nnUNetv2_predict finds it by -d Dataset904_Shared and -p Mine." in output and "replaces" not in output
+    made = out / "Dataset904_Shared" / "nnUNetTrainer__Mine__2d"
+    renamed = {"dataset_name": "Dataset904_Shared", "plans_name": "Mine"}
+    before, after = (json.loads((folder / "plans.json").read_text()) for folder in (source, made))
+    assert after == before | renamed
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
+        plans = torch.load(made / "fold_0" / name, weights_only=False)["init_args"]["plans"]
+        assert {key: plans[key] for key in renamed} == renamed
+    # 3 outputs, and 4 operators for each of the 4 subsets of two or three of them
+    how = "LoMix, weighting rule barrier, 19 supervised maps; network compared with nnUNetTrainer's by its class"
+    provenance = (made / "provenance.txt").read_text()
+    assert "of Dataset701_classes on " in provenance and f"nnUNetTrainerLoMixTiny, 1 epochs, {how}" in provenance
+
+    own = recipient / "Dataset701_classes/nnUNetTrainer__nnUNetPlans__2d/plans.json"
+    own.parent.mkdir(parents=True)
+    own.write_text("the recipient's")
+    shared = ("-p", "Mine", "-c", "2d", "-f", 0)
+    predict = ("-i", images, "-o", predicted, "-npp", 1, "-nps", 1, "-device", "cpu", "--save_probabilities")
+    commands = [
+        (out, "nnUNetv2_export_model_to_zip", "-d", "Dataset904_Shared", *shared, "-o", archive),
+        (recipient, "nnUNetv2_install_pretrained_model_from_zip", archive),
+        (recipient, "nnUNetv2_predict", "-d", 904, *shared, *predict),
+    ]
+    (tmp_path / "block").mkdir()
+    (tmp_path / "block" / "sitecustomize.py").write_text(BLOCK)
+    (tmp_path / "alone.py").write_text(ALONE)
+    alone = dict(PYTHONPATH=str(tmp_path / "block"), TORCH_DEVICE_BACKEND_AUTOLOAD="0", nnUNet_extTrainer=None)
+    printed = nnunet.run("python", tmp_path / "alone.py", json.dumps([[*map(str, c)] for c in commands]), **alone)
+    assert printed.startswith("nnunet_lomix is not installed\n")
+    assert own.read_text() == "the recipient's" and os.listdir(own.parent) == ["plans.json"]
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(str(source), (0,))
+    pixels, properties = SimpleITKIO().read_images([str(images / f"{CASES[-1]}_0000.nii.gz")])
+    segmentation, probabilities = predictor.predict_single_npy_array(pixels, properties, None, None, True)
+    assert np.array_equal(np.load(predicted / f"{CASES[-1]}.npz")["probabilities"], probabilities)
+    assert np.array_equal(SimpleITKIO().read_seg(str(predicted / f"{CASES[-1]}.nii.gz"))[0][0], segmentation)
+    assert len(np.unique(probabilities)) > 1000  # not a constant
 
 
-def test_code_in_a_checkpoint_is_refused_and_not_run(copied, tmp_path):
-    edit_checkpoint(copied, lomix=Malicious(tmp_path / "written"))
-    assert "mkdir in it" in refuse(copied, tmp_path / "out")
+def test_what_is_written(model, tmp_path):
+    """A finished checkpoint of nnUNetTrainer gets a state of LoMix when LoMix's trainer only validates and saves it."""
+    learned = {
+        "fold_0/checkpoint_final.pth": ([], "none of them with LoMix; network"),
+        "fold_0/checkpoint_best.pth": ([{}, {}], "none of them with LoMix; network"),
+        "fold_1/checkpoint_final.pth": (
+            [{}, WEIGHTS],
+            "1 of them with LoMix, weighting rule barrier, 4 supervised maps; n",
+        ),
+        "fold_1/checkpoint_best.pth": (2 * [WEIGHTS], "LoMix, weighting rule barrier, 4 supervised maps; network"),
+    }
+    for name, (history, _) in learned.items():
+        if "best" in name:
+            shutil.copy(model / name.replace("best", "final"), model / name)
+        edit(model / name, lomix={"rule": "barrier", "history": history})
+    output = run(model, tmp_path / "new" / "out")
+    made, text = tmp_path / "new" / "out" / MODEL, (tmp_path / "new" / "out" / MODEL / "provenance.txt").read_text()
+    assert os.listdir(tmp_path / "new") == ["out"]
+    assert f"Exported fold_0, fold_1 to {made}" in output and f"it replaces a model {MODEL} that is there" in output
+    assert "another --plans-name or --dataset-name" in output and "lacks" not in output
+    assert sorted(str(file.relative_to(made)) for file in made.rglob("*.pth")) == sorted(learned)
+    for name, (_, how) in learned.items():
+        original, exported = (torch.load(folder / name, weights_only=False) for folder in (model, made))
+        assert exported["trainer_name"] == "nnUNetTrainer"
+        assert set(original) - set(exported) == {"lomix"} and not set(exported) - set(original)
+        assert exported["logging"] == original["logging"] and exported["init_args"] == original["init_args"]
+        for key, weight in original["network_weights"].items():
+            assert torch.equal(weight, exported["network_weights"][key])
+        assert f"{name}: nnUNetTrainerLoMix, 2 epochs, {how}" in text
+        assert f"{hashlib.sha256((model / name).read_bytes()).hexdigest()}  {name}" in text
+    for name in ("dataset.json", "plans.json", "dataset_fingerprint.json", "fold_1/validation/summary.json"):
+        assert (made / name).read_bytes() == (model / name).read_bytes()
+    assert "network compared with nnUNetTrainer's by its class and its weights" in text and "nnunetv2 2." in text
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(model, tmp_path):
+    edit(model / "fold_0/checkpoint_final.pth", lomix=Malicious(tmp_path / "written"))
+    assert "mkdir in it" in refuse(model, tmp_path / "out")
     assert not (tmp_path / "written").exists()
 
 
-def test_an_original_that_cannot_predict_says_why(copied, tmp_path, trained, monkeypatch):
-    image = trained.raw / "Dataset701_classes" / "imagesTs" / f"{CASES[-1]}_0000.nii.gz"
-    monkeypatch.delenv("nnUNet_extTrainer")
-    output = refuse(copied, tmp_path / "out", "--case", image)
-    missing = "RuntimeError: Could not find requested nnunet trainer nnUNetTrainerLoMixTiny"
-    assert f"nnU-Net can't load {copied}: {missing}" in output
+def test_an_original_that_cannot_predict_says_why(model, tmp_path, image):
+    for fold in "01":
+        edit(model / f"fold_{fold}/checkpoint_final.pth", trainer_name="nnUNetTrainerOfSomebody")
+    output = refuse(model, tmp_path / "out", "--case", image)
+    missing = "RuntimeError: Could not find requested nnunet trainer nnUNetTrainerOfSomebody"
+    assert f"nnU-Net can't load {model}: {missing}" in output
 
 
-def test_mistakes_get_one_sentence(copied, tmp_path):
-    out = tmp_path / "out"
-    assert "name the folder TRAINER__PLANS__CONFIGURATION" in refuse(copied / "fold_0", out)
-    assert "choose another --out" in refuse(copied, copied)
-    (tmp_path / "file").touch()
-    assert "file is a file: choose another --out" in refuse(copied, tmp_path / "file")
-    assert f"{tmp_path / 'file' / 'out'}: " in refuse(copied, tmp_path / "file" / "out")
-    edit_plans(copied, dataset_name="Dataset001_/../../elsewhere")
-    assert "is no name of a dataset" in refuse(copied, out)
-    (copied / "fold_0" / "checkpoint_final.pth").unlink()
-    assert "no fold_X/checkpoint_final.pth" in refuse(copied, out)
+def test_mistakes_get_one_sentence(model, tmp_path):
+    out, file = tmp_path / "out", tmp_path / "file"
+    assert "name the folder TRAINER__PLANS__CONFIGURATION" in refuse(model / "fold_0", out)
+    assert "choose another --out" in refuse(model, model)
+    file.touch()
+    assert "file is a file: choose another --out" in refuse(model, file)
+    assert f"{file / 'out'}: " in refuse(model, file / "out")
+    edit(model / "plans.json", dataset_name="Dataset001_/../../elsewhere")
+    assert "is no name of a dataset" in refuse(model, out)
+    for fold in "01":
+        (model / f"fold_{fold}" / "checkpoint_final.pth").unlink()
+    assert "no fold_X/checkpoint_final.pth" in refuse(model, out)
 
 
-def test_all_ended_folds_are_exported_and_compared(copied, tmp_path, trained):
+def test_all_ended_folds_are_exported_and_compared(model, tmp_path, image):
     """fold_all, too, which nnU-Net's own search for folds leaves out; a training that goes on is named."""
-    (copied / "fold_0").rename(copied / "fold_all")
-    (copied / "fold_1").mkdir()
-    image = trained.raw / "Dataset701_classes" / "imagesTs" / f"{CASES[-1]}_0000.nii.gz"
-    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out"), "--case", str(image)])
-    assert "bit for bit" in result.output and "Exported fold_all to" in result.output
-    assert "Left out, as its training has not ended: fold_1" in result.output
+    (model / "fold_0").rename(model / "fold_all")
+    (model / "fold_1" / "checkpoint_final.pth").unlink()
+    output = run(model, tmp_path / "out", "--case", image)
+    assert "case: same segmentation" in output and "bit for bit" in output and "Exported fold_all to" in output
+    assert "Left out, as its training has not ended: fold_1" in output
     made = tmp_path / "out" / MODEL
-    assert (made / "fold_all" / "checkpoint_final.pth").is_file()
+    assert (made / "fold_all" / "checkpoint_final.pth").is_file() and not (made / "fold_1").exists()
     assert "had not ended: fold_1" in (made / "provenance.txt").read_text()
 
 
-def test_a_model_that_differs_is_named(copied, trained, tmp_path):
-    other = shutil.copytree(copied, tmp_path / "other")
-    weights = torch.load(other / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+def test_a_model_that_differs_is_named(model, tmp_path, image):
+    other = shutil.copytree(model, tmp_path / "other")
+    final = other / "fold_0" / "checkpoint_final.pth"
+    weights = torch.load(final, weights_only=False)["network_weights"]
     name = next(reversed(weights))
-    edit_checkpoint(other, network_weights=weights | {name: weights[name] * (1 + 1e-5)})
-    model = ModelFolder(copied)
-    image = trained.raw / "Dataset701_classes" / "imagesTs" / f"{CASES[-1]}_0000.nii.gz"
-    _, case = read_case(image, model.read_plans(), json.loads((copied / "dataset.json").read_text()))
-    assert "bit for bit" in export.compare_predictions(copied, copied, model.folds(), case)
+    edit(final, network_weights=weights | {name: weights[name] + 1e-3 * torch.arange(3)})
+    _, case = read_case(image, PLANS_JSON, DATASET_JSON)
+    folds = ModelFolder(model).folds()
+    assert "bit for bit" in export.compare_predictions(model, model, folds, case)
     with pytest.raises(LoMixError, match="differ: nothing was exported"):
-        export.compare_predictions(copied, other, model.folds(), case)
+        export.compare_predictions(model, other, folds, case)
 
 
-def test_what_cannot_be_written_or_read_is_named_as_the_user_gave_it(copied, tmp_path, monkeypatch):
+def test_what_cannot_be_written_or_read_is_named_as_the_user_gave_it(model, tmp_path, monkeypatch):
     """Not the temporary folder beside it, in which the model is made."""
 
     def deny(path):
@@ -202,122 +253,48 @@ def test_what_cannot_be_written_or_read_is_named_as_the_user_gave_it(copied, tmp
 
     out = tmp_path / "out"
     monkeypatch.setattr(shutil, "copyfile", lambda source, target: deny(target))
-    assert refuse(copied, out) == f"Error: {out}: Permission denied; nothing was exported.\n"
+    assert refuse(model, out) == f"Error: {out}: Permission denied; nothing was exported.\n"
     monkeypatch.setattr(shutil, "copyfile", lambda source, target: deny(source))
-    assert refuse(copied, out) == f"Error: {copied / 'dataset.json'}: Permission denied; nothing was exported.\n"
+    assert refuse(model, out) == f"Error: {model / 'dataset.json'}: Permission denied; nothing was exported.\n"
 
 
-def test_a_model_with_other_names_leaves_that_of_the_recipient_alone(copied, tmp_path, trained, monkeypatch):
-    """Exported under other names, zipped, and installed where nnUNetTrainer has a model of the same dataset."""
-    names = ("--dataset-name", "Dataset904_Shared", "--plans-name", "Mine")
-    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out"), *names])
-    assert "nnUNetv2_predict finds it by -d Dataset904_Shared and -p Mine." in result.output
-    assert "replaces" not in result.output
-    made = tmp_path / "out" / "Dataset904_Shared" / "nnUNetTrainer__Mine__2d"
-    before, after = (json.loads((folder / "plans.json").read_text()) for folder in (copied, made))
-    assert after == before | {"dataset_name": "Dataset904_Shared", "plans_name": "Mine"}
-    for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
-        plans = torch.load(made / "fold_0" / name, weights_only=False)["init_args"]["plans"]
-        assert (plans["dataset_name"], plans["plans_name"]) == ("Dataset904_Shared", "Mine")
-    assert "of Dataset701_classes on " in (made / "provenance.txt").read_text()
-
-    results = tmp_path / "results"
-    own = results / MODEL / "plans.json"
-    own.parent.mkdir(parents=True)
-    own.write_text("the recipient's")
-    archive, predicted = tmp_path / "model.zip", tmp_path / "predicted"
-    options = ("-d", "Dataset904_Shared", "-p", "Mine", "-c", "2d", "-f", 0)
-    trained.run("nnUNetv2_export_model_to_zip", *options, "-o", archive, nnUNet_results=str(tmp_path / "out"))
-    monkeypatch.setenv("nnUNet_results", str(results))
-    install_model_from_zip_file(str(archive))
-    assert own.read_text() == "the recipient's" and os.listdir(own.parent) == ["plans.json"]
-    images = trained.raw / "Dataset701_classes" / "imagesTs"
-    options = ("-d", 904, "-p", "Mine", "-c", "2d", "-f", 0, "-i", images, "-o", predicted, "-npp", 1, "-nps", 1)
-    trained.run("nnUNetv2_predict", *options, "-device", "cpu", nnUNet_results=str(results))
-    assert (predicted / f"{CASES[-1]}.nii.gz").is_file()
-
-
-def test_a_model_that_keeps_its_names_gets_a_warning(copied, tmp_path):
-    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out")])
-    assert f"it replaces a model {MODEL} that is there already" in result.output
-    assert "another --plans-name or --dataset-name" in result.output
-
-
-def test_postprocessing_is_carried_and_stays_in_the_zip(copied, tmp_path, monkeypatch):
+def test_postprocessing_and_a_missing_progress_are_in_the_zip(model, tmp_path, monkeypatch):
     """What nnUNetv2_find_best_configuration writes; the predictions beside it are nobody else's business."""
-    found = copied / "crossval_results_folds_0"
+    (model / "fold_0" / "progress.png").unlink()  # is drawn from the log
+    found = model / "crossval_results_folds_0"
     (found / "postprocessed").mkdir(parents=True)
     written = {name: f"{name} of it" for name in ("summary.json", "postprocessing.pkl", "postprocessing.json")}
     for name, text in {**written, "case_0.nii.gz": "image", "postprocessed/summary.json": "other"}.items():
         (found / name).write_text(text)
-    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out")])
-    assert "Its postprocessing is in crossval_results_folds_0." in result.output
+    output = run(model, tmp_path / "out")
+    assert "Its postprocessing is in crossval_results_folds_0." in output and "lacks" not in output
     made = tmp_path / "out" / MODEL / "crossval_results_folds_0"
     assert {file.name: file.read_text() for file in made.iterdir()} == written
-    with zipped(tmp_path, monkeypatch) as archive:
-        assert (
-            archive.read(f"{MODEL}/crossval_results_folds_0/postprocessing.pkl").decode() == "postprocessing.pkl of it"
-        )
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "out"))
+    export_pretrained_model(DATASET, str(tmp_path / "model.zip"), ("2d",), folds=(0,))
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        assert archive.read(f"{MODEL}/fold_0/progress.png").startswith(b"\x89PNG")
+        postprocessing = archive.read(f"{MODEL}/crossval_results_folds_0/postprocessing.pkl")
+        assert postprocessing.decode() == written["postprocessing.pkl"]
 
 
-def test_what_an_earlier_checkpoint_gave_is_left_out(copied, tmp_path):
-    found = copied / "crossval_results_folds_0" / "postprocessing.pkl"
+def test_what_is_missing_or_of_an_earlier_checkpoint_is_named_with_the_remedy(model, tmp_path):
+    """Fold 0 was trained again since it was validated; fold 1 has nothing to draw its progress from."""
+    found = model / "crossval_results_folds_0" / "postprocessing.pkl"
     found.parent.mkdir()
     found.touch()
-    final = copied / "fold_0" / "checkpoint_final.pth"
-    os.utime(final, (time.time() + 60,) * 2)
-    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out")])
+    for fold in "01":
+        edit(model / f"fold_{fold}" / "checkpoint_final.pth", logging={})
+    (model / "fold_1" / "validation" / "summary.json").touch()
+    (model / "fold_1" / "progress.png").unlink()
+    output = run(model, tmp_path / "out")
     outdated = "fold_0/validation/summary.json, crossval_results_folds_0/postprocessing.pkl"
-    assert f"Left out, as a checkpoint is newer: {outdated}" in result.output
-    assert "fold_0 lacks validation/summary.json: validate it by nnUNetv2_train with --val" in result.output
-    assert not [*(tmp_path / "out" / MODEL).glob("*/**/summary.json")] and not [*(tmp_path / "out").rglob("*.pkl")]
-
-
-def test_a_missing_progress_is_drawn_from_the_log(copied, tmp_path, monkeypatch):
-    (copied / "fold_0" / "progress.png").unlink()
-    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out")])
-    assert "lacks" not in result.output
-    with zipped(tmp_path, monkeypatch) as archive:
-        assert archive.read(f"{MODEL}/fold_0/progress.png").startswith(b"\x89PNG")
-
-
-def test_what_the_zip_lacks_is_named_with_the_remedy(copied, tmp_path):
-    (copied / "fold_0" / "progress.png").unlink()
-    (copied / "fold_0" / "validation" / "summary.json").unlink()
-    edit_checkpoint(copied, logging={})
-    result = CliRunner().invoke(main, ["export", str(copied), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 0, result.output
-    zipping = "For nnUNetv2_export_model_to_zip fold_0 lacks "
-    assert f"{zipping}validation/summary.json: validate it by nnUNetv2_train with --val, and export again." in (
-        result.output
+    assert f"Left out, as a checkpoint is newer: {outdated}\n" in output
+    zipping = "For nnUNetv2_export_model_to_zip"
+    remedy = "validate it by nnUNetv2_train with --val, and export again."
+    assert f"{zipping} fold_0 lacks validation/summary.json: {remedy}\n" in output
+    assert (
+        f"{zipping} fold_1 lacks progress.png: it can't be drawn from the log in its checkpoint, so put any" in output
     )
-    assert f"{zipping}progress.png: it can't be drawn from the log in its checkpoint, so put any" in result.output
-
-
-@contextmanager
-def zipped(tmp_path, monkeypatch):
-    """The archive that nnU-Net makes of fold 0 of what was exported to ``out``."""
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "out"))
-    export_pretrained_model("Dataset701_classes", str(tmp_path / "model.zip"), ("2d",), folds=(0,))
-    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
-        yield archive
-
-
-@pytest.mark.parametrize(
-    "history, learned",
-    [
-        ([], "2 epochs, none of them with LoMix; network"),
-        ([{}, {}], "2 epochs, none of them with LoMix; network"),
-        (
-            [{}, {"z_0": 0.5, "z_1": 0.5}],
-            "2 epochs, 1 of them with LoMix, weighting rule barrier, 2 supervised maps; n",
-        ),
-        (2 * [{"z_0": 0.5, "z_1": 0.5}], "2 epochs, LoMix, weighting rule barrier, 2 supervised maps; network"),
-    ],
-)
-def test_provenance_says_in_how_many_epochs_there_was_lomix(copied, tmp_path, history, learned):
-    """A finished checkpoint of nnUNetTrainer gets a state of LoMix when LoMix's trainer only validates and saves it."""
-    edit_checkpoint(copied, current_epoch=2, lomix={"rule": "barrier", "history": history})
-    (copied / "fold_0" / "checkpoint_best.pth").unlink()
-    made = export.export_model(copied, tmp_path / "out")
-    assert f"fold_0/checkpoint_final.pth: nnUNetTrainerLoMixTiny, {learned}" in (made / "provenance.txt").read_text()
+    assert [f.parts[-3] for f in (tmp_path / "out").rglob("summary.json")] == ["fold_1"]
+    assert not [*(tmp_path / "out").rglob("*.pkl")]

@@ -18,72 +18,57 @@ SPLITS = [
 ]
 
 
-@pytest.fixture
-def models(tmp_path, monkeypatch):
-    """Writes a model with some folds; gives its folder."""
-    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
-
-    def write(name, folds, weights=WEIGHTS):
-        for fold in range(folds):
-            folder = tmp_path / "Dataset001_A" / name / f"fold_{fold}"
-            folder.mkdir(parents=True)
-            write_history([weights], folder)
-        return tmp_path / "Dataset001_A" / name
-
-    return write
-
-
 def names(*folders):
     groups, _ = read_groups(folders)
     return {group.name: list(group.histories) for group in groups}
 
 
-def test_models_are_apart_by_the_shortest_name(models):
-    first, second, third = models("T__P__2d", 2), models("U__P__2d", 1), models("T__P__3d", 1)
+def test_models_are_apart_by_the_shortest_name(model):
+    first, second, third = model(*2 * [[WEIGHTS]]), model([WEIGHTS], name="U__P__2d"), model([WEIGHTS], name="T__P__3d")
     assert names(first / "fold_1", first) == {"T": ["fold_1", "fold_0"]}
     assert names(first, second) == {"T": ["fold_0", "fold_1"], "U": ["fold_0"]}
     assert list(names(first, third)) == ["T__P__2d", "T__P__3d"]
-    seed = models("seed_1/T__P__2d", 1)
+    seed = model([WEIGHTS], name="seed_1/T__P__2d")
     assert list(names(first, seed)) == ["T__P__2d", "seed_1/T__P__2d"]
 
 
-def test_scarce_folds_are_apart(models, tmp_path, monkeypatch):
+def test_scarce_folds_are_apart(model, tmp_path, monkeypatch):
     """Two folds of 3 training cases, and two of 1 of them, as ``nnunet_lomix splits`` adds."""
     preprocessed = tmp_path / "preprocessed" / "Dataset001_A"
     preprocessed.mkdir(parents=True)
     (preprocessed / "splits_final.json").write_text(json.dumps(SPLITS))
     monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed.parent))
-    assert names(models("T__P__2d", 5)) == {
+    assert names(model(*5 * [[WEIGHTS]])) == {
         "T": ["fold_0", "fold_1", "fold_4"],
         "T, 1 training cases": ["fold_2", "fold_3"],
     }
 
 
-def test_unknown_splits_are_said_where_they_matter(models):
-    model = models("T__P__2d", 6)
-    groups, notes = read_groups([model])
+def test_unknown_splits_are_said_where_they_matter(model):
+    folder = model(*6 * [[WEIGHTS]])
+    groups, notes = read_groups([folder])
     assert len(groups) == len(notes) == 1
     assert "T is one column, though fold_5 may have fewer training cases than the other folds" in notes[0]
     assert "set nnUNet_preprocessed, in which Dataset001_A/splits_final.json says how many." in notes[0]
-    assert read_groups([model / f"fold_{i}" for i in range(5)])[1] == read_groups([model / "fold_5"])[1] == []
+    assert read_groups([folder / f"fold_{i}" for i in range(5)])[1] == read_groups([folder / "fold_5"])[1] == []
 
 
-def test_a_fold_that_has_just_begun_is_left_out(models):
-    model = models("T__P__2d", 1)
-    (model / "fold_1").mkdir()
-    groups, notes = read_groups([model])
+def test_a_fold_that_has_just_begun_is_left_out(model):
+    folder = model([WEIGHTS])
+    (folder / "fold_1").mkdir()
+    groups, notes = read_groups([folder])
     assert [list(group.histories) for group in groups] == [["fold_0"]]
-    assert notes == [f"Without {model / 'fold_1'}: LoMix has not ended an epoch there."]
+    assert notes == [f"Without {folder / 'fold_1'}: LoMix has not ended an epoch there."]
     with pytest.raises(LoMixError, match="LoMix has not ended an epoch in .*fold_1"):
-        read_groups([model / "fold_1"])
+        read_groups([folder / "fold_1"])
 
 
-def test_other_folders_are_refused(models, tmp_path, monkeypatch):
-    model = models("T__P__2d", 1)
-    (model / "fold_1").mkdir()
-    write_history([{"z_0": 0.5, "z_1": 0.5}], model / "fold_1")
+def test_other_folders_are_refused(model, tmp_path, monkeypatch):
+    folder = model([WEIGHTS])
+    (folder / "fold_1").mkdir()
+    write_history([{"z_0": 0.5, "z_1": 0.5}], folder / "fold_1")
     with pytest.raises(LoMixError, match="fold_0 and fold_1 of T have different maps"):
-        read_groups([model])
+        read_groups([folder])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LoMixError, match=f"{tmp_path} has no fold_X in it"):
         read_groups(["."])

@@ -1,28 +1,11 @@
 """The command: its files, and what it prints."""
 
 import pandas as pd
-import pytest
 from click.testing import CliRunner
 
 from nnunet_lomix.cli import main
-from nnunet_lomix.weights.history import write_history
 
 from .test_summary import FIRST, SECOND
-
-
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    """Writes the histories of the folds of a trainer; gives its folder."""
-    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
-
-    def write(*histories, trainer="T"):
-        folder = tmp_path / f"{trainer}__P__2d"
-        for i, history in enumerate(histories):
-            (folder / f"fold_{i}").mkdir(parents=True)
-            write_history(history, folder / f"fold_{i}")
-        return folder
-
-    return write
 
 
 def run(*folders, out, **options):
@@ -48,11 +31,8 @@ def test_one_trainer(model, tmp_path):
 
 def test_models_are_columns_with_their_own_means(model, tmp_path):
     """Before, T and U were pooled as if they were four folds of one training. With other maps, cells stay empty."""
-    output, rows = run(
-        model([FIRST], [SECOND]),
-        model([{"z_0": 0.5, "z_1": 0.3, "max_0_1": 0.2}], trainer="U"),
-        out=tmp_path / "out",
-    )
+    other = model([{"z_0": 0.5, "z_1": 0.3, "max_0_1": 0.2}], name="U__P__2d")
+    output, rows = run(model([FIRST], [SECOND]), other, out=tmp_path / "out")
     assert "T: Against equal weights scale" in output and "U: Against equal weights scale" in output
     # original: 0.3 and 0.34 in T, where equal weights have 0.4
     assert rows["original"] == ["32.0", "(30.0", "to", "34.0)", "−20", "%", "80.0", "+20", "%"]
