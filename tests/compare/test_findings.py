@@ -57,16 +57,20 @@ def test_headline(given_row, expected):
     assert headline(given_row, 26, {"Dice": "points", "HD95": "mm"}[given_row.metric]) == expected
 
 
+def planted(seeds=(1, 1)) -> pd.DataFrame:
+    """Dice 5 points higher, HD95 3 mm larger in all of 12 cases; so many trainings of reference and candidate."""
+    cases = [f"c{i:02}" for i in range(12)]
+    old = make_scores(cases, trainers=TRAINERS[:1], metrics=("Dice", "NSD", "HD95"))
+    gains = old["metric"].map({"Dice": 0.05, "NSD": 0, "HD95": 3})
+    gains += np.random.default_rng(1).uniform(-0.01, 0.01, len(old)) * (old["metric"] == "Dice")
+    new = old.assign(trainer=TRAINERS[1], value=old["value"] + gains)
+    trainings = [(own, seed) for own, number in zip((old, new), seeds, strict=True) for seed in range(number)]
+    parts = [own.assign(seed=seed, value=own["value"] + seed * 1e-4) for own, seed in trainings]
+    return pd.concat(parts, ignore_index=True)
+
+
 def test_words_fit_the_scores_through_all_steps():
-    """Planted: Dice 5 points higher, HD95 3 mm larger in every one of 12 cases."""
-    scores = make_scores(cases=[f"c{i:02}" for i in range(12)], metrics=("Dice", "NSD", "HD95"))
-    old = scores[scores["trainer"] == TRAINERS[0]]
-    new = old.assign(trainer=TRAINERS[1])
-    wobble = np.random.default_rng(1).uniform(-0.01, 0.01, len(old))
-    new["value"] += new["metric"].map({"Dice": 0.05, "NSD": 0, "HD95": 3}) + np.where(
-        old["metric"] == "Dice", wobble, 0
-    )
-    scores = pd.concat([old, new], ignore_index=True)
+    scores = planted()
     told = describe(make_result(scores, resamples=500))
     (item,) = told.headlines
     assert item.verdict == "better"
@@ -100,23 +104,12 @@ def test_how_much_seeds_differ_is_told():
     assert "not in the interval" in told.methods[-1]
 
 
-def planted(seeds=(1, 1), cases=12) -> pd.DataFrame:
-    """Dice 5 points higher in all cases; so many trainings of the reference and of the candidate."""
-    old = make_scores(cases=[f"c{i:02}" for i in range(cases)], trainers=TRAINERS[:1], metrics=["Dice"])
-    old["value"] = 0.4 + 0.3 * old["value"]
-    shift = np.random.default_rng(1).uniform(0.04, 0.06, len(old))
-    parts = [old.assign(seed=seed, value=old["value"] + seed * 1e-4) for seed in range(seeds[0])]
-    new = old.assign(trainer=TRAINERS[1], value=old["value"] + shift)
-    parts += [new.assign(seed=seed, value=new["value"] + seed * 1e-4) for seed in range(seeds[1])]
-    return pd.concat(parts, ignore_index=True)
-
-
 @pytest.mark.parametrize("seeds, about", [((1, 1), "these two networks"), ((3, 1), "these networks"), ((2, 2), "")])
 def test_a_single_training_is_two_networks(seeds, about):
     told = describe(make_result(planted(seeds)))
     (item,) = told.headlines
-    sentence = "nnUNetTrainerLoMix's mean Dice over 12 cases is 5.0 points higher"
-    assert item.first.startswith(f"{about.capitalize()}: {sentence}" if about else sentence)
+    start = f"{about.capitalize()}: " if about else ""
+    assert re.match(start + r"nnUNetTrainerLoMix's mean Dice over 12 cases is (4\.9|5\.0) points higher", item.first)
     assert item.about_networks == bool(about) and item.verdict == "better"
     assert {(row.verdict, row.about) for rows in told.tables[0].groups.values() for row in rows[1:]} == {
         ("better", about)
