@@ -107,6 +107,13 @@ class Setting:
         own = {"folds": ("0", "1"), "device": "cpu", "out": str(self.out), "trainers": TRAINERS, **changes}
         return Experiment(**{"datasets": (DATASET,), "configurations": ("2d",), **own})
 
+    def write_plan(self, entries: str) -> Path:
+        """A file that says to train one fold, with more entries."""
+        text = f"datasets: {DATASET}\nconfigurations: 2d\ntrainers: nnUNetTrainer\nfolds: 0\nout: {self.out}\n"
+        plan = self.folder / "plan.yaml"
+        plan.write_text(text + entries)
+        return plan
+
     def trainings(self, **changes) -> list[Training]:
         return self.experiment(**changes).list_trainings()
 

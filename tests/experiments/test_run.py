@@ -39,7 +39,6 @@ def test_what_was_killed_continues_and_what_failed_waits_for_retry(setting, monk
         "Not all trainings are done (2 interrupted, 2 failed): run the same command again with --retry to try the "
         "failed ones again."
     )
-    assert "There is no report of" not in output  # before all is done it isn't tried
     log = setting.out / "logs/seed_0" / DATASET / "nnUNetTrainer__nnUNetPlans__2d/fold_1.log"
     assert f"{DATASET}/nnUNetTrainer__nnUNetPlans__2d/fold_1 failed; the end of {log}:" in output
     assert "RuntimeError: no luck today" in output
@@ -51,7 +50,7 @@ def test_what_was_killed_continues_and_what_failed_waits_for_retry(setting, monk
     output, error = setting.run()
     again = [arguments for arguments, *_ in setting.started()[4:]]
     assert [(a[4], a[2], a[-1]) for a in again] == [(one, "0", "--c"), (other, "0", "cpu")]
-    assert "(2 done, 2 failed)" in error
+    assert "(2 done, 2 failed)" in error and "There is no report of" not in output  # before all is done it isn't tried
     output, error = setting.run(retry=True)
     assert not error and len(setting.started()) == 8
 
@@ -71,20 +70,14 @@ def test_another_scheduler_is_a_module_and_a_line(setting, monkeypatch):
     monkeypatch.setattr(machine, "SECONDS_BETWEEN_STATES", 0)
     monkeypatch.setitem(SCHEDULERS, "pbs", Scheduler(f"{__name__}:Pbs", "qsub", "walltime=1:00:00"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    plan = setting.folder / "plan.yaml"
-    plan.write_text(f"datasets: {DATASET}\nconfigurations: 2d\ntrainers: nnUNetTrainer\nfolds: 0\nout: {setting.out}\n")
-    assert "give the device cpu or mps, or options of SLURM or PBS." in invoke("run", plan, "--device", "cuda")[1]
-    text = plan.read_text()
+    lost = f"its job 12.server has left PBS's queue before the end; what it wrote: {setting.out}/pbs"
     for entries, sentence in (
-        (
-            "pbs: {walltime: 1}",
-            f"its job 12.server has left PBS's queue before the end; what it wrote: {setting.out}/pbs",
-        ),
+        ("pbs: {walltime: 1}", lost),
         ("pbs: {walltime: 1}\nslurm: {time: 1}", "slurm and pbs don't go together"),
         ("pbs: all", "pbs must be qsub's options, such as 'walltime: 1:00:00'"),
+        ("device: cuda", "give the device cpu or mps, or options of SLURM or PBS."),
     ):
-        plan.write_text(text + entries)
-        assert sentence in invoke("run", plan)[1]
+        assert sentence in invoke("run", setting.write_plan(entries))[1]
 
 
 def test_a_cascade_says_what_it_waits_for_and_goes_on_when_its_first_stage_is_done(setting):
@@ -172,18 +165,13 @@ def test_the_exact_commands_are_printed(setting):
     assert not (setting.folder / "new").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "sentence"),
-    [
-        ([], 2, "datasets, configurations, trainers must be given"),
-        (["-d", "4", "-c", "2d", "-tr", "A", "--slurm", "gpu"], 2, "--slurm takes KEY=VALUE"),
-        (["-d", "4", "-c", "2d", "-tr", "A", "--device", "cpu", "--gpus", "0"], 1, "gpus don't go with the device cpu"),
-        (["none.yaml"], 2, "does not exist"),
-    ],
-)
-def test_wrong_arguments_get_one_sentence(arguments, code, sentence):
-    own, output = invoke("run", *arguments)
-    assert own == code and sentence in output.replace("\n", " "), output
+def test_wrong_arguments_get_one_sentence():
+    for arguments, sentence in (
+        ((), "datasets, configurations, trainers must be given"),
+        (("--slurm", "time=1", "gpu"), "--slurm takes KEY=VALUE, such as partition=gpu, not 'gpu'."),
+    ):
+        code, output = invoke("run", *arguments)
+        assert code == 2 and sentence in output.replace("\n", " "), output
 
 
 @pytest.mark.end_to_end

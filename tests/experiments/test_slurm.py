@@ -121,9 +121,7 @@ def test_trainings_after_a_preparation_go_to_its_cluster_and_it_is_cancelled_if_
 
 def test_off_the_cluster_a_plan_is_checked_and_its_commands_are_printed(setting, monkeypatch):
     monkeypatch.setenv("PATH", str(setting.folder / "bin"))
-    plan = setting.folder / "plan.yaml"
-    text = f"datasets: {DATASET}\nconfigurations: 2d\ntrainers: nnUNetTrainer\nfolds: 0\nout: {setting.out}\n"
-    plan.write_text(text + "slurm: {partition: gpu, time: 1:00:00}")
+    plan = setting.write_plan("slurm: {partition: gpu, time: 1:00:00}")
     command = f"nnUNetv2_train {DATASET} 2d 0 -tr nnUNetTrainer -p nnUNetPlans -device cuda"
     assert invoke("run", plan, "--dry-run") == (0, f"{command}\n# 1 missing\n")
     assert "(sbatch, squeue) are not on the PATH: run this on a login node." in invoke("run", plan)[1]
@@ -136,8 +134,7 @@ def test_off_the_cluster_a_plan_is_checked_and_its_commands_are_printed(setting,
         ("partition: gpu", "slurm needs a time limit"),
         ("time: 1, signal_delay_s: soon", "array_parallelism and signal_delay_s must be numbers"),
     ):
-        plan.write_text(f"{text}slurm: {{{slurm_options}}}")
-        code, output = invoke("run", plan, "--dry-run")
+        code, output = invoke("run", setting.write_plan(f"slurm: {{{slurm_options}}}"), "--dry-run")
         assert code == 2 and sentence in output.replace("\n", " ")
 
 
