@@ -143,14 +143,10 @@ class MetricTable:
 
 @dataclass(frozen=True)
 class Headline:
-    """What was found for one candidate.
+    """What was found for one candidate: the verdict on the first metric, and sentences.
 
-    Attributes:
-        verdict: on the first metric.
-        about_networks: whether that is about the networks that were compared, and not about their trainers.
-        first: the sentence on the first metric.
-        seeds: what is known of the variance between trainings.
-        others: the sentences on the other metrics.
+    ``about_networks`` says that the verdict is about the networks that were compared, and not about their trainers.
+    ``first`` is on the first metric, ``others`` on the others, ``seeds`` on the variance between trainings.
     """
 
     verdict: str

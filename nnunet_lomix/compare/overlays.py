@@ -35,12 +35,8 @@ def draw_overlays(source: Source, case: str, values: Sequence[int]) -> Overlays:
 
     All files are read as they are for the scores; of several seeds the first is drawn. The slice is across the axis
     with the coarsest voxels: of those with reference the one where the predictions differ in most voxels. An image that
-    isn't there, can't be read or has another shape than the reference leaves the ground black.
-
-    Args:
-        source: has the files.
-        case: which.
-        values: the labels to draw, in the order of ``CLASS_COLOURS``.
+    isn't there, can't be read or has another shape than the reference leaves the ground black. ``values`` are the
+    labels to draw, in the order of ``CLASS_COLOURS``.
 
     Raises:
         LoMixError: a segmentation can't be read, or has another shape or spacing than the reference.

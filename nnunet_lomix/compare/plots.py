@@ -40,12 +40,9 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw_differences(table: MetricTable, trainers: Sequence[str], trainer: str) -> str:
-    """A strip of paired differences for each class, with their mean and its interval, as an ``<svg>`` element.
+    """A candidate's paired differences for each class, with their mean and its interval, as an ``<svg>`` element.
 
-    Args:
-        table: of the metric.
-        trainers: all of them, the reference first: a trainer's place gives colour and marker.
-        trainer: the candidate.
+    ``trainers`` are all of them, the reference first: a trainer's place gives colour and marker.
     """
     differences = table.subtract(trainer, trainers[0])[table.drawn]
     rows = [table.rows[name, trainer] for name in table.drawn]
@@ -92,9 +89,7 @@ def draw_distributions(table: MetricTable, trainers: Sequence[str]) -> str:
 def draw_curves(curves: pd.DataFrame, trainers: Sequence[str]) -> str:
     """Pseudo Dice over the epochs, as an ``<svg>`` element: each training thin, the mean over a trainer's bold.
 
-    Args:
-        curves: ``trainer``, ``seed``, ``fold``, ``epoch``, ``pseudo_dice`` (0 to 1).
-        trainers: all trainers, the reference first; those without curves are left out.
+    ``curves`` are those of a :class:`~nnunet_lomix.compare.Source`; trainers without curves are left out.
     """
     with _style():
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")

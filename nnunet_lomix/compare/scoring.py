@@ -67,11 +67,7 @@ class ScoringSettings:
 
 
 def choose_settings(source: Source, metrics: Sequence[str] = (), tolerance: float = 1.0) -> ScoringSettings:
-    """How the files of a source are scored.
-
-    Raises:
-        UsageError: there is no such metric, or the tolerance isn't finite.
-    """
+    """How the files of a source are scored; refuses metrics that there aren't, and a tolerance that isn't finite."""
     if not math.isfinite(tolerance):
         raise UsageError(f"--tolerance {tolerance} is no length: give a number of mm, or of pixels for PNG.")
     placed = source.configuration is None
@@ -81,15 +77,9 @@ def choose_settings(source: Source, metrics: Sequence[str] = (), tolerance: floa
 def score(
     source: Source, settings: ScoringSettings, jobs: int = 1, cache_file: str | Path | None = None
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Score all predictions.
+    """Score all predictions; each process holds one reference and one prediction at a time.
 
-    Memory does not grow with the number of cases: each process holds one reference and one prediction.
-
-    Args:
-        source: the files.
-        settings: how.
-        jobs: number of processes.
-        cache_file: results by content of the files; also written if this is interrupted. None: no cache.
+    Results are kept in ``cache_file``, if any, by the content of the files, also if this is interrupted.
 
     Returns:
         A row for each case, class, trainer, seed and metric: columns ``case``, ``class``, ``trainer``, ``seed``,
@@ -205,25 +195,15 @@ def _digest(content: bytes) -> str:
 
 
 def score_case(
-    reference: Path,
-    predictions: Mapping[str, Path],
-    settings: ScoringSettings,
-    spacing: Sequence[float] | None = None,
+    reference: Path, predictions: Mapping[str, Path], settings: ScoringSettings, spacing: Sequence[float] | None = None
 ) -> dict[str, CaseScores]:
-    """Score several predictions of one case.
+    """Score several predictions of one case; they and the results have the same keys.
+
+    ``spacing`` (mm along each of three axes) is for files that should have their spacing beside them and don't.
 
     >>> settings = ScoringSettings({"liver": (1,)}, None, SimpleITKIO, ["Dice", "clDice"])  # doctest: +SKIP
     >>> scored = score_case(Path("a.nii.gz"), {"z": Path("z/a.nii.gz")}, settings)  # doctest: +SKIP
     >>> scored["z"].scores["liver"]["clDice"]  # doctest: +SKIP
-
-    Args:
-        reference: file.
-        predictions: files, by any keys.
-        settings: how.
-        spacing: mm along each of three axes, for files that should have their spacing beside them and don't.
-
-    Returns:
-        What is known of each prediction, by its key.
 
     Raises:
         LoMixError: as :func:`score`.
