@@ -27,7 +27,6 @@ def add_scarce_folds(
     train_fraction: float | None = None,
     seeds: int = 3,
     base: int = 0,
-    console: Console | None = None,
 ) -> None:
     """Append a fold for each seed to the dataset's ``splits_final.json``, unless it is there, and print all folds.
 
@@ -38,7 +37,6 @@ def add_scarce_folds(
         train_cases, train_fraction: number of training cases, or fraction of those of the base fold; one of the two.
         seeds: how many subsets are drawn: seeds 0, 1, …
         base: the fold whose training cases are drawn from, and whose validation cases are kept.
-        console: where the table is printed.
 
     Raises:
         LoMixError: the dataset isn't there or preprocessed, or the file isn't nnU-Net's.
@@ -64,7 +62,7 @@ def add_scarce_folds(
             write_splits(folder, splits)
         except OSError as error:
             raise LoMixError(f"{folder} can't be written: {error.strerror}.") from None
-    _report(console or Console(), file, splits, len(old), drawn, base, backup)
+    _report(file, splits, len(old), drawn, base, backup)
 
 
 def _count_cases(train_cases: int | None, train_fraction: float | None, available: int, base: int) -> int:
@@ -86,10 +84,12 @@ def draw(cases: Sequence[str], count: int, seed: int) -> list[str]:
 
     The order of the cases doesn't matter, nor a version of some random generator: they are ranked by a hash.
     """
-    # a name may be anything that JSON can write, half a character of UTF-16, too
-    return sorted(
-        sorted(cases, key=lambda case: sha256(f"{seed} {case}".encode(errors="surrogatepass")).digest())[:count]
-    )
+
+    def rank(case: str) -> bytes:
+        # a name may be anything that JSON can write, half a character of UTF-16, too
+        return sha256(f"{seed} {case}".encode(errors="surrogatepass")).digest()
+
+    return sorted(sorted(cases, key=rank)[:count])
 
 
 def append_scarce(
@@ -131,7 +131,6 @@ def _content(fold: Split) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _report(
-    console: Console,
     file: Path,
     splits: Sequence[Split],
     old: int,
@@ -144,6 +143,7 @@ def _report(
     for number, seeds in drawn.items():
         was = "new" if number >= old else "was there"
         meanings[number] = f"{was}: drawn from fold {base} with seed {', '.join(map(str, seeds))}"
+    console = Console()
     console.print(tabulate_folds(splits, meanings))
     if any(len(seeds) > 1 for seeds in drawn.values()):
         console.print("Seeds that drew the same cases share a fold.")
