@@ -34,7 +34,9 @@ def test_other_networks_are_refused(model):
     refuse(checkpoint | {"init_args": {"configuration": "4d"}}, plans, dataset_json, "no configuration '4d'")
 
 
-@pytest.mark.parametrize("name", ["os.mkdir", "torch.nn.modules.module.warnings.os.mkdir", "torch.nn.init.zeros_", 3])
+@pytest.mark.parametrize(
+    "name", ["os.mkdir", "torch.nn.modules.module.warnings.os.mkdir", "torch.nn.init.zeros_", "torch.nn.Parameter", 3]
+)
 def test_code_in_plans_is_refused_and_not_run(model, tmp_path, name):
     """nnU-Net calls what the plans name, with arguments from the plans."""
     checkpoint, plans, dataset_json = model

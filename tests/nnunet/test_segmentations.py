@@ -161,6 +161,7 @@ OF_ITK = [
     (TINY, {"origin": (0, 0, 1e-4)}, r"0\.0001"),
     (SLICE, {"origin": (5, 6, 9)}, "2"),
     (SLICE, {}, None),
+    (SLICE, {"shape": (30, 30)}, "inf"),  # a flat file doesn't say where it lies along the third axis
 ]
 
 

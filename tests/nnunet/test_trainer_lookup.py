@@ -77,15 +77,18 @@ def test_a_class_that_is_no_trainer_is_said(own_folder):
 def test_the_trainers_of_a_user_are_listed(own_folder, capsys):
     """Those that a module defines, in packages, too, and not what it imports; the modules are forgotten again."""
     (own_folder / "mine.py").write_text(f"{MINE}print('imported')\nclass NoTrainer: pass\n")
-    package = own_folder / "more" / "deep"
+    package = own_folder / "also" / "deep"
     package.mkdir(parents=True)
-    for folder in (own_folder / "more", package):
+    for folder in (own_folder / "also", package):
         (folder / "__init__.py").touch()
     (package / "yours.py").write_text("from mine import nnUNetTrainerMine\nclass Yours(nnUNetTrainerMine): pass\n")
     trainers, problems = list_external_trainers()
     assert not problems
-    assert {t.__name__: t.__module__ for t in trainers} == {"nnUNetTrainerMine": "mine", "Yours": "more.deep.yours"}
-    assert not {"mine", "more", "more.deep.yours"} & set(sys.modules) and str(own_folder) not in sys.path
+    assert [(t.__module__, t.__name__) for t in trainers] == [
+        ("mine", "nnUNetTrainerMine"),  # nnU-Net asks modules before packages
+        ("also.deep.yours", "Yours"),
+    ]
+    assert not {"mine", "also", "also.deep.yours"} & set(sys.modules) and str(own_folder) not in sys.path
     assert capsys.readouterr().out == ""
 
 
