@@ -47,8 +47,8 @@ def test_each_example_learns_in_few_lines(example, name):
         pytest.importorskip("lightning")
     module = example(name)
     assert len(lines_about_lomix(module)) <= MAX_LINES
-    losses, before, after = module.run(40)
-    assert len(losses) == 40
+    losses, before, after = module.run(30)
+    assert len(losses) == 30
     assert losses[-1] < losses[0] - 1
     assert after > before + 0.4
 

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 
 from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.nnunet.registration import FOLDER, VARIABLE
-from nnunet_lomix.trainers.base import ends_with_a_sentence
+from nnunet_lomix.trainers.base import ending_with_a_sentence
 from nnunet_lomix.trainers.baselines import (
     nnUNetTrainerAdditiveMix,
     nnUNetTrainerEqualDeepSupervision,
@@ -48,31 +48,25 @@ def __getattr__(name: str) -> type:
     epochs = re.fullmatch(r"([1-9]\d*)epochs?", length)
     if base_name not in __all__ or not epochs:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    base = globals()[base_name]
     doc = f"{base_name} for {epochs[1]} epochs."
+    attributes = {"epochs": int(epochs[1]), "__module__": __name__, "__doc__": doc}
     # kept in the module: a second look-up gives the same class, and it can be pickled
-    return globals().setdefault(
-        name, type(name, (base,), {"epochs": int(epochs[1]), "__module__": __name__, "__doc__": doc})
-    )
+    return globals().setdefault(name, type(name, (globals()[base_name],), attributes))
 
 
-@ends_with_a_sentence
+@ending_with_a_sentence()
 def find_trainer(name: str) -> type:
     """The trainer of that name, for nnU-Net's look-up.
 
     Raises:
-        SystemExit: no trainer has that name, but it looks like one of ours with a typo, and our folder is the last
-            that nnU-Net searches, so nobody else has it either.
+        SystemExit: no trainer has that name, but one of ours is alike, and our folder is the last that is searched.
         AttributeError: no trainer has that name.
     """
-    if name in __all__:
-        return globals()[name]
     try:
-        return __getattr__(name)
+        return globals()[name] if name in __all__ else __getattr__(name)
     except AttributeError:
         alike = get_close_matches(name.partition("_")[0], __all__, n=1, cutoff=0.85)
-        last = os.environ.get(VARIABLE, "").split(os.pathsep)[-1] == FOLDER
-        if not alike or not last:
+        if not alike or os.environ.get(VARIABLE, "").split(os.pathsep)[-1] != FOLDER:
             raise
         raise LoMixError(
             f"nnunet_lomix has no trainer {name!r}. Did you mean {alike[0]!r}? For a training length, append "

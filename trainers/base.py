@@ -1,14 +1,13 @@
 """What all our trainers are made of: nnU-Net's trainer, which survives interruptions and numbers that aren't finite."""
 
 import os
-import signal
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -24,32 +23,25 @@ from nnunet_lomix.trainers.faults import Faults, UnitScaler
 from nnunet_lomix.trainers.signals import StopSignals
 
 TORCH_CANT_WRITE = ("inline_container", "PytorchStreamWriter", "iostream")  # parts of what it says then
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 
-def ends_with_a_sentence(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+@contextmanager
+def ending_with_a_sentence() -> Iterator[None]:
     """What a user can mend ends nnU-Net's command with its sentence, not with a traceback.
 
-    For what that command calls: a look-up, the making of a trainer, ``initialize``, ``load_checkpoint``,
+    Decorates what that command calls: a look-up, the making of a trainer, ``initialize``, ``load_checkpoint``,
     ``run_training`` and ``perform_actual_validation``.
     """
-
-    @wraps(method)
-    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        try:
-            return method(*args, **kwargs)
-        except LoMixError as error:
-            raise SystemExit(str(error)) from None
-
-    return wrapped
+    try:
+        yield
+    except LoMixError as error:
+        raise SystemExit(str(error)) from None
 
 
 class BaseTrainer(nnUNetTrainer):
     """nnU-Net's trainer, which loses little when it is interrupted, and never trains or saves NaN without a word.
 
-    A training has its fold folder to itself. A checkpoint is written whole or not at all, and
-    ``checkpoint_latest.pth`` by the clock, too. What an interruption costs:
+    A training has its fold folder to itself. A checkpoint is written whole or not at all. What an interruption costs:
 
     - SIGTERM, SIGUSR1 or SIGUSR2: the time since the epoch under way began. The step under way ends, a checkpoint is
       written, and the exit status is 128 + the signal's number. With ``--c`` the epoch begins anew, with the weights
@@ -58,9 +50,8 @@ class BaseTrainer(nnUNetTrainer):
     - a kill, or a machine that vanishes: what was trained since the last checkpoint, at most
       ``seconds_between_checkpoints`` and one epoch.
 
-    A step whose gradients aren't finite is left out, also on a CPU. What was left out is in the log, and so is a loss
-    that wasn't finite, with the cases. An image that isn't finite ends the training, and so do 25 such steps one after
-    the other, and a checkpoint of a network that isn't finite (:mod:`~nnunet_lomix.trainers.faults`).
+    A step whose gradients aren't finite is left out, also on a CPU, and the log says so
+    (:mod:`~nnunet_lomix.trainers.faults`).
 
     Attributes:
         epochs: length of the training; None for nnU-Net's default.
@@ -73,19 +64,13 @@ class BaseTrainer(nnUNetTrainer):
     grad_scaler: torch.amp.GradScaler | None  # nnU-Net's
     faults: Faults  # -> self.initialize
 
-    @ends_with_a_sentence
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net wants its own signature
-    ):
+    @ending_with_a_sentence()  # type: ignore[misc]
+    @wraps(nnUNetTrainer.__init__)  # nnU-Net looks for the names of its own parameters
+    def __init__(self, plans: dict, configuration: str, *args: Any, **kwargs: Any):
         for variable in ("nnUNet_preprocessed", "nnUNet_results"):
             require_root(variable)
         self.check(PlansManager(plans).get_configuration(configuration))
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        super().__init__(plans, configuration, *args, **kwargs)
         if self.epochs is not None:
             self.num_epochs = self.epochs
         self._signals = StopSignals()
@@ -109,7 +94,7 @@ class BaseTrainer(nnUNetTrainer):
         """Which parts of the last loss weren't finite, by name; a subclass may know more."""
         return ["the loss"]
 
-    @ends_with_a_sentence
+    @ending_with_a_sentence()
     def run_training(self) -> None:
         with self._lock("training"), self._signals, self._naming_broken_cases():
             if self.local_rank == 0:
@@ -124,11 +109,9 @@ class BaseTrainer(nnUNetTrainer):
                 # a scheduler ends the data loaders, too, and other ranks; without them a step fails
                 self._stop_on_signal()
                 raise
-            if number := self._received_signal():
-                sentence = "The training has ended, its validation hasn't begun: do that by the same command with --c."
-                self._exit(number, sentence)
+            self._stop_on_signal()
 
-    @ends_with_a_sentence
+    @ending_with_a_sentence()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         with self._lock("validation"), self._naming_broken_cases():
             super().perform_actual_validation(save_probabilities)
@@ -167,6 +150,22 @@ class BaseTrainer(nnUNetTrainer):
         except OSError as error:
             raise LoMixError(f"{self.output_folder} can't be written ({error.strerror}).") from None
 
+    def _stop_on_signal(self) -> None:
+        """Where a signal has come, write a checkpoint and end the process; rank 0 does it for the others."""
+        number = self._signals.received
+        if number is None or self.local_rank != 0:
+            return
+        if self.current_epoch >= self.num_epochs:
+            sentence = "The training has ended, its validation hasn't begun: do that by the same command with --c."
+        else:
+            self._save_latest()
+            saved = "it begins anew, with the weights as they are: continue by the same command with --c"
+            if self.disable_checkpointing:
+                saved = "no checkpoint was written, as these are disabled"
+            sentence = f"The training has stopped in epoch {self.current_epoch}; {saved}."
+        self.print_to_log_file(f"{number.name}: {sentence}")
+        raise SystemExit(128 + number)
+
     def on_epoch_start(self) -> None:
         self._stop_on_signal()
         super().on_epoch_start()
@@ -174,19 +173,13 @@ class BaseTrainer(nnUNetTrainer):
     def train_step(self, batch: dict) -> dict:
         # before a step, not behind one: what a subclass does behind its step belongs to it
         self._stop_on_signal()
-        scale = self.faults.scale()
-        with self.faults.naming_broken_labels(batch):
-            result = super().train_step(batch)
-        self.faults.note_step(scale)
-        self.faults.note_loss(result["loss"], batch)
+        result = self.faults.watch(super().train_step, batch)
+        self.faults.note_step()
         return result
 
     def validation_step(self, batch: dict) -> dict:
         self._stop_on_signal()
-        with self.faults.naming_broken_labels(batch):
-            result = super().validation_step(batch)
-        self.faults.note_loss(result["loss"], batch)
-        return result
+        return self.faults.watch(super().validation_step, batch)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
@@ -239,13 +232,9 @@ class BaseTrainer(nnUNetTrainer):
             ) from None
 
     def add_state(self, checkpoint: dict) -> None:
-        """Add to what nnU-Net saves; for subclasses.
+        """Add to what nnU-Net saves, a copy of what the trainer has; for subclasses."""
 
-        Args:
-            checkpoint: nnU-Net's, with copies of what the trainer has.
-        """
-
-    @ends_with_a_sentence
+    @ending_with_a_sentence()
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         file = filename_or_checkpoint
         checkpoint = read_checkpoint(file, trusted=True)
@@ -267,25 +256,6 @@ class BaseTrainer(nnUNetTrainer):
         Raises:
             LoMixError: it isn't what this trainer can go on with.
         """
-
-    def _received_signal(self) -> signal.Signals | None:
-        """The one that the training has to obey; rank 0 does it for the others."""
-        return self._signals.received if self.local_rank == 0 else None
-
-    def _stop_on_signal(self) -> None:
-        """Where a signal has come, write a checkpoint and end the process."""
-        number = self._received_signal()
-        if number is None:
-            return
-        self._save_latest()
-        saved = "it begins anew, with the weights as they are: continue by the same command with --c"
-        if self.disable_checkpointing:
-            saved = "no checkpoint was written, as these are disabled"
-        self._exit(number, f"The training has stopped in epoch {self.current_epoch}; {saved}.")
-
-    def _exit(self, number: signal.Signals, sentence: str) -> NoReturn:
-        self.print_to_log_file(f"{number.name}: {sentence}")
-        raise SystemExit(128 + number)
 
 
 def _forget_unfinished_epoch(checkpoint: dict) -> None:

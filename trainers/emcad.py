@@ -4,8 +4,12 @@ Planning, data, augmentation, validation and prediction stay nnU-Net's. Each tra
 that brings the loss.
 """
 
+from functools import wraps
+from typing import Any
+
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
     nnUNetTrainerNoDeepSupervision,
 )
@@ -16,7 +20,7 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.loss.criterion import make_criterion
 from nnunet_lomix.loss.lomix import FinestOutput
 from nnunet_lomix.networks.alignment import output_strides
-from nnunet_lomix.trainers.base import BaseTrainer, ends_with_a_sentence
+from nnunet_lomix.trainers.base import BaseTrainer, ending_with_a_sentence
 from nnunet_lomix.trainers.baselines import (
     PAPER_TERMS,
     nnUNetTrainerAdditiveMix,
@@ -29,32 +33,24 @@ from nnunet_lomix.trainers.lomix import nnUNetTrainerLoMix
 class EMCADTrainer(BaseTrainer):
     """Builds the network and the optimiser of the paper; to be named before a trainer that brings a loss.
 
-    AdamW with a constant learning rate of 1e-4 and a weight decay of 1e-4. A training that starts anew gives the
-    encoder pretrained weights if they are at hand, and its log says whether they were
-    (:func:`~nnunet_lomix.networks.pvt.load_pretrained`).
+    A training that starts anew gives the encoder pretrained weights if they are at hand, and its log says whether.
     """
 
     _continues = False  # from a checkpoint, whose weights replace all others
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net wants its own signature
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.initial_lr = 1e-4
-        self.weight_decay = 1e-4
+    @wraps(nnUNetTrainer.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.initial_lr = self.weight_decay = 1e-4
 
     def check(self, configuration: ConfigurationManager) -> None:
         super().check(configuration)
         size = configuration.patch_size
         if len(size) != 2:
+            patch = " x ".join(map(str, size))
             raise LoMixError(
-                f"The EMCAD network is 2D, but this configuration has patches of {' x '.join(map(str, size))}: train "
-                "the configuration 2d with it, or this one with nnUNetTrainerLoMix."
+                f"The EMCAD network is 2D, but this configuration has patches of {patch}: train the configuration 2d "
+                "with it, or this one with nnUNetTrainerLoMix."
             )
 
     @staticmethod
@@ -67,11 +63,11 @@ class EMCADTrainer(BaseTrainer):
     ) -> nn.Module:
         """The network with random weights; nnU-Net calls this to predict, too."""
         # imports timm, which the look-up of the other trainers doesn't need
-        from nnunet_lomix.networks.network import EMCADNetwork
+        from nnunet_lomix.networks.emcad import EMCADNetwork
 
         return EMCADNetwork(num_input_channels, num_output_channels, enable_deep_supervision)
 
-    @ends_with_a_sentence
+    @ending_with_a_sentence()
     def initialize(self) -> None:
         super().initialize()
         if not self._continues:
@@ -90,7 +86,6 @@ class EMCADTrainer(BaseTrainer):
         return optimizer, constant
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
-        """How long each output is in units of the image, by axis; finest first."""
         if not self.enable_deep_supervision:
             return None
         strides = output_strides(self.configuration_manager.patch_size)

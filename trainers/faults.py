@@ -1,13 +1,11 @@
 """Numerical faults: a step that isn't finite is left out, counted and named; what can't go on ends with a sentence."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import Tensor
 from torch import distributed as dist
 
 from nnunet_lomix.errors import LoMixError, shorten
@@ -22,10 +20,7 @@ REMEDY = (
 
 
 class UnitScaler(torch.amp.GradScaler):
-    """For a CPU, where nnU-Net has no gradient scaler: leaves out a step whose gradients aren't finite, as on CUDA.
-
-    Its scale is 1 at the start of each step, so all other steps are what they are without it.
-    """
+    """For a CPU, where nnU-Net has none: leaves out a step whose gradients aren't finite; changes no other step."""
 
     def __init__(self) -> None:
         super().__init__("cpu", init_scale=1.0, growth_interval=2**31 - 1)
@@ -38,10 +33,10 @@ class UnitScaler(torch.amp.GradScaler):
 
 
 class Fault(NamedTuple):
-    """A loss that wasn't finite: the parts of it that weren't, and all cases of the batch, by name."""
+    """A loss that wasn't finite."""
 
-    parts: list[str]
-    cases: list[str]
+    parts: list[str]  # of it, those that weren't finite
+    cases: list[str]  # all of the batch
 
 
 class Faults:
@@ -53,21 +48,39 @@ class Faults:
 
     Attributes:
         losses: those that weren't finite in the present epoch's training or validation.
+        scale: what the gradients of the last step were multiplied by.
     """
 
     def __init__(self, trainer: nnUNetTrainer, name_parts: Callable[[], list[str]]):
         self.trainer = trainer
         self.name_parts = name_parts
         self.losses: list[Fault] = []
+        self.scale = 1.0
         self._left_out = self._in_a_row = self._longest_row = 0
 
-    def scale(self) -> float:
-        """What the gradients of the next step are multiplied by."""
+    def watch(self, step: Callable[[dict], dict], batch: dict) -> dict:
+        """Make a step of training or validation, and note its loss if that isn't finite.
+
+        Raises:
+            LoMixError: a label or an image of the batch is broken, so that each of its steps would fail; or a step was
+                made with what isn't finite, as there is no gradient scaler (nnU-Net has none on MPS).
+        """
+        self.scale = self._next_scale()
+        try:
+            result = step(batch)
+        except (ValueError, IndexError, RuntimeError):  # of any loss, or of a GPU
+            self._name_broken_label(batch)
+            raise
+        if not np.isfinite(result["loss"]).all():
+            self._note_loss(batch)
+        return result
+
+    def _next_scale(self) -> float:
         return 1.0 if self.trainer.grad_scaler is None else self.trainer.grad_scaler.get_scale()
 
-    def note_step(self, scale: float) -> None:
-        """Count a training step if it was left out; ``scale`` is :meth:`scale` before it."""
-        left_out = self.scale() < scale  # a scaler that leaves out a step reduces its scale
+    def note_step(self) -> None:
+        """Count a training step if it was left out."""
+        left_out = self._next_scale() < self.scale  # a scaler that leaves out a step reduces its scale
         self._left_out += left_out
         self._in_a_row = self._in_a_row + 1 if left_out else 0
         self._longest_row = max(self._longest_row, self._in_a_row)
@@ -78,15 +91,7 @@ class Faults:
         """Whether the last training step wasn't left out."""
         return self._in_a_row == 0
 
-    def note_loss(self, loss: np.ndarray, batch: dict) -> None:
-        """Note a loss if it isn't finite; it is on the host already, as nnU-Net's steps give it.
-
-        Raises:
-            LoMixError: an image of the batch isn't finite, so that each of its steps would be left out; or the step
-                was made, as there is no gradient scaler (nnU-Net has none on MPS).
-        """
-        if np.isfinite(loss).all():
-            return
+    def _note_loss(self, batch: dict) -> None:
         fault = Fault(self.name_parts(), names_of(batch))
         finite = batch["data"].isfinite().flatten(1).all(1).tolist()
         broken = [case for case, is_finite in zip(fault.cases, finite, strict=True) if not is_finite]
@@ -102,24 +107,18 @@ class Faults:
             )
         self.losses.append(fault)
 
-    @contextmanager
-    def naming_broken_labels(self, batch: dict) -> Iterator[None]:
-        """Where a step fails and a label of the batch is the reason, end the training with the name of the case."""
-        try:
-            yield
-        except (ValueError, IndexError, RuntimeError):  # of any loss, or of a GPU
-            labels = self.trainer.label_manager
-            criterion = make_criterion(labels.has_regions, labels.ignore_label)
-            target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
-            for case, segmentation in zip(names_of(batch), target.split(1), strict=True):
-                try:
-                    criterion.check_values(segmentation, labels.num_segmentation_heads)
-                except ValueError as error:
-                    self._end_training(
-                        f", {case}: {error} Mend the segmentation or 'labels' in dataset.json, run "
-                        "nnUNetv2_preprocess again, and continue the training with --c."
-                    )
-            raise
+    def _name_broken_label(self, batch: dict) -> None:
+        labels = self.trainer.label_manager
+        criterion = make_criterion(labels.has_regions, labels.ignore_label)
+        target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+        for case, segmentation in zip(names_of(batch), target.split(1), strict=True):
+            try:
+                criterion.check_values(segmentation, labels.num_segmentation_heads)
+            except ValueError as error:
+                self._end_training(
+                    f", {case}: {error} Mend the segmentation or 'labels' in dataset.json, run "
+                    "nnUNetv2_preprocess again, and continue the training with --c."
+                )
 
     def report(self, phase: str, steps: int) -> None:
         """Log what wasn't finite at the end of an epoch's training or validation, on all ranks, and forget it.
@@ -150,15 +149,14 @@ class Faults:
             )
 
     def require_finite(self, filename: str) -> None:
-        """Refuse to write a checkpoint of what isn't finite.
+        """Before a checkpoint is written.
 
         Raises:
-            LoMixError: a parameter or a buffer of the network or its loss isn't.
+            LoMixError: a parameter or a buffer of the network or its loss isn't finite.
         """
-        tensors: dict[str, Tensor] = {}
-        for module in (self.trainer.network, self.trainer.loss):
-            tensors |= dict([*module.named_parameters(), *module.named_buffers()])
-        broken = [name for name, t in tensors.items() if not t.isfinite().all()]
+        modules = (self.trainer.network, self.trainer.loss)
+        tensors = [named for m in modules for named in (*m.named_parameters(), *m.named_buffers())]
+        broken = [name for name, t in tensors if not t.isfinite().all()]
         if broken:
             self._end_training(
                 f": {shorten(broken)} of the network or its loss have values that aren't finite, so {filename} was not "
@@ -169,7 +167,6 @@ class Faults:
         self.trainer.print_to_log_file(f"Epoch {self.trainer.current_epoch}{sentence}")
 
     def _end_training(self, sentence: str) -> NoReturn:
-        """End the training with a sentence, which is in its log, too."""
         self._log(sentence)
         raise LoMixError(f"Epoch {self.trainer.current_epoch}{sentence}")
 

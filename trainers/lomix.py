@@ -13,14 +13,14 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.loss import DEFAULT_OPERATORS, LoMixLoss
 from nnunet_lomix.nnunet.checkpoints import STATE
 from nnunet_lomix.nnunet.internals import set_logged
-from nnunet_lomix.trainers.base import BaseTrainer, ends_with_a_sentence
+from nnunet_lomix.trainers.base import BaseTrainer, ending_with_a_sentence
 from nnunet_lomix.weights.history import plot_history, write_history
 
 HISTORY = "lomix_weights"  # our key in nnU-Net's logger: for each epoch a dict from map to weight
 
 
 class TrainingLog(logging.Handler):
-    """Writes what our modules log, such as the choice of a backend, into a trainer's log."""
+    """Writes what our modules log into a trainer's log."""
 
     def __init__(self, trainer: nnUNetTrainer):
         super().__init__(logging.INFO)
@@ -94,7 +94,7 @@ class nnUNetTrainerLoMix(BaseTrainer):
                     "leave it out, and set weight_ce and weight_dice, or override make_loss, instead."
                 )
 
-    @ends_with_a_sentence
+    @ending_with_a_sentence()
     def initialize(self) -> None:
         TrainingLog.open(self)
         self._require_several_outputs()
@@ -141,16 +141,16 @@ class nnUNetTrainerLoMix(BaseTrainer):
 
     def _build_anchor(self) -> torch.nn.Module | None:
         """nnU-Net's deep supervision as the anchor; None for ``z_0``."""
-        if self.anchor not in ("z_0", "deep_supervision"):
-            raise ValueError(f"the anchor must be 'z_0' or 'deep_supervision', not {self.anchor!r}")
         if self.anchor == "z_0":
             return None
+        if self.anchor != "deep_supervision":
+            raise ValueError(f"the anchor must be 'z_0' or 'deep_supervision', not {self.anchor!r}")
         anchor = super()._build_loss()
         anchor.loss.weight_ce, anchor.loss.weight_dice = self.weight_ce, self.weight_dice
         return anchor
 
     def _require_several_outputs(self) -> None:
-        """Before the network is made, since one with a single output may not be made for these plans at all."""
+        """Before the network is made, as one with a single output may not be made for these plans at all."""
         if len(self._get_deep_supervision_scales() or []) > 1:
             return
         one = "only one" if self.enable_deep_supervision else "deep supervision switched off"
@@ -164,19 +164,11 @@ class nnUNetTrainerLoMix(BaseTrainer):
 
     def _combined_with(self) -> list[type[nnUNetTrainer]]:
         """Trainers that bring something beside LoMix, the nearest first."""
-        return [
-            base
-            for base in type(self).__mro__
-            if issubclass(base, nnUNetTrainer)
-            and not issubclass(base, nnUNetTrainerLoMix)
-            and base is not nnUNetTrainer
-        ]
+        bases = [base for base in type(self).__mro__ if issubclass(base, nnUNetTrainer)]
+        return [base for base in bases if not issubclass(base, nnUNetTrainerLoMix) and base is not nnUNetTrainer]
 
     def make_loss(self, *args: Any, **kwargs: Any) -> LoMixLoss:
-        """The loss; a subclass may make another one.
-
-        Args:
-            args, kwargs: those of :class:`~nnunet_lomix.loss.LoMixLoss` for this dataset and configuration.
+        """The loss for this dataset and configuration, by LoMixLoss's arguments; a subclass may make another one.
 
         Raises:
             ValueError: an attribute of the trainer doesn't fit; ends the training with this sentence.
@@ -184,39 +176,27 @@ class nnUNetTrainerLoMix(BaseTrainer):
         return LoMixLoss(*args, **kwargs)
 
     def configure_loss_optimizer(self) -> torch.optim.Optimizer | None:
-        """The optimiser of the loss's own parameters, or None if it has none.
-
-        They are kept apart from ``self.optimizer``, whose learning rates the scheduler overwrites in every group.
-        """
-        groups: list[dict[str, Any]] = [
-            {"params": list(self.loss.rule.parameters()), "lr": self.weights_lr},
-            {"params": list(self.loss.operators.parameters()), "lr": self.fusion_lr},
-        ]
-        groups = [g for g in groups if g["params"]]
+        """Of the loss's own parameters, as the scheduler overwrites the learning rates of every group in nnU-Net's."""
+        parts = ((self.loss.rule, self.weights_lr), (self.loss.operators, self.fusion_lr))
+        groups = [{"params": params, "lr": lr} for part, lr in parts if (params := list(part.parameters()))]
         return torch.optim.AdamW(groups, weight_decay=self.loss_weight_decay, fused=True) if groups else None
 
     def train_step(self, batch: dict) -> dict:
         if self.loss_optimizer is None:
             return super().train_step(batch)
         self.loss_optimizer.zero_grad(set_to_none=True)
-        scale = self.faults.scale()  # nnU-Net's step may change it at its end, our gradients have the one before
         result = super().train_step(batch)
-        self.step_loss_optimizer(self.loss_optimizer, scale)
+        self.step_loss_optimizer(self.loss_optimizer)
         return result
 
-    def step_loss_optimizer(self, optimizer: torch.optim.Optimizer, scale: float) -> None:
-        """One step on the mean gradient of all ranks; none if it isn't finite, or the network made none.
-
-        Args:
-            optimizer: of the loss's own parameters.
-            scale: what their gradients were multiplied by.
-        """
+    def step_loss_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step on the mean gradient of all ranks; none if it isn't finite, or the network made none."""
         grads: list[Tensor] = []
         for p in self.loss.parameters():
             if p.grad is None:  # beside an anchor that has all of the weight
                 p.grad = torch.zeros_like(p)
             grads.append(p.grad)
-        flat = torch.cat([g.flatten() for g in grads]) / scale
+        flat = torch.cat([g.flatten() for g in grads]) / self.faults.scale  # what it was before nnU-Net's step
         if self.is_ddp:
             dist.all_reduce(flat)
             flat /= dist.get_world_size()
@@ -279,7 +259,7 @@ class nnUNetTrainerLoMix(BaseTrainer):
         set_logged(self, HISTORY, state["history"])
 
     def _loss_state(self) -> dict[str, Any]:
-        """The part of our state that says what the loss is, and what it has learned."""
+        """What the loss is, and what it has learned."""
         maps = [m.name for m in self.loss.maps]
         return {"rule": self.rule, "anchor": self.anchor, "maps": maps, "loss": self.loss.state_dict()}
 

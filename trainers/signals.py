@@ -24,7 +24,6 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._time = 0.0
-        self._process = os.getpid()
         self._handlers: dict[int, Any] = {}  # those of others, while ours are there
 
     def __enter__(self) -> "StopSignals":

@@ -2,8 +2,7 @@
 
 - :mod:`~nnunet_lomix.networks.alignment`: outputs that fit an image of any size;
 - :mod:`~nnunet_lomix.networks.pvt`: the encoder and its pretrained weights;
-- :mod:`~nnunet_lomix.networks.emcad`: the decoder;
-- :mod:`~nnunet_lomix.networks.network`: the whole.
+- :mod:`~nnunet_lomix.networks.emcad`: the decoder, and the whole.
 
 The first one imports no timm, which takes a second; whoever needs a network imports the others where it is built.
 """

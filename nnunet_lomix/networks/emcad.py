@@ -1,8 +1,9 @@
-"""The decoder, EMCAD: efficient multi-scale convolutional attention decoding (Rahman et al., CVPR 2024).
+"""EMCAD: efficient multi-scale convolutional attention decoding (Rahman et al., CVPR 2024), and the paper's network.
 
-Written from the paper, arXiv 2405.06880, section 3.1. Where it leaves something open, this is what gives the number of
-parameters of the authors' network, 1 913 515 for PVT-V2-B2: convolutions before a normalisation have no bias but in the
-gates, attention over channels has a sixteenth of them inside, and one attention over pixels serves all scales.
+The decoder is written from the paper, arXiv 2405.06880, section 3.1. Where it leaves something open, this is what gives
+the number of parameters of the authors' decoder, 1 913 515 for PVT-V2-B2: convolutions before a normalisation have no
+bias but in the gates, attention over channels has a sixteenth of them inside, and one attention over pixels serves all
+scales.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nnunet_lomix.networks.alignment import align, pad
+from nnunet_lomix.networks.pvt import CHANNELS, PVTEncoder
 
 
 def convolution(inputs: int, outputs: int, kernel: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -146,3 +150,39 @@ class EMCADDecoder(nn.Module):
     def _refine(self, i: int, x: Tensor) -> Tensor:
         """MSCAM: attention over channels, over pixels, and the multi-scale convolution."""
         return self.convolutions[i](self.spatial_attention(self.channel_attention[i](x)))
+
+
+class EMCADNetwork(nn.Module):
+    """PVT-V2-B2 and EMCAD, for images of any size and number of channels.
+
+    With 1 channel and 9 classes it has 26 772 635 parameters, as the authors' network.
+    """
+
+    def __init__(self, num_channels: int, num_classes: int, deep_supervision: bool = True):
+        """Make it with random weights.
+
+        Args:
+            num_channels: of the image. Three go into the encoder as they are; any other number is mixed to three by a
+                1×1 convolution with batch norm and ReLU, as the authors do it with one.
+            num_classes: of the logits.
+            deep_supervision: whether it gives four outputs; ``decoder.deep_supervision`` switches it later.
+        """
+        super().__init__()
+        mix = nn.Sequential(nn.Conv2d(num_channels, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
+        self.to_three_channels = nn.Identity() if num_channels == 3 else mix
+        self.encoder = PVTEncoder()
+        self.decoder = EMCADDecoder(CHANNELS, num_classes, deep_supervision)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """The logits at full resolution, or a list of four, finest first, with these as the first.
+
+        Args:
+            image: ``(B, num_channels, H, W)``.
+
+        Returns:
+            ``(B, num_classes, H, W)``; with deep supervision a list, whose sizes are ``(H, W)`` divided by
+            :func:`~nnunet_lomix.networks.alignment.output_strides`.
+        """
+        features = self.encoder(self.to_three_channels(pad(image)))
+        outputs = align(self.decoder(features), image.shape[2:])
+        return outputs if self.decoder.deep_supervision else outputs[0]

@@ -21,8 +21,7 @@ def test_strides_are_the_coarsest_that_divide_the_size(size):
     finest, *others = output_strides(size)
     assert finest == [1, 1]
     for strides, head_stride in zip(others, HEAD_STRIDES[1:], strict=True):
-        possible = [[s for s in (1, 2, 4, 8, 16, 32) if s <= head_stride and length % s == 0] for length in size]
-        assert strides == [max(s) for s in possible]
+        assert strides == [max(s for s in (1, 2, 4, 8, 16, 32) if s <= head_stride and n % s == 0) for n in size]
 
 
 @given(SIZES)
@@ -54,7 +53,6 @@ def test_padding_is_right_and_below_and_zero():
     assert padded.shape == (2, 3, 32, 96)
     assert torch.equal(padded[..., :30, :65], image)
     assert padded.count_nonzero() == image.count_nonzero()
-    assert torch.equal(pad(image[..., :32]), pad(image)[..., :32])
 
 
 def test_the_finest_head_alone():

@@ -49,11 +49,10 @@ def of_the_authors(key):
 
 
 def test_features_are_those_of_timm(encoder, published):
-    encoder.model.load_state_dict({key: w for key, w in published.items() if not key.startswith("head")})
+    headless = {key: w for key, w in published.items() if not key.startswith("head")}
+    encoder.model.load_state_dict(headless)
     timms = timm.create_model("pvt_v2_b2", features_only=True).eval()
-    timms.load_state_dict(
-        {key.replace("stages.", "stages_"): w for key, w in published.items() if not key.startswith("head")}
-    )
+    timms.load_state_dict({key.replace("stages.", "stages_"): w for key, w in headless.items()})
     x = torch.randn(1, 3, 64, 32)
     with torch.no_grad():
         features = encoder(x)
@@ -68,13 +67,10 @@ def test_no_weights_are_at_hand(encoder):
     assert has(encoder, before)
 
 
-@pytest.mark.parametrize("kind", ["timm's", "PVT-V2's", "safetensors"])
-def test_weights_of_a_file(encoder, published, tmp_path, monkeypatch, kind):
-    file = tmp_path / ("weights.safetensors" if kind == "safetensors" else "weights.pth")
-    if kind == "safetensors":
-        safetensors.torch.save_file(published, file)
-    else:
-        torch.save(published if kind == "timm's" else {of_the_authors(k): w for k, w in published.items()}, file)
+@pytest.mark.parametrize("key", [str, of_the_authors])
+def test_weights_of_a_file(encoder, published, tmp_path, monkeypatch, key):
+    file = tmp_path / "weights.pth"
+    torch.save({key(name): w for name, w in published.items()}, file)
     monkeypatch.setenv(VARIABLE, str(file))
     spoil(encoder)
     assert load_pretrained(encoder) == f"The encoder PVT-V2-B2 starts from pretrained weights: {file}."
@@ -82,9 +78,8 @@ def test_weights_of_a_file(encoder, published, tmp_path, monkeypatch, kind):
 
 
 def spoil(encoder):
-    with torch.no_grad():
-        for p in encoder.parameters():
-            p.zero_()
+    for w in encoder.model.state_dict().values():
+        w.zero_()
 
 
 def test_weights_of_the_cache(encoder, published, tmp_path):
@@ -104,19 +99,9 @@ def test_files_that_have_no_such_weights_get_one_sentence(encoder, published, tm
     with pytest.raises(LoMixError, match=f"weights.pth is no file: name the weights of PVT-V2-B2 in {VARIABLE}, or"):
         load_pretrained(encoder)
     smaller = {key: w for key, w in published.items() if not key.startswith("stages.3.norm")}
-    for content in (
-        smaller,
-        published | {"more": torch.ones(1)},
-        {"state_dict": 3},
-        {3: 4},
-        [1],
-        Malicious(tmp_path / "made"),
-    ):
+    for content in (smaller, published | {"more": torch.ones(1)}, {3: 4}, Malicious(tmp_path / "made")):
         torch.save(content, file)
         with pytest.raises(LoMixError, match="weights.pth has no weights of PVT-V2-B2; name another .*[.]$") as error:
             load_pretrained(encoder)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "made").exists()
-    file.write_bytes(b"no weights at all")
-    with pytest.raises(LoMixError, match="has no weights of PVT-V2-B2"):
-        load_pretrained(encoder)

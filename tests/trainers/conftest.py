@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,16 +17,15 @@ from ..conftest import DEVICE, LABELS
 
 
 class Tiny:
-    """Four epochs of two steps, on batches that depend on the epoch alone, so a resumed training sees the same."""
+    """Three epochs of two steps, on batches that depend on the epoch alone, so a resumed training sees the same."""
 
     samples = 4  # of a batch
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.configuration_manager.configuration["batch_size"] = self.samples
-        self.num_epochs = 4
-        self.num_iterations_per_epoch = 2
-        self.num_val_iterations_per_epoch = 1
+        self.num_epochs = 3
+        self.num_iterations_per_epoch = self.num_val_iterations_per_epoch = 2
 
     def on_epoch_end(self):
         self.logger.plot_progress_png = lambda folder: None  # takes longer than the epoch
@@ -44,14 +44,17 @@ class LoMixTiny(Tiny, nnUNetTrainerLoMix):
     pass
 
 
-def batch(trainer, seed, samples=slice(None)):
-    """A batch: noise, and a target that follows it; the rank's part under DDP."""
+def batch(trainer, seed):
+    """Noise, and a target that follows it."""
     generator = torch.Generator().manual_seed(seed)
-    data = torch.randn(trainer.samples, 1, *trainer.configuration_manager.patch_size, generator=generator)[samples]
-    target = (data > 0).float() + (data > 1)
+    data = torch.randn(trainer.samples, 1, *trainer.configuration_manager.patch_size, generator=generator)
+    return {"data": data, "target": targets(trainer, (data > 0).float() + (data > 1))}
+
+
+def targets(trainer, target):
+    """As nnU-Net gives it: at the resolution of each output, if there are several."""
     strides = [[round(1 / s) for s in scale] for scale in trainer._get_deep_supervision_scales() or []]
-    targets = [target[(..., *(slice(None, None, s) for s in stride))] for stride in strides]
-    return {"data": data, "target": targets or target}
+    return [target[(..., *(slice(None, None, s) for s in stride))] for stride in strides] or target
 
 
 @pytest.fixture
@@ -82,10 +85,14 @@ def make(prepared, tmp_path, monkeypatch, device):
     logger.setLevel(logging.NOTSET)
 
 
-def train_steps(trainer, steps=1, samples=slice(None)):
+def train_steps(trainer, steps=1):
     trainer.network.train()
     for step in range(steps):
-        trainer.train_step(batch(trainer, step, samples))
+        trainer.train_step(batch(trainer, step))
+
+
+def log_of(trainer):
+    return Path(trainer.log_file).read_text()
 
 
 def send_behind(trainer, hook, call=1, number=signal.SIGTERM):

@@ -1,7 +1,6 @@
 """Numerical faults in real trainings: skipped, counted and named, or an end with a sentence; never a NaN network."""
 
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +10,10 @@ from nnunet_lomix.errors import LoMixError
 from nnunet_lomix.trainers import faults, nnUNetTrainerLoMix
 
 from ..conftest import LABELS
-from .conftest import LoMixTiny, Tiny, assert_same, assert_same_training, batch, train_steps
+from .conftest import LoMixTiny, Tiny, assert_same, assert_same_training, batch, log_of, train_steps
 
 pytestmark = pytest.mark.end_to_end
 CPU = torch.device("cpu")
-PARTS = ("network", "optimizer", "loss_optimizer")
 
 
 @contextmanager
@@ -46,17 +44,13 @@ def named(batch):
     return batch | {"keys": [f"case_{i}" for i in range(4)]}
 
 
-def log_of(trainer):
-    return Path(trainer.log_file).read_text()
-
-
 def is_finite(trainer):
     tensors = [*trainer.network.state_dict().values(), *trainer.loss.state_dict().values()]
     return all(t.isfinite().all() for t in tensors if torch.is_tensor(t))
 
 
 def assert_same_parts(a, b):
-    for part in PARTS:
+    for part in ("network", "optimizer", "loss_optimizer"):
         assert_same_training(getattr(a, part).state_dict(), getattr(b, part).state_dict())
     assert_same_training(dict(a.loss.named_parameters()), dict(b.loss.named_parameters()))
 
@@ -73,7 +67,7 @@ def test_the_scaler_for_a_cpu_changes_no_bit_of_a_training(make):
 
 @pytest.mark.parametrize(
     ("value", "scale", "steps", "name"),
-    [(torch.nan, 0, 4, "z_0"), (torch.nan, 0, 2, "the anchor"), (torch.inf, 1, 2, "z_1"), (-torch.inf, 2, 2, "z_2")],
+    [(torch.nan, 0, 4, "z_0"), (torch.nan, 0, 2, "the anchor"), (-torch.inf, 2, 2, "z_2")],
 )
 def test_a_step_on_broken_logits_leaves_no_trace(make, value, scale, steps, name):
     """Every fourth step the pixel is on the grid, whose maps then aren't finite; the anchor has all pixels."""
@@ -97,14 +91,13 @@ def test_a_step_on_broken_logits_leaves_no_trace(make, value, scale, steps, name
 def test_a_training_goes_on_after_faults_and_its_log_counts_and_names_them(make):
     class Faulty(LoMixTiny):
         def train_step(self, batch):
-            broken = broken_gradients(self) if self.current_epoch == 1 else broken_logits(self, torch.nan, 2)
-            if self.current_epoch in (1, 2):
-                with broken:
-                    return super().train_step(named(batch))
-            return super().train_step(batch)
+            if self.current_epoch == 0:
+                return super().train_step(batch)
+            with broken_gradients(self) if self.current_epoch == 1 else broken_logits(self, torch.nan, 2):
+                return super().train_step(named(batch))
 
         def validation_step(self, batch):
-            with broken_logits(self, torch.inf if self.current_epoch == 3 else 0.0):
+            with broken_logits(self, torch.inf if self.current_epoch == 0 else 0.0):
                 return super().validation_step(batch)
 
     trainer = make(Faulty)
@@ -115,11 +108,9 @@ def test_a_training_goes_on_after_faults_and_its_log_counts_and_names_them(make)
     assert "Epoch 2: 2 of 2 training steps were left out" in log
     assert "Epoch 2: losses in training that weren't finite: 2; maps: z_2, add_0_2, add_1_2, add_0_1_2, " in log
     assert "more; cases: case_0, case_1, case_2, case_3." in log
-    assert "Epoch 3: losses in validation that weren't finite: 1; maps: z_0, " in log
+    assert "Epoch 0: losses in validation that weren't finite: 2; maps: z_0, " in log
     assert "sample 3 of the batch" in log  # a data loader that names no cases
     assert is_finite(trainer)
-    saved = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
-    assert all(t.isfinite().all() for t in saved["network_weights"].values())
 
 
 @pytest.mark.parametrize("step, value", [("train_step", torch.nan), ("validation_step", torch.inf)])
@@ -135,12 +126,11 @@ def test_an_image_that_is_not_finite_ends_the_training(make, step, value):
     assert_same(before, dict(trainer.network.state_dict()))
 
 
-@pytest.mark.parametrize("step", ["train_step", "validation_step"])
 @pytest.mark.parametrize(
-    "labels, value, sentence",
+    "step, labels, value, sentence",
     [
-        ("classes", 7, "the target has the label 7, but the 3 classes are 0 to 2"),
-        ("regions_ignore", 2, "the target has the value 2, but regions are 0 or 1"),
+        ("train_step", "classes", 7, "the target has the label 7, but the 3 classes are 0 to 2"),
+        ("validation_step", "regions_ignore", 2, "the target has the value 2, but regions are 0 or 1"),
     ],
 )
 def test_a_label_that_is_none_ends_the_training(make, step, labels, value, sentence):
@@ -163,12 +153,11 @@ def test_other_errors_keep_their_traceback(make):
         trainer.train_step(broken)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_overflow_under_autocast(make, dtype):
+def test_overflow_under_autocast(make):
     """nnU-Net trains in half precision on CUDA alone; here the network does so on any device."""
     trainer = make(LoMixTiny)
     network = trainer.network
-    half = torch.autocast(trainer.device.type, dtype)
+    half = torch.autocast(trainer.device.type, torch.float16)
     network.forward = half(network.forward)
     train_steps(trainer)
     assert trainer.faults.losses == [] and is_finite(trainer)
@@ -176,15 +165,11 @@ def test_overflow_under_autocast(make, dtype):
         network.decoder.seg_layers[-1].weight.mul_(1e6)  # logits beyond 65504, the greatest number of float16
     before = {name: t.clone() for name, t in network.state_dict().items()}
     trainer.train_step(named(batch(trainer, 1)))
-    assert len(trainer.faults.losses) == (dtype == torch.float16)
-    if dtype == torch.float16:
-        assert "z_0" in trainer.faults.losses[0].parts
-        assert_same(before, dict(network.state_dict()))
-    assert is_finite(trainer)
+    assert "z_0" in trainer.faults.losses[0].parts
+    assert_same(before, dict(network.state_dict()))
 
 
-@pytest.mark.parametrize("fault", [broken_gradients, broken_logits])
-def test_steps_that_are_left_out_one_after_the_other_end_the_training(make, monkeypatch, fault):
+def test_steps_that_are_left_out_one_after_the_other_end_the_training(make, monkeypatch):
     assert faults.MOST_IN_A_ROW == 25
     monkeypatch.setattr(faults, "MOST_IN_A_ROW", 3)
     trainer = make(LoMixTiny)
@@ -192,11 +177,11 @@ def test_steps_that_are_left_out_one_after_the_other_end_the_training(make, monk
         trainer.current_epoch, results = epoch, []
         trainer.on_train_epoch_start()
         for row in rows:
-            with fault(trainer):
+            with broken_gradients(trainer):
                 results += [trainer.train_step(batch(trainer, 0)) for _ in range(row)]
             results.append(trainer.train_step(batch(trainer, 0)))  # a good one
         # a scale that was halved at each would be 0 after some hundred steps in the course of a training
-        assert trainer.device.type == "cuda" or trainer.faults.scale() == 1
+        assert trainer.device.type == "cuda" or trainer.grad_scaler.get_scale() == 1
         if epoch == 0:
             trainer.on_train_epoch_end(results)
         else:
@@ -222,35 +207,24 @@ def test_without_a_scaler_the_first_fault_ends_the_training(make):
             train_steps(trainer)
 
 
-@pytest.mark.parametrize("part", ["network", "loss"])
-def test_no_checkpoint_of_what_is_not_finite(make, tmp_path, part):
-    trainer = make(LoMixTiny)
-    file = tmp_path / "checkpoint.pth"
+def test_no_checkpoint_of_what_is_not_finite(make, tmp_path):
+    """Of running statistics, too, which change in the forward pass, so that leaving out a step doesn't help."""
+    with_batch_norm = recursive_find_trainer_class_by_name("nnUNetTrainerBN")
+    trainer = make(type("Tiny", (Tiny, with_batch_norm, nnUNetTrainerLoMix), {}))
+    network, file = trainer.network, tmp_path / "checkpoint.pth"
     trainer.save_checkpoint(str(file))
     before = file.read_bytes()
-    name, parameter = list(getattr(trainer, part).named_parameters())[1]
-    with torch.no_grad():
-        parameter.view(-1)[0] = torch.nan
-    with pytest.raises(LoMixError, match=rf"^Epoch 0: .*{name} of the network or its loss .* so .*point.pth was not"):
-        trainer.save_checkpoint(str(file))
+    for named in (network.named_parameters(), trainer.loss.named_parameters(), network.named_buffers()):
+        name, tensor = next(named)
+        pixel = tensor.data.view(-1)[:1]
+        value = pixel.clone()
+        pixel.fill_(torch.nan)
+        sentence = f"^Epoch 0: .*{name} of the network or its loss .* so .*point.pth was not"
+        with pytest.raises(LoMixError, match=sentence):
+            trainer.save_checkpoint(str(file))
+        pixel.copy_(value)
     assert file.read_bytes() == before
     assert [p.name for p in tmp_path.glob("checkpoint*")] == ["checkpoint.pth"]
-
-
-def test_running_statistics_that_are_not_finite_reach_no_checkpoint(make, tmp_path):
-    """They change in the forward pass, so that leaving out a step doesn't help."""
-    trainer = make(
-        type("Tiny", (Tiny, recursive_find_trainer_class_by_name("nnUNetTrainerBN"), nnUNetTrainerLoMix), {})
-    )
-    train_steps(trainer)
-    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
-    convolution = next(m for m in trainer.network.modules() if isinstance(m, torch.nn.Conv2d))
-    hook = convolution.register_forward_hook(lambda module, inputs, output: output * torch.inf)
-    train_steps(trainer)
-    hook.remove()
-    assert all(p.isfinite().all() for p in trainer.network.parameters())
-    with pytest.raises(LoMixError, match="running_mean"):
-        trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
 
 
 def test_a_training_moves_between_a_cpu_and_cuda_with_the_scale_of_each(make, tmp_path):
@@ -265,4 +239,4 @@ def test_a_training_moves_between_a_cpu_and_cuda_with_the_scale_of_each(make, tm
     torch.save(checkpoint | {"grad_scaler_state": cuda.state_dict()}, file)
     second = make(LoMixTiny, device=CPU)
     second.load_checkpoint(str(file))
-    assert second.faults.scale() == 1
+    assert second.grad_scaler.get_scale() == 1

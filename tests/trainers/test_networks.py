@@ -30,8 +30,8 @@ def combine(name: str, order: int) -> type:
     return type("Combined", (Tiny, *bases), {})
 
 
-@pytest.mark.parametrize("preset", ["M", "L", "XL"])
-def test_residual_encoders_train(make, monkeypatch, preset):
+@pytest.mark.parametrize(("preset", "configuration"), [("M", "2d"), ("XL", "3d_fullres")])
+def test_residual_encoders_train(make, monkeypatch, preset, configuration):
     make(LoMixTiny, initialize=False)  # for nnU-Net's variables
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # the planner sets as many threads
     planner = getattr(planners, f"nnUNetPlannerResEnc{preset}")(701)
@@ -39,18 +39,18 @@ def test_residual_encoders_train(make, monkeypatch, preset):
     planner.plan_experiment()
 
     class ResidualEncoder(LoMixTiny):
-        def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
-            super().__init__(self.own_plans, configuration, fold, dataset_json, device)
+        samples = 2
 
-    for configuration in ("2d", "3d_fullres"):
-        ResidualEncoder.own_plans = planner.plans | {"continue_training": False}
-        trainer = make(ResidualEncoder, configuration=configuration)
-        assert type(trainer.network).__name__ == "ResidualEncoderUNet"
-        assert len(trainer.loss.maps) == 19
-        train_steps(trainer)
-        # the head of the coarsest output, too, which nnU-Net's own loss leaves out
-        heads = [p for name, p in trainer.network.named_parameters() if re.search(r"seg_layers\.\d\.weight", name)]
-        assert len(heads) == 3 and all(p.grad.any() for p in heads)
+        def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
+            super().__init__(planner.plans | {"continue_training": False}, configuration, fold, dataset_json, device)
+
+    trainer = make(ResidualEncoder, configuration=configuration)
+    assert type(trainer.network).__name__ == "ResidualEncoderUNet"
+    assert len(trainer.loss.maps) == 19
+    train_steps(trainer)
+    # the head of the coarsest output, too, which nnU-Net's own loss leaves out
+    heads = [p for name, p in trainer.network.named_parameters() if re.search(r"seg_layers\.\d\.weight", name)]
+    assert len(heads) == 3 and all(p.grad.any() for p in heads)
 
 
 @pytest.mark.parametrize("name", names(WORKING))

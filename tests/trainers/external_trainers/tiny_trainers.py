@@ -5,7 +5,7 @@ import os
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_lomix.trainers import nnUNetTrainerEMCADLoMix, nnUNetTrainerLoMix
+from nnunet_lomix.trainers import nnUNetTrainerLoMix
 
 
 class Tiny:
@@ -29,10 +29,6 @@ class nnUNetTrainerTiny(Tiny, nnUNetTrainer):
 
 
 class nnUNetTrainerLoMixTiny(Tiny, nnUNetTrainerLoMix):
-    pass
-
-
-class nnUNetTrainerEMCADLoMixTiny(Tiny, nnUNetTrainerEMCADLoMix):
     pass
 
 
