@@ -262,10 +262,9 @@ def test_images_of_plain_folders_are_for_the_pictures(folders):
 
 def test_folders_of_one_name_are_told_apart_by_their_paths(folders):
     """Without --names nothing is a seed: equal names of folders say nothing about what is in them."""
-    for run, own in (("runA", "old"), ("runB", "new"), ("runC", "old")):
+    for run, own in (("runA", "old"), ("runB", "new")):
         shutil.copytree(folders / own, folders / run / "preds")
     assert read_plain(folders, "runA/preds", "runB/preds", "new").trainers == ["runA/preds", "runB/preds", "new"]
-    assert read_plain(folders, "runA/preds", "runB/preds", "runC/preds").trainers == ["runA", "runB", "runC"]
 
 
 def test_one_folder_by_two_paths_is_no_second_seed(folders):
@@ -315,11 +314,6 @@ def test_files_of_another_kind_are_told(folders):
         file.rename(file.with_suffix("").with_suffix(".nii"))
     message = r"new has no file that ends in .nii.gz, as the references do, but a.nii, b.nii: convert them"
     with pytest.raises(LoMixError, match=message):
-        read_plain(folders)
-    for folder in ("new", "old", "data/truth"):
-        for file in (folders / folder).iterdir():
-            file.rename(file.with_suffix(".BMP"))
-    with pytest.raises(LoMixError, match="must have files of one kind that nnU-Net reads, not a.*BMP, b.*BMP: set"):
         read_plain(folders)
 
 
