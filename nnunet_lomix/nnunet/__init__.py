@@ -8,6 +8,7 @@
 - :mod:`~nnunet_lomix.nnunet.results`: what a training leaves in its results folder;
 - :mod:`~nnunet_lomix.nnunet.checkpoints`: reading checkpoints safely;
 - :mod:`~nnunet_lomix.nnunet.curves`: learning curves, from the log in checkpoints;
+- :mod:`~nnunet_lomix.nnunet.segmentations`: labels, and where voxels are, by nnU-Net's readers;
 - :mod:`~nnunet_lomix.nnunet.network`, :mod:`~nnunet_lomix.nnunet.prediction`: what a trained model is, and predicts;
 - :mod:`~nnunet_lomix.nnunet.commands`: running nnU-Net's commands;
 - :mod:`~nnunet_lomix.nnunet.internals`: what nnU-Net doesn't promise to keep.
