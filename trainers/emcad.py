@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.loss.criterion import make_criterion
+from nnunet_lomix.loss.criterion import Criterion
 from nnunet_lomix.loss.lomix import FinestOutput
 from nnunet_lomix.networks.alignment import output_strides
 from nnunet_lomix.trainers.base import BaseTrainer, ending_with_a_sentence
@@ -101,7 +101,7 @@ class nnUNetTrainerEMCADSingleOutput(EMCADTrainer, nnUNetTrainerNoDeepSupervisio
 
     def _build_loss(self) -> nn.Module:
         labels = self.label_manager
-        return FinestOutput(make_criterion(labels.has_regions, labels.ignore_label, ddp=self.is_ddp, **PAPER_TERMS))
+        return FinestOutput(Criterion(labels.has_regions, labels.ignore_label, ddp=self.is_ddp, **PAPER_TERMS))
 
 
 class nnUNetTrainerEMCADLoMix(EMCADTrainer, nnUNetTrainerLoMix):

@@ -9,7 +9,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
 from nnunet_lomix.errors import LoMixError, shorten
-from nnunet_lomix.loss.criterion import make_criterion
+from nnunet_lomix.loss.criterion import Criterion
 
 # Left out one after the other; a gradient scaler needs 16 to come from its first scale, 2^16, down to 1.
 MOST_IN_A_ROW = 25
@@ -109,7 +109,7 @@ class Faults:
 
     def _name_broken_label(self, batch: dict) -> None:
         labels = self.trainer.label_manager
-        criterion = make_criterion(labels.has_regions, labels.ignore_label)
+        criterion = Criterion(labels.has_regions, labels.ignore_label)
         target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
         for case, segmentation in zip(names_of(batch), target.split(1), strict=True):
             try:

@@ -63,37 +63,28 @@ class Grid:
         self.size = [-(-n // s) for n, s in zip(fine, self.strides, strict=True)]
         self.is_fine = [size == fine for size in sizes]
         self.coarse = [[size[axis] for size in sizes if size != fine] for axis in range(len(fine))]
-        padded = any(p * s > n for p, s, n in zip(self.size, self.strides, fine, strict=True))
         offsets = list(product(*map(range, self.strides)))
-        positions, inside = zip(*(self._pixels(fine, offset) for offset in offsets), strict=True)
-        self.offsets, self.positions, self.inside = (
-            torch.tensor(offsets).to(device),
-            torch.stack(positions).to(device),
-            torch.stack(inside).to(device, dtype) if padded else None,
-        )
+        self.offsets = torch.tensor(offsets).to(device)
+        self.positions, self.inside = None, None  # (cycle, 1, N)
+        if self.cycle > 1:
+            first = torch.cartesian_prod(*(torch.arange(p) * s for p, s in zip(self.size, self.strides, strict=True)))
+            length, step = torch.tensor(fine), torch.tensor([prod(fine[axis + 1 :]) for axis in range(len(fine))])
+            grids = [first + torch.tensor(offset) for offset in offsets]  # (N, axes)
+            self.positions = torch.stack([(at.minimum(length - 1) * step).sum(1) for at in grids])[:, None].to(device)
+            if any(p * s > n for p, s, n in zip(self.size, self.strides, fine, strict=True)):
+                self.inside = torch.stack([(at < length).all(1) for at in grids])[:, None].to(device, dtype)
         self.matrices = []  # for each axis (stride, P, length of all coarse outputs one after the other)
         for n, s, p, lengths in zip(fine, self.strides, self.size, self.coarse, strict=True):
-            empty = torch.zeros(p, 0, dtype=torch.float64)
-            pixels = [range(offset, offset + p * s, s) for offset in range(s)]
-            table = [torch.cat([empty, *(interpolation(m, n, at) for m in lengths)], 1) for at in pixels]
-            self.matrices.append(torch.stack(table).to(dtype).to(device))
+            pixels = torch.arange(p * s).view(p, s).T  # of each offset
+            table = torch.cat([torch.zeros(s, p, 0), *(interpolation(m, n, pixels) for m in lengths)], 2)
+            self.matrices.append(table.to(dtype).to(device))
         self.matrices[-1] = self.matrices[-1].mT.contiguous()  # it is multiplied from the right
-
-    def _pixels(self, fine: Size, offset: Size) -> tuple[Tensor, Tensor]:
-        """Positions in the flattened finest output, and whether they are inside, each ``(N,)``."""
-        positions, inside = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool)
-        for n, s, p, first in zip(fine, self.strides, self.size, offset, strict=True):
-            along = torch.arange(first, first + p * s, s)
-            positions = (positions[:, None] * n + along.clamp_max(n - 1)).flatten()
-            inside = (inside[:, None] & (along < n)).flatten()
-        return positions, inside
 
     def offset(self, step: Tensor | None) -> Offset:
         """That of a training step, whose number is ``()``, int64, on the device; the first one for None."""
         number = self.offsets.new_zeros(()) if step is None else step % self.cycle
         positions, inside = (
-            None if table is None else table.index_select(0, number)[None]
-            for table in (self.positions if self.cycle > 1 else None, self.inside)
+            None if table is None else table.index_select(0, number) for table in (self.positions, self.inside)
         )
         return Offset(positions, inside, self.offsets.index_select(0, number).unbind(1))
 
@@ -146,13 +137,13 @@ def divide(tensor: Tensor, size: int, axis: int) -> Sequence[Tensor]:
     return (tensor,) if size >= tensor.shape[axis] else tensor.split(size, axis)
 
 
-def interpolation(coarse: int, fine: int, pixels: Sequence[int]) -> Tensor:
-    """The matrix ``(pixels, coarse)`` in double precision that interpolates an axis at some of its fine pixels.
+def interpolation(coarse: int, fine: int, pixels: Tensor) -> Tensor:
+    """The matrices ``(…, coarse)`` in double precision that interpolate an axis at some of its fine pixels, ``(…)``.
 
     As F.interpolate with align_corners=False has it. Pixels outside are the last one.
     """
-    centre = ((torch.tensor(pixels).clamp_max(fine - 1).double() + 0.5) * coarse / fine - 0.5).clamp_min(0)
+    centre = ((pixels.clamp_max(fine - 1).double() + 0.5) * coarse / fine - 0.5).clamp_min(0)
     low = centre.long()
-    fraction = (centre - low)[:, None]
+    fraction = (centre - low)[..., None]
     one_hot = torch.eye(coarse, dtype=torch.float64)
     return (1 - fraction) * one_hot[low] + fraction * one_hot[(low + 1).clamp_max(coarse - 1)]

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_lomix.loss.backends import BACKENDS, Backend, Case, choose
-from nnunet_lomix.loss.criterion import Criterion, SumOverRanks, Target, full_precision, make_criterion
+from nnunet_lomix.loss.criterion import Criterion, SumOverRanks, Target, full_precision
 from nnunet_lomix.loss.grid import Grid
 from nnunet_lomix.loss.maps import ORIGINAL, list_maps
 from nnunet_lomix.loss.operators import OPERATORS, Original
@@ -36,16 +36,12 @@ def _describe(value: object) -> str:
     ('a tensor (strided, int64)', 'an empty list', 'NoneType')
     """
     if isinstance(value, Tensor):
-        return f"a tensor ({', '.join(str(kind).removeprefix('torch.') for kind in (value.layout, value.dtype))})"
+        return f"a tensor ({value.layout}, {value.dtype})".replace("torch.", "")
     return "an empty list" if isinstance(value, list | tuple) and not value else type(value).__name__
 
 
 class FinestOutput(nn.Module):
-    """The default anchor: the criterion of ``z_0`` on all pixels.
-
-    Args:
-        criterion: what a map costs.
-    """
+    """The default anchor: the criterion of ``z_0`` on all pixels."""
 
     def __init__(self, criterion: Criterion):
         super().__init__()
@@ -78,9 +74,9 @@ class LoMixLoss(nn.Module):
     backward.
 
     Args:
-        num_classes: number of channels C of each output.
-        num_scales: number of outputs S, at least 2.
-        operators: names of the operators; ``()`` for none.
+        num_classes: C, the channels of each output.
+        num_scales: S, the number of outputs, at least 2.
+        operators: names; ``()`` for none.
         mixed_scales: how many of the finest scales are mixed, K; default the smaller of S and 4. The coarser outputs
             stay as originals.
         rule: name of the weighting rule.
@@ -161,23 +157,22 @@ class LoMixLoss(nn.Module):
             )
         if not isinstance(stride, int) or not 1 <= stride <= MOST_STRIDE:
             raise ValueError(f"the stride of the grid must be a whole number from 1 to {MOST_STRIDE}, got {stride!r}")
+        if backend not in (None, *BACKENDS):
+            raise ValueError(f"unknown backend {backend!r}; choose from: {', '.join(BACKENDS)}")
         self.num_classes = num_classes
         self.num_scales = num_scales
         self.maps = list_maps(num_scales, mixed_scales, operators)
-        subsets = [m.scales for m in self.maps]
-        self.operators = nn.ModuleDict({ORIGINAL: Original(num_classes, subsets[:num_scales])})
-        for name in operators:
-            self.operators[name] = OPERATORS[name](num_classes, [m.scales for m in self.maps if m.operator == name])
+        self.operators = nn.ModuleDict()
+        for name, operator in [(ORIGINAL, Original), *((name, OPERATORS[name]) for name in operators)]:
+            self.operators[name] = operator(num_classes, [m.scales for m in self.maps if m.operator == name])
         self.rule = RULES[rule](len(self.maps))
         if share and self.rule.free:
             raise ValueError(f"the rule {rule!r} has free weights and guarantees the anchor no share; set share = 0")
-        dice = dict(batch_dice=batch_dice, paper_dice=paper_dice, smooth=smooth, ddp=ddp)
-        self.criterion = make_criterion(regions, ignore_label, weight_ce=weight_ce, weight_dice=weight_dice, **dice)
+        dice: dict[str, Any] = dict(batch_dice=batch_dice, paper_dice=paper_dice, smooth=smooth, ddp=ddp)
+        self.criterion = Criterion(regions, ignore_label, weight_ce=weight_ce, weight_dice=weight_dice, **dice)
         self.share = share
         self.anchor = FinestOutput(self.criterion) if anchor is None else anchor
         self.stride = stride
-        if backend not in (None, *BACKENDS):
-            raise ValueError(f"unknown backend {backend!r}; choose from: {', '.join(BACKENDS)}")
         self.backend = backend
         self.last_losses: Tensor | None = None
         self._backends: dict[tuple[object, ...], Backend] = {}  # by device and dtype
@@ -198,37 +193,18 @@ class LoMixLoss(nn.Module):
     def losses(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
         """The loss of each map, ``(len(self.maps),)``; arguments as for :meth:`forward`."""
         outputs, target = self._checked(outputs, target)
-        with full_precision(outputs[0].device.type):
-            double = any(t.dtype == torch.float64 for t in (*outputs, *self.parameters()))
-            dtype = torch.float64 if double else torch.float32
-            losses = self._losses([_as_tensor(z) for z in outputs], target, dtype)
+        double = any(t.dtype == torch.float64 for t in (*outputs, *self.parameters()))
+        with full_precision(target.device.type):
+            losses = self._losses(outputs, target, torch.float64 if double else torch.float32)
         self.last_losses = losses.detach()
         return losses
 
-    def _checked(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor]:
-        """The outputs as a list, and the target of full resolution."""
-        if isinstance(target, list | tuple) and target:
-            target = target[0]
-        if not isinstance(target, Tensor):
-            raise ValueError(f"the target must be a tensor, or a list that starts with one, got {_describe(target)}")
-        if isinstance(outputs, Tensor) and outputs.ndim > max(4, target.ndim):  # a target may lack its channel
-            outputs = outputs.unbind(1)
-        self._check(outputs, target)
-        return outputs, _as_tensor(target)
-
     def _losses(self, outputs: Sequence[Tensor], target: Tensor, dtype: torch.dtype) -> Tensor:
-        backend = self._backend_for(dtype, target)
-        sizes = tuple(tuple(z.shape[2:]) for z in outputs)
-        key = (sizes, self.stride, target.device, dtype)
-        if key not in self._grids:
-            self._grids[key] = Grid(sizes, self.stride, target.device, dtype)
-            if self.stride > 1 and self._grids[key].cycle == 1 and not torch.compiler.is_compiling():
-                logger.warning("LoMix: stride = %d has no effect, as no axis of the second output is half", self.stride)
-        grid = self._grids[key]
+        backend, grid = self._backend_for(dtype, target), self._grid_for(dtype, outputs)
         offset = grid.offset(self.rule.steps if torch.is_grad_enabled() else None)
         prepared = self.criterion.prepare(grid.select(target, offset), self.num_classes, dtype, offset.inside)
-        pixels, of_row = prod(grid.size), prod(grid.size[1:])
-        rows = max(1, backend.pixels_at_once(len(target), pixels, prod(sizes[0])) // of_row)
+        pixels, of_row, finest = prod(grid.size), prod(grid.size[1:]), prod(target.shape[2:])
+        rows = max(1, backend.pixels_at_once(len(target), pixels, finest) // of_row)
 
         def sums(fine_and_coarse: list[Tensor], matrices: list[Tensor], target: Target) -> Tensor:
             return backend(grid.scales(fine_and_coarse, matrices), target)
@@ -243,9 +219,8 @@ class LoMixLoss(nn.Module):
 
     def maps_not_finite(self) -> list[str]:
         """Names of the maps whose losses were NaN or infinite when they were last computed; waits for the device."""
-        if self.last_losses is None:
-            return []
-        return [m.name for m, finite in zip(self.maps, self.last_losses.isfinite().tolist(), strict=True) if not finite]
+        finite = [] if self.last_losses is None else self.last_losses.isfinite().tolist()
+        return [m.name for m, is_finite in zip(self.maps, finite, strict=False) if not is_finite]
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
         """The weighted loss, a scalar; with gradients enabled a training step, which :meth:`observe` counts.
@@ -303,19 +278,33 @@ class LoMixLoss(nn.Module):
         if not compiling and (target.device.type == "cpu" or key not in self._backends):
             self.criterion.check_values(target, self.num_classes)
         if key not in self._backends:
-            classes, scales = self.num_classes, self.num_scales
             operators = dict(self.operators.items())
-            case = Case(self.maps, operators, self.criterion, classes, scales, target.device, dtype)
+            case = Case(self.maps, operators, self.criterion, self.num_classes, self.num_scales, target.device, dtype)
             name, self._backends[key], refusal = choose(case, self.backend)
-            text = f"LoMix: the backend {name!r} computes the loss of {len(self.maps)} maps"
             if not compiling:
-                logger.log(
-                    logging.INFO if self.backend in (None, name) else logging.WARNING,
-                    f"{text}; {refusal}" if refusal else text,
-                )
+                level = logging.INFO if self.backend in (None, name) else logging.WARNING
+                text = f"LoMix: the backend {name!r} computes the loss of {len(self.maps)} maps"
+                logger.log(level, f"{text}; {refusal}" if refusal else text)
         return self._backends[key]
 
-    def _check(self, outputs: Sequence[Tensor], target: Tensor) -> None:
+    def _grid_for(self, dtype: torch.dtype, outputs: Sequence[Tensor]) -> Grid:
+        """Logged as a warning if the stride has no effect."""
+        sizes, device = tuple(tuple(z.shape[2:]) for z in outputs), outputs[0].device
+        key = (sizes, self.stride, device, dtype)
+        if key not in self._grids:
+            self._grids[key] = Grid(sizes, self.stride, device, dtype)
+            if self.stride > 1 and self._grids[key].cycle == 1 and not torch.compiler.is_compiling():
+                logger.warning("LoMix: stride = %d has no effect, as no axis of the second output is half", self.stride)
+        return self._grids[key]
+
+    def _checked(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor]:
+        """The outputs as a list, and the target of full resolution, if they fit."""
+        if isinstance(target, list | tuple) and target:
+            target = target[0]
+        if not isinstance(target, Tensor):
+            raise ValueError(f"the target must be a tensor, or a list that starts with one, got {_describe(target)}")
+        if isinstance(outputs, Tensor) and outputs.ndim > max(4, target.ndim):  # a target may lack its channel
+            outputs = outputs.unbind(1)
         if not isinstance(outputs, list | tuple) or len(outputs) != self.num_scales:
             given = "a single tensor" if isinstance(outputs, Tensor) else _describe(outputs)
             given = str(len(outputs)) if isinstance(outputs, list | tuple) else given
@@ -333,7 +322,7 @@ class LoMixLoss(nn.Module):
                 f"the outputs, the target and the loss must be on the same device, but they are on "
                 f"{' and '.join(sorted(map(str, devices)))}; move the loss by loss.to(device)"
             )
-        channels = self.criterion.target_channels(self.num_classes)
+        channels, size = self.criterion.target_channels(self.num_classes), tuple(target.shape[2:])
         if target.ndim not in (4, 5) or target.shape[1] != channels:
             last = ", the last one for ignored pixels" if channels > self.num_classes else ""
             one_hot = target.ndim in (4, 5) and channels == 1 and target.shape[1] == self.num_classes
@@ -341,24 +330,23 @@ class LoMixLoss(nn.Module):
             raise ValueError(
                 f"the target must be (B, {channels}, *spatial), 2D or 3D{last}; got {tuple(target.shape)}{hint}"
             )
-        dtypes = {p.dtype for p in self.operators.parameters()}
         if other := {p.dtype for p in self.parameters()} - {torch.float32, torch.float64}:
             raise ValueError(
                 f"the loss is in {other.pop()}, but it computes in float32 or float64, whatever its outputs are: call "
                 "loss.float(), and convert the network alone"
             )
-        if any(z.dtype == torch.float64 for z in outputs) and dtypes - {torch.float64}:
+        is_double = all(p.dtype == torch.float64 for p in self.operators.parameters())
+        if not is_double and any(z.dtype == torch.float64 for z in outputs):
             raise ValueError("the outputs are float64, the loss isn't; convert it: loss.double()")
         for z in outputs:
             if z.ndim != target.ndim or z.shape[:2] != (len(target), self.num_classes):
                 raise ValueError(
                     f"each output must be (B, C, *spatial) with B = {len(target)}, C = {self.num_classes} and "
-                    f"{target.ndim - 2} spatial axes, as the target, got {tuple(z.shape)}"
+                    f"{len(size)} spatial axes, as the target, got {tuple(z.shape)}"
                 )
         if not all(z.numel() for z in outputs):
             raise ValueError("there must be at least one sample, and each output must have at least one pixel")
-        if outputs[0].shape[2:] != target.shape[2:]:
-            raise ValueError(
-                f"the first output must have the size of the target, {tuple(target.shape[2:])}, "
-                f"got {tuple(outputs[0].shape[2:])}"
-            )
+        if outputs[0].shape[2:] != size:
+            given = str(tuple(outputs[0].shape[2:]))
+            raise ValueError(f"the first output must have the size of the target, {size}, got {given}")
+        return [_as_tensor(z) for z in outputs], _as_tensor(target)

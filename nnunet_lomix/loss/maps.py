@@ -31,15 +31,10 @@ class Map:
 
 
 def list_maps(num_scales: int, mixed_scales: int, operators: Sequence[str]) -> list[Map]:
-    """All maps of LoMix: the ``num_scales`` originals, then for each operator its mutants.
+    """All maps of LoMix: the originals of S scales, then for each operator its mutants.
 
-    The mutants are those of every subset of at least two of the ``mixed_scales`` (K) finest scales, so
+    These are the mutants of every subset of at least two of the ``mixed_scales`` (K) finest scales, so
     there are ``num_scales + len(operators) * (2**K - K - 1)`` maps.
-
-    Args:
-        num_scales: number of decoder outputs, S.
-        mixed_scales: number of the finest scales that are mixed, K, 1 to S.
-        operators: names of operators.
     """
     originals = [Map(ORIGINAL, (j,)) for j in range(num_scales)]
     subsets = [c for size in range(2, mixed_scales + 1) for c in combinations(range(mixed_scales), size)]

@@ -24,6 +24,11 @@ from nnunet_lomix.loss.registry import Registry
 Subset = tuple[int, ...]
 
 
+def count_mixed(subsets: Sequence[Subset]) -> int:
+    """K, how many of the finest scales the mutants of these subsets mix."""
+    return 1 + max((j for subset in subsets for j in subset), default=0)
+
+
 class Operator(nn.Module):
     """Makes a mutant of each of its subsets of the scales.
 
@@ -33,20 +38,11 @@ class Operator(nn.Module):
     Args:
         num_classes: C.
         subsets: for each of the M mutants the indices of its scales.
-
-    Attributes:
-        mixed: number of the mixed scales, K: no subset has a later one.
     """
 
     def __init__(self, num_classes: int, subsets: Sequence[Subset]):
         super().__init__()
         self.subsets = list(subsets)
-        self.mixed = self.count_mixed(subsets)
-
-    @staticmethod
-    def count_mixed(subsets: Sequence[Subset]) -> int:
-        """K for the mutants of these subsets."""
-        return 1 + max((j for subset in subsets for j in subset), default=0)
 
     def forward(self, scales: Sequence[Tensor], subset: Subset) -> Tensor:
         """The mutant of a subset, from all scales; each tensor is ``(B, C, N)``, logits with the pixels flattened."""
@@ -96,9 +92,17 @@ class LinearOperator(Operator):
     def __init__(self, num_classes: int, subsets: Sequence[Subset], rows: int):
         super().__init__(num_classes, subsets)
         self.num_classes = num_classes
-        shape = len(subsets), rows, self.mixed * num_classes + 1
+        shape = len(subsets), rows, count_mixed(subsets) * num_classes + 1
         self.weight = nn.Parameter(torch.zeros(shape))
         self.register_buffer("used", torch.zeros(shape), persistent=False)
+        for number, subset in enumerate(subsets):
+            for j in subset:
+                self.used[number, self.rows(j), self.columns(j)] = 1
+                self.used[number, self.rows(j), -1] = 1
+
+    def rows(self, scale: int) -> slice:
+        """Those that a scale enters."""
+        raise NotImplementedError
 
     def columns(self, scale: int) -> slice:
         """Those of the classes of a scale."""
@@ -114,12 +118,12 @@ class Concat(LinearOperator):
 
     def __init__(self, num_classes: int, subsets: Sequence[Subset]):
         super().__init__(num_classes, subsets, num_classes)
-        self.used[..., -1] = 1
-        with torch.no_grad():
-            for number, subset in enumerate(subsets):
-                for j in subset:
-                    self.used[number, :, self.columns(j)] = 1
-                    self.weight[number, :, self.columns(j)] = torch.eye(num_classes) / len(subset)
+        for number, subset in enumerate(subsets):
+            for j in subset:
+                self.weight.data[number, :, self.columns(j)] = torch.eye(num_classes) / len(subset)
+
+    def rows(self, scale: int) -> slice:
+        return slice(None)
 
     def mix(self, scales: list[Tensor], number: int) -> Tensor:
         own = self.weight[number]
@@ -135,16 +139,15 @@ class Fusion(LinearOperator):
     """
 
     def __init__(self, num_classes: int, subsets: Sequence[Subset]):
-        super().__init__(num_classes, subsets, self.count_mixed(subsets))
-        for number, subset in enumerate(subsets):
-            for j in subset:
-                self.used[number, j, self.columns(j)] = 1
-                self.used[number, j, -1] = 1
+        super().__init__(num_classes, subsets, count_mixed(subsets))
+
+    def rows(self, scale: int) -> slice:
+        return slice(scale, scale + 1)
 
     def mix(self, scales: list[Tensor], number: int) -> Tensor:
         own = self.weight[number]
         pairs = zip(self.subsets[number], scales, strict=True)
-        scores = torch.cat([convolve(own[j : j + 1, self.columns(j)], z) + own[j, -1] for j, z in pairs], 1)
+        scores = torch.cat([convolve(own[self.rows(j), self.columns(j)], z) + own[j, -1] for j, z in pairs], 1)
         weighted: list[Tensor] = [a * z for a, z in zip(scores.softmax(1).split(1, 1), scales, strict=True)]
         return sum(weighted[1:], weighted[0])
 

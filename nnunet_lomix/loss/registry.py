@@ -32,8 +32,9 @@ class Registry(dict[str, Part], Generic[Part]):
         """
 
         def decorator(part: Part) -> Part:
-            if name in self and _source(self[name]) != _source(part):
-                owner = ".".join(_source(self[name]))
+            other = self.get(name, part)
+            owner = f"{other.__module__}.{other.__qualname__}"
+            if owner != f"{part.__module__}.{part.__qualname__}":
                 raise ValueError(f"{self.kind} {name!r} is registered already, by {owner}; choose another name")
             self[name] = part
             return part
@@ -42,8 +43,3 @@ class Registry(dict[str, Part], Generic[Part]):
 
     def __missing__(self, name: str) -> Part:
         raise ValueError(f"unknown {self.kind} {name!r}; choose from: {', '.join(sorted(self))}")
-
-
-def _source(part: Callable[..., Any]) -> tuple[str, str]:
-    """Where a class is defined."""
-    return part.__module__, part.__qualname__

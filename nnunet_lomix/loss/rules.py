@@ -109,8 +109,8 @@ class Barrier(WeightingRule):
         known = losses.nan_to_num(nan=1.0, posinf=1e4).clamp_min(self.least_loss)
         start = log(self.beta) - known.log()
         # decided on the device, no host waits; averages of a network's state may have a θ and still no steps
-        is_first = (self.steps == 0) & (self.theta == 0).all()
-        self.theta.copy_(torch.where(is_first, start, self.theta))
+        has_begun = (self.steps > 0) | self.theta.any()
+        self.theta.copy_(torch.where(has_begun, self.theta, start))
         super().observe(losses)
 
     def raw(self) -> Tensor:

@@ -11,7 +11,7 @@ from torch.autograd import gradcheck
 
 from nnunet_lomix import LoMixLoss
 from nnunet_lomix.loss import DEFAULT_OPERATORS, OPERATORS, RULES
-from nnunet_lomix.loss.backends import fused, plain
+from nnunet_lomix.loss.backends import plain
 
 from . import oracle
 
@@ -122,48 +122,36 @@ def oracle_losses(loss, case, outputs, target):
     return np.array(losses), anchor
 
 
-def assert_equals_the_oracle(case, backend, device, dtype, rtol, atol):
+def assert_equals_the_oracle(case, device):
     arguments, *_ = case
-    loss, outputs, target = build(case, backend, device, dtype)
+    loss, outputs, target = build(case, "plain", device)
     expected, anchor = oracle_losses(loss, case, outputs, target)
-    theta = getattr(loss.rule, "theta", torch.zeros(len(expected))).detach().double().cpu().numpy()
+    theta = getattr(loss.rule, "theta", torch.zeros(len(expected))).detach().cpu().numpy()
     weights = oracle.weights_of_maps(arguments["rule"], theta)
-    share = arguments["share"]
+    total = arguments["share"] * anchor + (1 - arguments["share"]) * weights @ expected
 
-    outputs, target = tensors(outputs, target, device, dtype)
-    np.testing.assert_allclose(loss.losses(outputs, target).detach().cpu(), expected, rtol=rtol, atol=atol)
-    np.testing.assert_allclose(loss.weights().cpu(), weights, rtol=rtol)
-    total = loss(outputs, [target, None])  # nnU-Net gives a list of targets
-    np.testing.assert_allclose(
-        total.item(), share * anchor + (1 - share) * weights @ expected, rtol=rtol, atol=atol * weights.sum()
-    )
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Of the kernels: several blocks and several programs for a sample, the last block not full."""
-    monkeypatch.setattr(fused, "VALUES_OF_WARP", 2**5)
-    monkeypatch.setattr(fused, "PROGRAMS", 2**6)
-    monkeypatch.setattr(fused, "self_check", lambda *args: None)  # has tests of its own
+    outputs, target = tensors(outputs, target, device)
+    np.testing.assert_allclose(loss.losses(outputs, target).detach().cpu(), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(loss.weights().cpu(), weights, rtol=1e-9)
+    got = loss(outputs, [target, None]).item()  # nnU-Net gives a list of targets
+    np.testing.assert_allclose(got, total, rtol=1e-9, atol=1e-12 * weights.sum())
 
 
 @pytest.mark.parametrize("name", TABLE)
-@pytest.mark.parametrize("backend", ["plain", "fused"])
-def test_a_table_of_cases_equals_the_oracle(backend, name, device, small_blocks, caplog):
-    dtype, tolerance = (torch.float64, 1e-9) if backend == "plain" else (torch.float32, 1e-4)
-    assert_equals_the_oracle(TABLE[name], backend, device, dtype, tolerance, tolerance)
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]  # it was this backend
+def test_a_table_of_cases_equals_the_oracle(name, device):
+    """The other backends equal plain in these cases: backends/test_fused.py."""
+    assert_equals_the_oracle(TABLE[name], device)
 
 
 @settings(max_examples=80, derandomize=True)
 @example(case=FIVE_SCALES)
 @given(case=cases())
 def test_losses_weights_and_total_equal_the_oracle(device, case):
-    assert_equals_the_oracle(case, "plain", device, torch.float64, 1e-9, 1e-12)
+    assert_equals_the_oracle(case, device)
 
 
-# a row at a time, some rows, and all at once
-@pytest.mark.parametrize("values", [1, 100, 10**6])
+# a row at a time, and some rows
+@pytest.mark.parametrize("values", [1, 100])
 @settings(max_examples=20, derandomize=True)
 @example(case=FIVE_SCALES)
 @given(case=cases())
@@ -172,8 +160,7 @@ def test_slabs_of_any_size_give_the_same(values, device, case):
     for most_values in (10**9, 0):
         loss, *arrays = build(case, "plain", device)
         outputs, target = tensors(*arrays, device)
-        sizes = {"MOST_VALUES": most_values, "VALUES_OF_CPU": values}
-        with mock.patch.multiple(plain, **sizes):
+        with mock.patch.multiple(plain, MOST_VALUES=most_values, VALUES_OF_CPU=values):
             loss(outputs, target).backward()
         gradients.append({str(i): z.grad for i, z in enumerate(outputs)})
         gradients[-1].update({k: p.grad for k, p in loss.named_parameters()})
@@ -222,8 +209,8 @@ def test_layout_in_memory_does_not_matter(layout, sizes, device):
 # torch.compile can't look into the kernels of fused
 @pytest.mark.parametrize(("backend", "stride"), [(None, 2), ("fused", 1)])
 def test_a_small_loss_is_one_graph_for_torch_compile_whatever_the_step(backend, stride):
-    loss = LoMixLoss(3, 3, stride=stride, backend=backend)
-    outputs, target = tensors(*oracle.example([(8, 8), (4, 4), (2, 2)]), CPU, torch.float32)
+    loss = LoMixLoss(3, 2, stride=stride, backend=backend)
+    outputs, target = tensors(*oracle.example([(8, 8), (4, 4)]), CPU, torch.float32)
     compiled = torch.compile(loss.losses, backend="eager", fullgraph=True)
     for step in range(3):
         loss.rule.steps.fill_(step)
@@ -240,11 +227,11 @@ def test_no_random_numbers_are_drawn():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("magnitude", [1, 16, 40])
+@pytest.mark.parametrize("magnitude", [1, 40])
 def test_half_precision_outputs_are_computed_in_fp32(magnitude, dtype, device):
-    """Under autocast or not; four logits of 16 are beyond fp16 when multiplied."""
+    """Under autocast or not; four logits of 40 are beyond fp16 when multiplied."""
     outputs, target = oracle.example([(8, 8), (4, 4), (2, 2), (1, 1)])
-    outputs, target = tensors([z * 0 + magnitude * np.sign(z) for z in outputs], target, device, dtype)
+    outputs, target = tensors([magnitude * np.sign(z) for z in outputs], target, device, dtype)
     loss = LoMixLoss(3, 4).to(device)
     exact = [z.detach().float().requires_grad_() for z in outputs]
     expected = loss.losses(exact, target)
@@ -281,18 +268,16 @@ def test_state_dict_restores_the_loss(rule):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"operators": ["add", "divide"]}, "divide"),
+        ({"operators": ["add", "divide"]}, "unknown operator 'divide'; choose from: add"),
         ({"rule": "lucky"}, "lucky"),
         ({"backend": "quantum"}, "quantum"),
         ({"operators": ["add", "add"]}, "names each operator once"),
         ({"operators": "add"}, "must be a list"),
-        ({"operators": ["original"]}, "unknown operator 'original'"),
         ({"mixed_scales": 4}, "mixed_scales"),
         ({"mixed_scales": 0}, "mixed_scales"),
         ({"num_scales": 1}, "1"),
         ({"num_classes": 1}, "at least 2 classes"),
         ({"num_classes": 0, "regions": True}, "1 region, got 0"),
-        ({"share": 1.5}, "share of the anchor must be between 0 and 1, got 1.5"),
         ({"share": float("nan"), "anchor": torch.nn.Identity()}, "share of the anchor"),
         ({"rule": "softplus"}, "free weights.*set share = 0"),
         ({"anchor": "z_0"}, "the anchor must be None, for z_0, or a module .*, got 'z_0'"),
@@ -312,27 +297,35 @@ def images(*shapes):
     return [torch.zeros(2, *shape) for shape in shapes]
 
 
+TWO = images((3, 8, 8), (3, 4, 4))
+MASKS = {"regions": True, "ignore_label": 3}
+
+
 @pytest.mark.parametrize(
-    ("outputs", "target", "message"),
+    ("outputs", "target", "arguments", "message"),
     [
-        (images((3, 8, 8)), (2, 1, 8, 8), "2 outputs, got 1"),
-        (images((3, 8, 8), (3, 4, 4), (3, 2, 2)), (2, 1, 8, 8), "2 outputs, got 3"),
-        (torch.zeros(2, 3, 8, 8), (2, 1, 8, 8), "single tensor"),
-        (images((3, 8, 8), (2, 4, 4)), (2, 1, 8, 8), r"C = 3 .* got \(2, 2, 4, 4\)"),
-        (images((3, 8, 8), (3, 4)), (2, 1, 8, 8), r"2 spatial axes.* got \(2, 3, 4\)"),
+        (images((3, 8, 8)), (2, 1, 8, 8), {}, "2 outputs, got 1"),
+        (images((3, 8, 8)), (2, 1, 8, 8), {"share": 1}, "expected a list of 2 outputs"),
+        (torch.zeros(2, 3, 8, 8), (2, 1, 8, 8), {}, "single tensor"),
+        (torch.zeros(2, 3, 3, 8, 8), (2, 1, 8, 8), {}, "2 outputs, got 3"),
+        (images((3, 8, 8), (2, 4, 4)), (2, 1, 8, 8), {}, r"C = 3 .* got \(2, 2, 4, 4\)"),
+        (images((3, 8, 8), (3, 4)), (2, 1, 8, 8), {}, r"2 spatial axes.* got \(2, 3, 4\)"),
         # a batch of another size was broadcast, and the loss wrong
-        (images((3, 8, 8), (3, 4, 4)), (1, 1, 8, 8), r"B = 1"),
-        ([torch.zeros(2, 3, 8, 8), torch.zeros(1, 3, 4, 4)], (2, 1, 8, 8), r"B = 2"),
-        (images((3, 8, 8), (3, 4, 4)), (2, 1, 4, 4), r"\(4, 4\), got \(8, 8\)"),
-        (images((3, 8, 8), (3, 4, 4)), (2, 3, 8, 8), r"\(B, 1, .*got \(2, 3, 8, 8\); if it is one-hot, give"),
+        (TWO, (1, 1, 8, 8), {}, r"B = 1"),
+        ([torch.zeros(2, 3, 8, 8), torch.zeros(1, 3, 4, 4)], (2, 1, 8, 8), {}, r"B = 2"),
+        (TWO, (2, 1, 4, 4), {}, r"\(4, 4\), got \(8, 8\)"),
+        (TWO, (2, 3, 8, 8), {}, r"\(B, 1, .*got \(2, 3, 8, 8\); if it is one-hot, give"),
+        (TWO, (2, 1, 8, 8), {"regions": True}, r"\(B, 3, "),
+        (TWO, (2, 3, 8, 8), MASKS, r"\(B, 4, .* the last one for ignored pixels; got \(2, 3, 8, 8\)"),
         # as MONAI's DynUNet gives them, and labels without their channel
-        (torch.zeros(2, 2, 3, 8, 8), (2, 8, 8), r"target must be \(B, 1, \*spatial\), 2D or 3D; got \(2, 8, 8\)$"),
-        (images((3, 8), (3, 4)), (2, 1, 8), "2D or 3D"),
+        (torch.zeros(2, 2, 3, 8, 8), (2, 8, 8), {}, r"must be \(B, 1, \*spatial\), 2D or 3D; got \(2, 8, 8\)$"),
+        (images((3, 8), (3, 4)), (2, 1, 8), {}, "2D or 3D"),
+        ([z.double() for z in TWO], (2, 1, 8, 8), {}, r"loss.double\(\)"),
     ],
 )
-def test_wrong_inputs(outputs, target, message):
+def test_wrong_inputs(outputs, target, arguments, message):
     with pytest.raises(ValueError, match=message):
-        LoMixLoss(3, 2)(outputs, torch.zeros(target))
+        LoMixLoss(3, 2, **arguments)(outputs, torch.zeros(target))
 
 
 def test_a_stride_without_effect_is_a_warning_once(caplog):
@@ -345,11 +338,6 @@ def test_a_stride_without_effect_is_a_warning_once(caplog):
     caplog.clear()
     LoMixLoss(3, 2, stride=3)(images((3, 2, 8), (3, 1, 8)), torch.zeros(2, 1, 2, 8))  # an axis shorter than the stride
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
-
-
-def test_all_of_the_share_for_an_anchor_is_no_reason_to_take_anything():
-    with pytest.raises(ValueError, match="expected a list of 2 outputs"):
-        LoMixLoss(3, 2, share=1)(images((3, 8, 8)), torch.zeros(2, 1, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -368,25 +356,7 @@ def test_values_that_are_no_label_and_no_region(value, arguments, message):
     target = torch.zeros(2, 3 if arguments.get("regions") else 1, 8, 8)
     target[1, 0, 2, 3] = value
     with pytest.raises(ValueError, match=message):
-        LoMixLoss(3, 2, **arguments)(images((3, 8, 8), (3, 4, 4)), target)
-
-
-@pytest.mark.parametrize(
-    ("ignore_label", "given", "message"),
-    [(None, 1, r"\(B, 3, "), (3, 3, r"\(B, 4, .* the last one for ignored pixels; got \(2, 3, 8, 8\)")],
-)
-def test_wrong_number_of_regions_in_the_target(ignore_label, given, message):
-    loss = LoMixLoss(3, 2, regions=True, ignore_label=ignore_label)
-    with pytest.raises(ValueError, match=message):
-        loss(images((3, 8, 8), (3, 4, 4)), torch.zeros(2, given, 8, 8))
-
-
-def test_float64_outputs_need_float64_operators():
-    outputs, target = [z.double() for z in images((3, 8, 8), (3, 4, 4))], torch.zeros(2, 1, 8, 8)
-    loss = LoMixLoss(3, 2)
-    with pytest.raises(ValueError, match=r"loss.double\(\)"):
-        loss(outputs, target)
-    assert loss.double()(outputs, target).dtype == torch.float64
+        LoMixLoss(3, 2, **arguments)(TWO, target)
 
 
 class Annotated(torch.Tensor):
@@ -399,29 +369,24 @@ class Annotated(torch.Tensor):
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_subclasses_of_tensors_have_the_same_loss(stride):
-    values, gradients = [], []
+def test_subclasses_of_tensors_have_the_same_loss():
+    results = []
     for kind in (torch.Tensor, Annotated):
-        loss = LoMixLoss(3, 3, stride=stride)
+        loss = LoMixLoss(3, 3, stride=2)
         arrays, target = tensors(*oracle.example([(8, 8), (4, 4), (2, 2)]), CPU, torch.float32)
         outputs = [z.detach().as_subclass(kind).requires_grad_() for z in arrays]
         for _ in range(2):
             value = loss(outputs, target.as_subclass(kind))
         value.backward()
         assert type(value) is torch.Tensor
-        values.append(value)
-        gradients.append([z.grad.as_subclass(torch.Tensor) for z in outputs])
-    assert torch.equal(*values)
-    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+        results.append([value, *(z.grad.as_subclass(torch.Tensor) for z in outputs)])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_loss_converted_to_half_precision_is_refused(dtype):
-    with pytest.raises(
-        ValueError, match=f"the loss is in {dtype}, .*: call loss.float\\(\\), and convert the network alone"
-    ):
-        LoMixLoss(3, 2).to(dtype)([z.to(dtype) for z in images((3, 8, 8), (3, 4, 4))], torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=rf"the loss is in {dtype}, .*: call loss.float\(\), and convert the network"):
+        LoMixLoss(3, 2).to(dtype)([z.to(dtype) for z in TWO], torch.zeros(2, 1, 8, 8))
 
 
 @pytest.mark.parametrize("rule", ["barrier", "equal"])
@@ -430,7 +395,6 @@ def test_operators_without_parameters_compute_in_double_precision_what_is_given_
     outputs, target = tensors(*oracle.example([(8, 8), (4, 4)]), CPU)
     value = LoMixLoss(3, 2, operators, rule=rule)(outputs, target)
     value.backward()
-    assert value.dtype == torch.float64
     torch.testing.assert_close(value, LoMixLoss(3, 2, operators, rule=rule).double()(outputs, target))
 
 
@@ -448,8 +412,6 @@ def test_outputs_stacked_in_one_tensor():
     outputs, target = tensors(*oracle.example([(8, 8)] * 3), CPU, torch.float32)
     loss = LoMixLoss(3, 3)
     torch.testing.assert_close(loss(torch.stack(outputs, 1), target), loss(outputs, target), rtol=0, atol=0)
-    with pytest.raises(ValueError, match="3 outputs, got 2"):
-        loss(torch.stack(outputs[:2], 1), target)
 
 
 def test_labels_are_looked_at_before_the_anchor_sees_them():

@@ -49,12 +49,3 @@ def test_learned_operators_have_gradients_at_the_start(name):
     scales = scales_of(3)
     sum((operator(scales, subset) * scales_of(1, seed=1)[0]).sum() for subset in subsets).backward()
     assert torch.equal(operator.weight.grad != 0, operator.used > 0)
-
-
-@pytest.mark.parametrize("name", OPERATORS)
-def test_operator_acts_on_each_pixel_by_itself(name):
-    scales = scales_of(3)
-    operator = OPERATORS[name](3, [(0, 1, 2)]).double()
-    together = operator(scales, (0, 1, 2))
-    apart = torch.cat([operator([z[..., [pixel]] for z in scales], (0, 1, 2)) for pixel in range(10)], 2)
-    torch.testing.assert_close(together, apart)

@@ -15,7 +15,7 @@ NORMALISED = sorted(set(RULES) - {"softplus"})
 LEARNED = [name for name in RULES if list(RULES[name](2).parameters())]
 
 
-def trained(rule, losses, steps=1500, lr=0.05):
+def trained(rule, losses, steps=400, lr=0.1):
     optimiser = torch.optim.Adam(rule.parameters(), lr=lr)
     for _ in range(steps):
         optimiser.zero_grad()

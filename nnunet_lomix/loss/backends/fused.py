@@ -12,7 +12,7 @@ driver or compiler that gets them wrong costs time, not a training.
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from itertools import accumulate
 from math import ceil
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nnunet_lomix.loss.backends.plain import Case, Plain
-from nnunet_lomix.loss.criterion import ClassCriterion, RegionCriterion, Target, full_precision
-from nnunet_lomix.loss.maps import ORIGINAL, Map
-from nnunet_lomix.loss.operators import Add, Concat, Fusion, LinearOperator, Multiply, Operator, Original
+from nnunet_lomix.loss.criterion import Target, full_precision
+from nnunet_lomix.loss.maps import ORIGINAL
+from nnunet_lomix.loss.operators import Add, Concat, Fusion, LinearOperator, Multiply, Original, count_mixed
 
 # of the kernels; an original is a sum of one scale
 CODES: dict[type[nn.Module], int] = {Original: 0, Add: 0, Multiply: 1, Fusion: 2, Concat: 3}
@@ -78,8 +78,8 @@ class Fused:
 
     def __call__(self, scales: Sequence[Tensor], target: Target) -> Tensor:
         values = target.y if target.labels is None else target.labels
-        z = torch.cat(list(scales), 1)
-        sums: Tensor = FusedSums.apply(self.layout, values, target.valid, z, self.layout.matrix())
+        z, matrix = torch.cat(list(scales), 1), self.layout.matrix()
+        sums: Tensor = FusedSums.apply(self.layout, values, target.valid, z, matrix)
         return sums
 
 
@@ -89,39 +89,36 @@ class Layout:
     Attributes:
         table, ends: see :mod:`nnunet_lomix.loss.backends.kernels`.
         rows: L.
-        columns: K C + 1.
+        columns: K C, of the mixed scales.
         linear: concat and fusion, if they are there.
-        chosen: ``(L,)``, which of their rows are used.
+        chosen: ``(L,)``, which of all of their rows are used.
         used: ``(L, K C + 1)``, of these rows.
         constants: of a launch.
     """
 
     def __init__(self, case: Case):
         self.classes, self.maps = case.num_classes, len(case.maps)
-        mixed = Operator.count_mixed([m.scales for m in case.maps if m.operator != ORIGINAL])
-        self.columns = mixed * self.classes + 1
+        mixed = count_mixed([m.scales for m in case.maps if m.operator != ORIGINAL])
+        self.columns = mixed * self.classes
         self.linear = [o for o in case.operators.values() if isinstance(o, LinearOperator) and o.subsets]
-        all_rows = torch.cat([torch.zeros(0, self.columns), *(o.used.flatten(0, 1).cpu() for o in self.linear)])
-        chosen = all_rows.any(1)
-        self.rows = int(chosen.sum())
-        self.chosen, self.used = chosen.nonzero()[:, 0].to(case.device), all_rows[chosen].to(case.device)
-        mutants = [Map(n, c) for n, o in case.operators.items() if o in self.linear for c in o.subsets]
-        rows_before = torch.cat([torch.zeros(1), chosen.cumsum(0)]).long()
-        starts = accumulate((rows for o in self.linear for rows in [o.used.shape[1]] * len(o.subsets)), initial=0)
-        first_rows = dict(zip(mutants, rows_before[list(starts)].tolist(), strict=False))
-        codes = [
-            UNMIXED if m.operator == ORIGINAL and m.scales[0] >= mixed else CODES[type(case.operators[m.operator])]
-            for m in case.maps
-        ]
-        table = [
-            (code, m.scales[0] if code == UNMIXED else sum(1 << j for j in m.scales), first_rows.get(m, 0), number)
-            for number, (code, m) in enumerate(zip(codes, case.maps, strict=True))
-        ]
+        used, self.rows, table = [torch.zeros(0, self.columns + 1)], 0, []
+        for number, m in enumerate(case.maps):  # those of an operator come in the order of its subsets
+            operator = case.operators[m.operator]
+            if m.operator == ORIGINAL and m.scales[0] >= mixed:
+                table.append((UNMIXED, m.scales[0], 0, number))
+                continue
+            table.append((CODES[type(operator)], sum(1 << j for j in m.scales), self.rows, number))
+            if isinstance(operator, LinearOperator):
+                used.append(operator.used[operator.subsets.index(m.scales)].cpu())
+                self.rows += int(used[-1].any(1).sum())
+        codes = [code for code, *_ in table]
         ends = list(accumulate(codes.count(code) for code in range(UNMIXED + 1)))
         self.table, self.ends = (
             torch.tensor(numbers, dtype=torch.int32, device=case.device) for numbers in (sorted(table), ends)
         )
-        kind = {"REGIONS": isinstance(case.criterion, RegionCriterion), "SQUARED": case.criterion.paper_dice}
+        chosen = torch.cat(used).any(1)
+        self.chosen, self.used = chosen.nonzero()[:, 0].to(case.device), torch.cat(used)[chosen].to(case.device)
+        kind = {"REGIONS": case.criterion.regions, "SQUARED": case.criterion.paper_dice}
         self.constants = {**block_of(self.classes), "K": mixed, **kind}
 
     def matrix(self) -> Tensor | None:
@@ -130,16 +127,30 @@ class Layout:
             return None
         return torch.cat([o.weight.flatten(0, 1) for o in self.linear]).index_select(0, self.chosen) * self.used
 
-    def mixed(self, z: Tensor) -> Tensor:
-        """``(B, K C, N)``, the mixed scales of ``z (B, S C, N)``."""
-        return z.narrow(1, 0, self.columns - 1)
-
     def product(self, matrix: Tensor | None, z: Tensor) -> Tensor:
         """``linear (B, L, N)``; something else of the device if there is nothing linear."""
         if matrix is None:
             return z
-        weight, bias = matrix.split([self.columns - 1, 1], 1)
-        return torch.baddbmm(bias, weight.expand(len(z), -1, -1), self.mixed(z))
+        weight, bias = matrix.split([self.columns, 1], 1)
+        return torch.baddbmm(bias, weight.expand(len(z), -1, -1), z.narrow(1, 0, self.columns))
+
+    def launch(
+        self, kernel: str, grid: tuple[int, ...], z: Tensor, linear: Tensor, values: Tensor, valid: Tensor | None,
+        *others: Tensor,
+    ) -> None:  # fmt: skip
+        """A kernel, by its name; see there for ``others``."""
+        from nnunet_lomix.loss.backends import kernels  # imports Triton, which not everybody has
+
+        values = values.contiguous()
+        labels, regions = (z, values) if self.constants["REGIONS"] else (values, z)  # z in place of what there isn't
+        counts = z if valid is None else valid.contiguous()
+        batch, channels, pixels = z.shape
+        with torch.cuda.device(z.device) if z.device.type == "cuda" else nullcontext():
+            getattr(kernels, kernel)[grid](
+                z, linear, labels, regions, counts, self.table, *others,
+                self.classes, pixels, channels // self.classes, self.rows, self.maps,
+                **self.constants, VALID=valid is not None,
+            )  # fmt: skip
 
 
 class FusedSums(torch.autograd.Function):
@@ -152,18 +163,11 @@ class FusedSums(torch.autograd.Function):
     def forward(
         ctx: Any, layout: Layout, values: Tensor, valid: Tensor | None, z: Tensor, matrix: Tensor | None
     ) -> Tensor:
-        from nnunet_lomix.loss.backends import kernels  # imports Triton, which not everybody has
-
-        batch, channels, pixels = z.shape
-        blocks = -(-pixels // layout.constants["P"])
-        parts = max(1, min(blocks, PROGRAMS // (layout.maps * batch)))
+        batch, _, pixels = z.shape
+        parts = max(1, min(ceil(pixels / layout.constants["P"]), PROGRAMS // (layout.maps * batch)))
         sums = z.new_empty(parts, layout.maps, batch, 1 + 2 * layout.classes)
-        with on_device(z.device):
-            kernels.forward_kernel[(layout.maps, parts, batch)](
-                z, layout.product(matrix, z), *_target(values, valid, z), layout.table, sums,
-                layout.classes, pixels, channels // layout.classes, layout.rows, layout.maps,
-                **layout.constants, VALID=valid is not None,
-            )  # fmt: skip
+        grid = layout.maps, parts, batch
+        layout.launch("forward_kernel", grid, z, layout.product(matrix, z), values, valid, sums)
         ctx.layout = layout
         ctx.save_for_backward(values, valid, z, matrix)
         return sums.sum(0)
@@ -171,42 +175,22 @@ class FusedSums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-        with full_precision(grad_sums.device.type):
-            return None, None, None, *FusedSums.gradients(ctx.layout, grad_sums.contiguous(), *ctx.saved_tensors)
-
-    @staticmethod
-    def gradients(
-        layout: Layout, grad_sums: Tensor, values: Tensor, valid: Tensor | None, z: Tensor, matrix: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Those by ``z`` and by the matrix."""
-        from nnunet_lomix.loss.backends import kernels
-
-        batch, channels, pixels = z.shape
-        linear, grad_z = layout.product(matrix, z), torch.empty_like(z)
-        with on_device(z.device):
-            kernels.backward_kernel[(-(-pixels // layout.constants["P"]), batch)](
-                z, linear, *_target(values, valid, z), layout.table, layout.ends, grad_sums, grad_z,
-                layout.classes, pixels, channels // layout.classes, layout.rows, layout.maps,
-                **layout.constants, VALID=valid is not None,
-            )  # fmt: skip
-        if matrix is None:
-            return grad_z, None
-        grad_linear = linear  # the kernel has put it there
-        layout.mixed(grad_z).baddbmm_(matrix[:, :-1].mT.expand(batch, -1, -1), grad_linear)
-        grad_weight = torch.bmm(grad_linear, layout.mixed(z).mT).sum(0)
-        return grad_z, torch.cat([grad_weight, grad_linear.sum((0, 2))[:, None]], 1)
-
-
-def _target(values: Tensor, valid: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels, regions and what is valid, contiguous; ``like`` takes the place of what there isn't."""
-    values = values.contiguous()
-    labels, regions = (like, values) if values.is_floating_point() else (values, like)
-    return labels, regions, like if valid is None else valid.contiguous()
-
-
-def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which Triton launches on this device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        layout: Layout = ctx.layout
+        values, valid, z, matrix = ctx.saved_tensors
+        batch, _, pixels = z.shape
+        grid = ceil(pixels / layout.constants["P"]), batch
+        grad_z, grad_matrix = torch.empty_like(z), None
+        with full_precision(z.device.type):
+            linear = layout.product(matrix, z)
+            others = layout.ends, grad_sums.contiguous(), grad_z
+            layout.launch("backward_kernel", grid, z, linear, values, valid, *others)
+            if matrix is not None:
+                grad_linear = linear  # the kernel has put it there
+                mixed, grad_mixed = (t.narrow(1, 0, layout.columns) for t in (z, grad_z))
+                grad_mixed.baddbmm_(matrix[:, :-1].mT.expand(batch, -1, -1), grad_linear)
+                grad_weight = torch.bmm(grad_linear, mixed.mT).sum(0)
+                grad_matrix = torch.cat([grad_weight, grad_linear.sum((0, 2))[:, None]], 1)
+        return None, None, None, grad_z, grad_matrix
 
 
 def has_triton() -> bool:
@@ -224,7 +208,7 @@ REASONS: dict[tuple[object, ...], str | None] = {}  # why the kernels can't be u
 def self_check(case: Case) -> str | None:
     """Compare the kernels with the plain backend, once for a kind of case; says what is wrong, if anything."""
     operators = map(type, case.operators.values())
-    criterion = type(case.criterion), case.criterion.ignores, case.criterion.paper_dice
+    criterion = case.criterion.regions, case.criterion.ignores, case.criterion.paper_dice
     kind = (*case.maps, *operators, case.num_classes, *criterion, case.device)
     if kind not in REASONS:
         try:
@@ -256,12 +240,10 @@ def worst_error(case: Case) -> float:
         p.data = random(*p.shape, std=0.3)
     classes, pixels = case.num_classes, 2 * block_of(case.num_classes)["P"] + 3
     z = [random(2, classes, pixels).requires_grad_() for _ in range(case.num_scales)]
-    if isinstance(case.criterion, ClassCriterion):
-        target = torch.randint(classes, (2, 1, pixels), generator=generator).to(case.device)
-        if case.criterion.ignore_label is not None:
-            target[:, :, ::3] = case.criterion.ignore_label
-    else:
-        target = random(2, case.criterion.target_channels(classes), pixels) > 0
+    values, channels = 2 if case.criterion.regions else classes, case.criterion.target_channels(classes)
+    target = torch.randint(values, (2, channels, pixels), generator=generator).to(case.device)
+    if case.criterion.ignore_label is not None and not case.criterion.regions:
+        target[:, :, ::3] = case.criterion.ignore_label
     errors = []
     for inside in (None, (random(1, 1, pixels) > 0).float()):  # all of an image, or a grid that leaves it
         prepared = case.criterion.prepare(target, classes, torch.float32, inside)

@@ -14,16 +14,7 @@ VALUES_OF_CPU = 2**18  # of a map in a slab where that is too much: hardly slowe
 
 
 class Case(NamedTuple):
-    """What a backend computes: the maps of a loss, on a device.
-
-    Attributes:
-        maps: all maps of the loss.
-        operators: by their names.
-        criterion: what a map costs.
-        num_classes: C.
-        num_scales: S.
-        device, dtype: of the computation.
-    """
+    """What a backend computes: the maps of a :class:`~nnunet_lomix.loss.LoMixLoss`, on a device."""
 
     maps: Sequence[Map]
     operators: Mapping[str, nn.Module]

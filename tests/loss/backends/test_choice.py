@@ -7,7 +7,7 @@ import torch
 
 from nnunet_lomix.loss import BACKENDS, LoMixLoss
 from nnunet_lomix.loss.backends import Case, choose, fused
-from nnunet_lomix.loss.criterion import ClassCriterion
+from nnunet_lomix.loss.criterion import Criterion
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from nnunet_lomix.loss.criterion import ClassCriterion
 def test_the_rule(device, why_not_fused, expected, monkeypatch):
     monkeypatch.setattr(fused.Fused, "unsupported", staticmethod(lambda case: why_not_fused))
     monkeypatch.setattr(fused.Fused, "__init__", lambda self, case: None)
-    case = Case([], {}, ClassCriterion(), 3, 2, torch.device(device), torch.float32)
+    case = Case([], {}, Criterion(), 3, 2, torch.device(device), torch.float32)
     name, backend, refusal = choose(case)
     assert name == expected and isinstance(backend, BACKENDS[name])
     assert refusal == (f"'fused' can't be used: {why_not_fused}" if why_not_fused else None)
