@@ -81,6 +81,7 @@ def test_words_fit_the_scores_through_all_steps():
     assert "One training each" in item.seeds
     verdicts = {t.metric.name: [rows[1].verdict for rows in t.groups.values()] for t in told.tables}
     assert verdicts == {"Dice": ["better"] * 3, "NSD": ["undecided"] * 3, "HD95": ["worse"] * 3}
+    assert {t.metric.name: t.means[1].p for t in told.tables} == {"Dice": "<0.001", "NSD": "1.000", "HD95": "<0.001"}
     means = {t.metric.name: [float(r.mean) for r in t.groups["liver"]] for t in told.tables}
     of_class = scores[scores["class"] == "liver"].groupby(["metric", "trainer"])["value"].mean()
     for metric in ("Dice", "NSD"):
