@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -361,7 +362,8 @@ def describes_an_experiment(command: Callable[..., None]) -> Callable[..., None]
 @describes_an_experiment
 @click.option("--retry", is_flag=True, help="Run those that have failed, too.")
 @click.option("--dry-run", is_flag=True, help="Print nnU-Net's commands instead of running them.")
-def run(plan: str | None, retry: bool, dry_run: bool, **options: Any) -> None:
+@click.option("--npz", is_flag=True, help="Save probabilities for ensembles, beside other options of the file.")
+def run(plan: str | None, retry: bool, dry_run: bool, npz: bool, **options: Any) -> None:
     """Train all that is missing of an experiment, continue what was interrupted, and compare the trainers.
 
     PLAN is a YAML file; options stand for its entries, or replace them.
@@ -376,7 +378,10 @@ def run(plan: str | None, retry: bool, dry_run: bool, **options: Any) -> None:
     from nnunet_lomix.experiments.run import run_experiment
 
     clean_up_when_stopped()
-    run_experiment(read_experiment(plan, options), Console(), retry, dry_run)
+    experiment = read_experiment(plan, options)
+    if npz and "--npz" not in experiment.options:
+        experiment = replace(experiment, options=(*experiment.options, "--npz"))
+    run_experiment(experiment, Console(), retry, dry_run)
 
 
 @main.command(cls=Lists)

@@ -162,6 +162,9 @@ def test_the_exact_commands_are_printed(setting):
         *(f"nnUNetv2_train {DATASET} 2d 1 -tr {trainer} -p nnUNetPlans -device cpu" for trainer in TRAINERS),
         "# 2 done, 2 missing",
     ]
+    (setting.folder / "plan.yaml").write_text("options: [--val_best]")
+    _, output = invoke("run", setting.folder / "plan.yaml", *own, "--npz", "--dry-run")
+    assert output.splitlines()[0].endswith("--val_best --npz")
     assert not (setting.folder / "new").exists()
 
 
