@@ -2,7 +2,7 @@
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -100,16 +100,21 @@ def tell(text: str, console: Console) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_obstacles(states: States, waiting: Mapping[Training, str], console: Console) -> None:
-    """Why trainings are not done: ends of logs, who else works on them, lost jobs, and what some wait for."""
+def print_obstacles(
+    states: States, waiting: Mapping[Training, str], console: Console, schedulers: Collection[str] = ()
+) -> None:
+    """Why trainings are not done: ends of logs, who else works on them, lost jobs, and what some wait for.
+
+    Only the given schedulers were asked for their queues.
+    """
     for training, state in states.items():
-        for line in _explain(training, state):
+        for line in _explain(training, state, schedulers):
             tell(line, console)
     for training, obstacle in waiting.items():
         tell(f"{training.name} waits for {obstacle}.", console)
 
 
-def _explain(training: Training, state: State) -> list[str]:
+def _explain(training: Training, state: State, schedulers: Collection[str]) -> list[str]:
     note = {} if state is State.DONE else training.read_note()
     if state is State.FAILED:
         killed = note.get("exit") in (-signal.SIGKILL, 128 + signal.SIGKILL)
@@ -125,6 +130,11 @@ def _explain(training: Training, state: State) -> list[str]:
     if "job" in note and state in (State.INTERRUPTED, State.MISSING):
         after = f", or job {note['after']}, which had to prepare the dataset" if "after" in note else ""
         scheduler = str(note.get("scheduler", "slurm"))  # whose notes don't name it
+        if scheduler not in schedulers:
+            return [
+                f"{training.name}: {scheduler.upper()} has or had it as job {note['job']}; it is asked only with "
+                f"--{scheduler}, or where the file has {scheduler}."
+            ]
         return [
             f"{training.name}: its job {note['job']} has left {scheduler.upper()}'s queue before the end; what it "
             f"wrote{after}: {training.out / scheduler}"

@@ -23,7 +23,7 @@ def show_status(experiment: Experiment, console: Console) -> None:
     """Print what is done, running, queued, interrupted, failed and missing; a LoMixError if that can't be known."""
     states = _choose_machine(experiment).read_states()
     print_states(states, console)
-    print_obstacles(states, {}, console)
+    print_obstacles(states, {}, console, experiment.schedulers)
 
 
 def run_experiment(experiment: Experiment, console: Console, retry: bool = False, dry_run: bool = False) -> None:
@@ -45,7 +45,7 @@ def run_experiment(experiment: Experiment, console: Console, retry: bool = False
         return
     with _claim_folders(experiment):
         states, waiting = machine.run(console, retry)
-        print_obstacles(states, waiting, console)
+        print_obstacles(states, waiting, console, experiment.schedulers)
         if len(experiment.trainers) > 1:
             _compare(experiment, states, console)
     if set(states.values()) != {State.DONE}:

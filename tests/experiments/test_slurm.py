@@ -20,7 +20,7 @@ from nnunet_lomix.nnunet.commands import find_program
 from ..conftest import NnUNet, write_dataset
 from ..fuzz.world import DATASET
 from .cluster import Cluster, why_not
-from .conftest import invoke, write_program
+from .conftest import TRAINERS, invoke, write_program
 
 
 def slurm_of_one_node(test):
@@ -94,6 +94,10 @@ def test_a_job_is_known_again_whatever_sbatch_calls_it(commands, answer, options
         assert len([line for line in asked if line.startswith("sbatch")]) == submitted
         asked = [line for line in asked if line.startswith("squeue")]
         assert all(f"--clusters={cluster} " in line if cluster else "--clusters" not in line for line in asked)
+    # a status that isn't told of SLURM can't know
+    own = ("-d", DATASET, "-c", "2d", "-tr", *TRAINERS, "-f", 0, 1, "--out", commands.setting.out)
+    output = " ".join(invoke("status", *own)[1].split())
+    assert f"SLURM has or had it as job {name}; it is asked only with --slurm," in output
 
 
 def test_what_names_no_job_is_told_as_it_may_have_been_taken(commands):
