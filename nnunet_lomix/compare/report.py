@@ -34,8 +34,8 @@ LEGEND = (
     "*: better or worse by interval, test and seeds; all others are undecided."
 )
 ABOUT_NETWORKS = " Where a trainer has one training, * is about these networks; another training may show otherwise."
-# of columns on the terminal; names are folded, so that all fit into 80
-WIDTHS = {"class": 12, "trainer": 18, "mean": 6, "difference": 10, "95 % interval": 16, "p": 6, "b:s:w": 8}
+NUMBERS = ("mean", "difference", "95 % interval", "p", "b:s:w")  # columns on the terminal, behind the two of names
+WIDTH_OF_NUMBERS = 50  # of all of them, with the blanks between
 
 
 def write_report(folder: Path, result: Comparison, console: Console) -> None:
@@ -95,7 +95,7 @@ def _read_template(name: str, **options: Any) -> jinja2.Template:
 
 
 def print_findings(findings: Findings, console: Console) -> None:
-    """Print the headlines and a table for each metric, at most 80 columns wide."""
+    """Print the headlines and a table for each metric, as wide as the console; names are folded."""
     for item in findings.headlines:
         console.print(Text(item.first, style="" if item.about_networks else "bold"))
         for sentence in (item.seeds, *item.others):
@@ -104,20 +104,23 @@ def print_findings(findings: Findings, console: Console) -> None:
         console.print(Text(note))
     for table in findings.tables:
         console.print()
-        console.print(_to_rich(table))
+        console.print(_to_rich(table, console.width))
     about_networks = any(item.about_networks for item in findings.headlines)
     console.print(Text(LEGEND + ABOUT_NETWORKS if about_networks else LEGEND))
 
 
-def _to_rich(table: MetricTable) -> Table:
+def _to_rich(table: MetricTable, width: int) -> Table:
+    for_names = max(20, width - WIDTH_OF_NUMBERS)
+    widths = {"class": 2 * for_names // 5, "trainer": 3 * for_names // 5}
     shown = Table(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    for name, width in WIDTHS.items():
-        left = name in ("class", "trainer")
-        shown.add_column(name, justify="left" if left else "right", max_width=width, overflow="fold")
+    for name, most in widths.items():
+        shown.add_column(name, max_width=most, overflow="fold")
+    for name in NUMBERS:
+        shown.add_column(name, justify="right", no_wrap=True)
     for name, rows in table.groups.items():
         for row in rows:
             mark = "*" if row.verdict in ("better", "worse") else ""
-            cells = ["" if row.number else name, _wrap(row.trainer, WIDTHS["trainer"])]
+            cells = ["" if row.number else name, _wrap(row.trainer, widths["trainer"])]
             cells += [row.mean, row.difference + mark, row.interval, row.p, row.counts]
             # text that looks like rich's markup stays text
             shown.add_row(*map(Text, cells), end_section=row is rows[-1])

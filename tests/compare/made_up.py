@@ -93,9 +93,9 @@ def make_result(scores: pd.DataFrame, tolerance=1.0, resamples=200, notes=(), **
     return Comparison(made, settings, scores, compare_trainers(scores, made.trainers, resamples), tuple(notes))
 
 
-def report(folder: Path, result: Comparison) -> str:
+def report(folder: Path, result: Comparison, width: int = 80) -> str:
     """Writes the report; returns what was printed."""
     printed = io.StringIO()
     folder.mkdir(parents=True, exist_ok=True)
-    write_report(folder, result, Console(file=printed, width=80))
+    write_report(folder, result, Console(file=printed, width=width))
     return printed.getvalue()

@@ -147,13 +147,18 @@ def test_more_trainers_than_colours_and_equal_scores(tmp_path):
     assert "nnUNetTrainer1 and nnUNetTrainer0 have the same mean Dice in each of 4 cases." in text
 
 
-def test_terminal_fits_80_columns(tmp_path):
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_terminal_is_as_wide_as_it_is(tmp_path, width):
     trainers = ["nnUNetTrainer", "nnUNetTrainerLoMixFixedWeights_50epochs"]
     scores = make_scores(classes=["pulmonary vein", "x"], trainers=trainers)
     scores["value"] *= np.where(scores["metric"] == "HD95", 50, 1)
-    printed = report(tmp_path, make_result(scores))
-    assert max(map(len, printed.splitlines()[:-1])) <= 80
-    assert "b:s:w: cases better:same:worse" in printed
+    printed = report(tmp_path, make_result(scores), width)
+    assert max(map(len, printed.splitlines()[:-1])) <= width
+    assert (trainers[1] in printed.split("HD95, mm")[1]) == (width == 140)
+    assert re.search(
+        r" [+−-]\d+\.\d+ +[+−-]\d+\.\d+ to [+−-]\d+\.\d+ +\S+ +\d+:\d+:\d+", printed
+    )  # no number is folded
+    assert "b:s:w: cases better:same:worse" in " ".join(printed.split())
     assert "…" not in printed  # nothing is cut off
     assert re.search(r"HD95, mm, lower is better", printed)
 
