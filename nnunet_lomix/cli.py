@@ -229,7 +229,7 @@ RESULTS = click.option(
 @click.option("-d", "--dataset", help="Number or name of a dataset whose folds are trained and validated; with:")
 @click.option("-c", "--configuration", help="2d, 3d_fullres, …")
 @click.option("-tr", "--trainers", multiple=True, metavar="A B…", help="Trainers, the reference first.")
-@click.option("-p", "--plans", default="nnUNetPlans", help="Their plans.")
+@click.option("-p", "--plans", help="Their plans; by default nnUNetPlans.")
 @click.option("-f", "--folds", multiple=True, metavar="0 1…", help="Folds; by default all that are validated.")
 @RESULTS
 @click.option("--references", type=click.Path(), metavar="DIR", help="Instead of a dataset: true segmentations; with:")
@@ -275,7 +275,7 @@ def compare(
     dataset: str | None,
     configuration: str | None,
     trainers: tuple[str, ...],
-    plans: str,
+    plans: str | None,
     folds: tuple[str, ...],
     results: tuple[str, ...],
     references: str | None,
@@ -300,10 +300,11 @@ def compare(
         from nnunet_lomix.compare import read_results  # slow to import
 
         clean_up_when_stopped()
+        plans = plans or "nnUNetPlans"
         source = read_results(dataset, configuration, trainers, plans, folds, results, names, intersection)
     elif references and predictions and not (dataset or configuration or trainers):
-        if folds or results:
-            raise click.UsageError("-f and --results belong to -d: leave them out with --references.")
+        if plans or folds or results:
+            raise click.UsageError("-p, -f and --results belong to -d: leave them out with --references.")
         from nnunet_lomix.compare import read_folders  # slow to import
 
         clean_up_when_stopped()

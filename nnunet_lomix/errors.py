@@ -25,12 +25,13 @@ def describe(error: BaseException) -> str:
     >>> describe(ImportError("No module named 'unknown'"))
     "ImportError: No module named 'unknown'"
 
-    A line that ends with a colon goes on in the next one, as all that SimpleITK raises does:
+    A line that ends with a colon goes on in the next one; SimpleITK says first where in its own code it failed:
 
-    >>> describe(RuntimeError("Exception in reader.cxx:99:\\nERROR: no such file"))
-    'RuntimeError: Exception in reader.cxx:99: ERROR: no such file'
+    >>> describe(RuntimeError("Exception thrown in SimpleITK Read: /src/reader.cxx:99:\\nsitk::ERROR: no such file"))
+    'RuntimeError: no such file'
     """
-    lines = re.sub(r":\s*\n", ": ", str(error)).splitlines()
+    text = re.sub(r":\s*\n", ": ", str(error))
+    lines = re.sub("^Exception thrown in SimpleITK .*?ERROR: ", "", text).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

@@ -69,7 +69,7 @@ def _count_cases(train_cases: int | None, train_fraction: float | None, availabl
     """How many of the available training cases of the base fold are drawn; one of the first two is given."""
     given = ""
     if train_fraction is not None:
-        given = f" ({train_fraction:g} of them)"
+        given = f" ({train_fraction:g} of them, rounded)"
         train_cases = int(train_fraction * available + 0.5)
     if train_cases is None or not 1 <= train_cases < available:
         raise UsageError(

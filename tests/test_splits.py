@@ -132,7 +132,7 @@ def test_draws_are_those_of_every_version():
         (("--train-cases", 2, "--train-fraction", 0.5), "either --train-cases or --train-fraction"),
         (("--train-cases", 0), "0 training cases can't be drawn from the 16 of fold 0"),
         (("--train-cases", 16), "16 training cases can't be drawn from the 16 of fold 0: 1 to 15 can"),
-        (("--train-fraction", 0.01), "0 training cases (0.01 of them) can't be drawn from the 16 of fold 0"),
+        (("--train-fraction", 0.01), "0 training cases (0.01 of them, rounded) can't be drawn from the 16 of fold 0"),
         (("--train-cases", 2, "--seeds", 1001), "1000 at most"),
         (("--train-fraction", "nan"), "between 0 and 1"),
         (("--train-fraction", 1.5), "between 0 and 1"),

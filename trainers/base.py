@@ -18,6 +18,7 @@ from nnunet_lomix.files import replacing, scratch
 from nnunet_lomix.locks import Lock
 from nnunet_lomix.nnunet.checkpoints import read_checkpoint
 from nnunet_lomix.nnunet.datasets import SPLITS, read_splits, require_root
+from nnunet_lomix.nnunet.internals import end_data_loaders
 from nnunet_lomix.nnunet.results import LATEST
 from nnunet_lomix.trainers.faults import Faults, UnitScaler
 from nnunet_lomix.trainers.signals import StopSignals
@@ -83,6 +84,16 @@ class BaseTrainer(nnUNetTrainer):
         Raises:
             LoMixError: it can't.
         """
+        if self.epochs is not None:
+            self._require_number("epochs", whole=True, least=1)
+        self._require_number("seconds_between_checkpoints")
+
+    def _require_number(self, setting: str, whole: bool = False, least: float = 0) -> None:
+        """Refuse an attribute that isn't a number, a whole one or at least so large, by a LoMixError."""
+        value = getattr(self, setting)
+        if not isinstance(value, int if whole else (int, float)) or not value >= least:
+            what = "a whole number" if whole else "a number"
+            raise LoMixError(f"{type(self).__name__}: {setting} must be {what} from {least} on, not {value!r}.")
 
     def initialize(self) -> None:
         super().initialize()
@@ -163,6 +174,7 @@ class BaseTrainer(nnUNetTrainer):
             if self.disable_checkpointing:
                 saved = "no checkpoint was written, as these are disabled"
             sentence = f"The training has stopped in epoch {self.current_epoch}; {saved}."
+        end_data_loaders(self)
         self.print_to_log_file(f"{number.name}: {sentence}")
         raise SystemExit(128 + number)
 

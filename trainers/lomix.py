@@ -1,6 +1,7 @@
 """nnU-Net's trainer with the LoMix loss in place of fixed-weight deep supervision."""
 
 import logging
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -93,6 +94,18 @@ class nnUNetTrainerLoMix(BaseTrainer):
                     f"{type(self).__name__} combines {base.__name__}, which brings a loss of its own, with LoMix: "
                     "leave it out, and set weight_ce and weight_dice, or override make_loss, instead."
                 )
+        for setting in ("weights_lr", "fusion_lr", "loss_weight_decay"):
+            self._require_number(setting)
+        # a misspelt setting would change nothing, without a word
+        plain = (int, float, str, tuple, type(None))
+        settings = [
+            n for c in (BaseTrainer, nnUNetTrainerLoMix) for n, value in vars(c).items() if isinstance(value, plain)
+        ]
+        own = [n for c in type(self).__mro__ for n, value in vars(c).items() if isinstance(value, plain)]
+        for name in own:
+            close = get_close_matches(name, settings, 1, 0.85)
+            if close and not hasattr(nnUNetTrainerLoMix, name):
+                raise LoMixError(f"{type(self).__name__} has {name}, which nothing reads: did you mean {close[0]}?")
 
     @ending_with_a_sentence()
     def initialize(self) -> None:

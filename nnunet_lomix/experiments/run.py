@@ -15,7 +15,7 @@ from nnunet_lomix.experiments.experiment import Experiment
 from nnunet_lomix.experiments.local import ThisMachine
 from nnunet_lomix.experiments.machine import Machine
 from nnunet_lomix.experiments.preparation import Todo, find_todo
-from nnunet_lomix.experiments.training import State, States
+from nnunet_lomix.experiments.training import PRETRAINED, State, States
 from nnunet_lomix.locks import Lock
 
 
@@ -38,6 +38,10 @@ def run_experiment(experiment: Experiment, console: Console, retry: bool = False
     machine.check(dry_run)
     states = machine.read_states()
     todo = find_todo(states, retry)
+    if todo.ready and PRETRAINED in experiment.options:
+        from nnunet_lomix.nnunet.checkpoints import require_pretrained  # slow to import
+
+        require_pretrained(experiment.options[experiment.options.index(PRETRAINED) + 1])
     for preparation in todo.preparations:
         preparation.check()
     if dry_run:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_lomix.errors import LoMixError
+from nnunet_lomix.errors import LoMixError, explaining
 
 STATE = "lomix"  # the key of our trainers' state
 KEYS = {"network_weights": dict, "trainer_name": str, "init_args": dict, "current_epoch": int}
@@ -51,6 +51,15 @@ def read_checkpoint(path: str | Path, trusted: bool = False) -> dict[str, Any]:
     if not _is_state(checkpoint.get(STATE)):
         raise LoMixError(f"{path} has a {STATE} that no trainer of nnunet_lomix writes: it is damaged or forged.")
     return checkpoint
+
+
+def require_pretrained(path: str | Path) -> None:
+    """Refuse by a LoMixError what nnU-Net can't take by -pretrained_weights: it needs a network's weights alone.
+
+    As nnU-Net does, this runs whatever code is in the file.
+    """
+    with explaining(f"-pretrained_weights: {path} is no checkpoint"):
+        torch.load(path, map_location="cpu", weights_only=False)["network_weights"].items()
 
 
 def _is_state(state: object) -> bool:

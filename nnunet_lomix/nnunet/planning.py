@@ -102,7 +102,7 @@ def require_folds(dataset: str, folds: Sequence[int]) -> None:
     """
     folder = require_root("nnUNet_preprocessed") / dataset
     there = len(read_splits(folder)) if (folder / SPLITS).exists() else 5
-    beyond = [str(fold) for fold in sorted(folds) if fold >= there]
+    beyond = [str(fold) for fold in sorted({*folds}) if fold >= there]
     if beyond:
         raise LoMixError(
             f"{dataset} has the folds 0 to {there - 1}, not {', '.join(beyond)}: leave them out, or add folds "

@@ -142,7 +142,8 @@ def test_a_folder_that_cannot_be_made(setting, place):
         ),
         ({"trainers": ("A,B",)}, "nnU-Net finds no trainer A,B: separate names by blanks."),
         ({"configurations": ("2D",)}, "no configuration 2D in its nnUNetPlans: there are 2d, 3d_fullres, 3d_lowres"),
-        ({"folds": ("2",)}, "has the folds 0 to 1, not 2"),
+        ({"folds": ("2",)}, "has the folds 0 to 1, not 2: leave"),
+        ({"options": ("-pretrained_weights", __file__)}, "test_run.py is no checkpoint: "),
         ({"trainers": ("nnUNetTrainerLoMix",)}, "nnUNetTrainerLoMix mixes several decoder outputs, but this"),
     ],
 )

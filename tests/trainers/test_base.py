@@ -1,6 +1,5 @@
 """Trainings that are interrupted: by signals, kills, full disks, and others in their folder."""
 
-import itertools
 import os
 import resource
 import shutil
@@ -13,6 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_lomix.errors import LoMixError
@@ -94,18 +94,31 @@ def test_a_signal_costs_the_epoch_under_way_at_most(make, hook, call, epoch, ste
 
 
 def test_a_signal_that_ends_the_data_loaders_as_well_leaves_a_checkpoint(make):
-    """As where a scheduler sends it to all processes of a job."""
+    """As where a scheduler sends it to all processes of a job; those that are left are ended."""
 
     def batches():
         yield from [batch(trainer, 0)] * 3
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("One or more background workers are no longer alive.")
 
+    class Loader(MultiThreadedAugmenter):
+        """Without processes; those that are left would write tracebacks behind the trainer's last sentence."""
+
+        def __init__(self):
+            pass
+
+        def __next__(self):
+            return batch(trainer, 0)
+
+        def _finish(self, timeout=10):
+            finished.append(True)
+
+    loader, finished = Loader(), []
     trainer = make(LoMixTiny)
-    trainer.get_dataloaders = lambda: (batches(), itertools.repeat(batch(trainer, 0)))
+    trainer.get_dataloaders = lambda: (batches(), loader)
     with pytest.raises(SystemExit) as ended:
         trainer.run_training()
-    assert ended.value.code == 128 + signal.SIGTERM
+    assert ended.value.code == 128 + signal.SIGTERM and finished == [True]
     assert go_on(make).loss.rule.steps == 3
 
 

@@ -208,10 +208,15 @@ def test_the_anchor_has_the_terms_of_the_maps(make):
     [
         ({"share": 1.2}, r"the share of the anchor must be between 0 and 1, got 1\.2"),
         ({"anchor": "z_1"}, "the anchor must be 'z_0' or 'deep_supervision', not 'z_1'"),
+        ({"epochs": "ten"}, "epochs must be a whole number from 1 on, not 'ten'"),
+        ({"epochs": 0}, "epochs must be a whole number from 1 on, not 0"),
+        ({"seconds_between_checkpoints": None}, "seconds_between_checkpoints must be a number from 0 on, not None"),
+        ({"weights_lr": float("nan")}, "weights_lr must be a number from 0 on, not nan"),
+        ({"mixed_scale": 2}, r"Wrong has mixed_scale, which nothing reads: did you mean mixed_scales\?"),
     ],
 )
-def test_a_setting_out_of_range_ends_with_a_sentence(make, setting, sentence):
-    with pytest.raises(SystemExit, match=rf"^Wrong: {sentence}\.$"):
+def test_a_setting_that_is_wrong_ends_with_a_sentence(make, setting, sentence):
+    with pytest.raises(SystemExit, match=rf"^(Wrong: )?{sentence}\.?$"):
         make(type("Wrong", (LoMixTiny,), setting))
 
 
