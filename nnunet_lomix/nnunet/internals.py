@@ -13,8 +13,6 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -27,7 +25,7 @@ def set_logged(trainer: nnUNetTrainer, name: str, values: list[Any]) -> None:
 def end_data_loaders(trainer: nnUNetTrainer) -> None:
     """End a trainer's processes that load data, as ``on_train_end`` does; else they complain once it has ended."""
     for loader in (trainer.dataloader_train, trainer.dataloader_val):
-        if isinstance(loader, NonDetMultiThreadedAugmenter | MultiThreadedAugmenter):
+        if hasattr(loader, "_finish"):  # it has processes
             with contextlib.redirect_stdout(io.StringIO()):
                 loader._finish()
 

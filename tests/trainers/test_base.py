@@ -12,7 +12,6 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_lomix.errors import LoMixError
@@ -101,19 +100,8 @@ def test_a_signal_that_ends_the_data_loaders_as_well_leaves_a_checkpoint(make):
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("One or more background workers are no longer alive.")
 
-    class Loader(MultiThreadedAugmenter):
-        """Without processes; those that are left would write tracebacks behind the trainer's last sentence."""
-
-        def __init__(self):
-            pass
-
-        def __next__(self):
-            return batch(trainer, 0)
-
-        def _finish(self, timeout=10):
-            finished.append(True)
-
-    loader, finished = Loader(), []
+    loader, finished = Mock(__next__=lambda self: batch(trainer, 0)), []
+    loader._finish = lambda: finished.append(True)  # else its processes write tracebacks behind our last sentence
     trainer = make(LoMixTiny)
     trainer.get_dataloaders = lambda: (batches(), loader)
     with pytest.raises(SystemExit) as ended:
