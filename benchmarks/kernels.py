@@ -32,7 +32,7 @@ LANES_OF_VALUE = 32 / fused.VALUES_OF_WARP
 
 # What an H100 is reckoned to do in a second, of fp32 where it matters, and how long the host takes for all operations
 INSTRUCTIONS = 0.6 * 132 * 4 * 32 * 1.755e9  # of lanes: processors, schedulers, lanes, clock
-FLOPS, BANDWIDTH, HOST = 40e12, 2.5e12, 171 * 5e-6
+FLOPS, BANDWIDTH, HOST = 40e12, 2.5e12, 172 * 5e-6
 # How often, in a forward and in a backward pass
 SCALE_MOVED = (9, 9)  # a scale on the grid is read or written, on average, by resampling, kernels and products
 ROW_MOVED = (2, 6)  # so is a row of what is linear

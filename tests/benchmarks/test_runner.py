@@ -377,7 +377,7 @@ def test_the_time_on_an_h100_is_estimated_from_what_was_counted(compiled: dict[s
     assert everywhere["backward_ms"] == pytest.approx(8 * grid["backward_ms"])
     # 182 rows of 4 · 14 columns, three products and those of forward passes, 2 · 64³ pixels, 40 TFLOP/s
     assert grid["products_ms"] == pytest.approx(1000 * (3 + of_grid) * 2 * 182 * 56 * 2 * 64**3 / 40e12)
-    assert small["estimate_ms"] == pytest.approx(0.855)  # of the host: 171 operations
+    assert small["estimate_ms"] == pytest.approx(0.86)  # of the host: 172 operations
 
 
 def test_gpu_is_tried_without_one(module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
