@@ -4,8 +4,9 @@ import os
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ class BaseTrainer(nnUNetTrainer):
     def _require_number(self, setting: str, whole: bool = False, least: float = 0) -> None:
         """Refuse an attribute that isn't a number, a whole one or at least so large, by a LoMixError."""
         value = getattr(self, setting)
-        if not isinstance(value, int if whole else (int, float)) or not value >= least:
+        kind: Any = Integral if whole else Real
+        if isinstance(value, bool) or not isinstance(value, kind) or not value >= least:
             what = "a whole number" if whole else "a number"
             raise LoMixError(f"{type(self).__name__}: {setting} must be {what} from {least} on, not {value!r}.")
 
@@ -120,7 +122,7 @@ class BaseTrainer(nnUNetTrainer):
                 # a scheduler ends the data loaders, too, and other ranks; without them a step fails
                 self._stop_on_signal()
                 raise
-            self._stop_on_signal()
+            self._stop_on_signal(ended=True)
 
     @ending_with_a_sentence()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -161,12 +163,12 @@ class BaseTrainer(nnUNetTrainer):
         except OSError as error:
             raise LoMixError(f"{self.output_folder} can't be written ({error.strerror}).") from None
 
-    def _stop_on_signal(self) -> None:
+    def _stop_on_signal(self, ended: bool = False) -> None:
         """Where a signal has come, write a checkpoint and end the process; rank 0 does it for the others."""
         number = self._signals.received
         if number is None or self.local_rank != 0:
             return
-        if self.current_epoch >= self.num_epochs:
+        if ended:
             sentence = "The training has ended, its validation hasn't begun: do that by the same command with --c."
         else:
             self._save_latest()
@@ -174,8 +176,9 @@ class BaseTrainer(nnUNetTrainer):
             if self.disable_checkpointing:
                 saved = "no checkpoint was written, as these are disabled"
             sentence = f"The training has stopped in epoch {self.current_epoch}; {saved}."
-        end_data_loaders(self)
         self.print_to_log_file(f"{number.name}: {sentence}")
+        with suppress(Exception):  # the sentence and the exit status are what counts
+            end_data_loaders(self)
         raise SystemExit(128 + number)
 
     def on_epoch_start(self) -> None:

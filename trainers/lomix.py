@@ -96,16 +96,6 @@ class nnUNetTrainerLoMix(BaseTrainer):
                 )
         for setting in ("weights_lr", "fusion_lr", "loss_weight_decay"):
             self._require_number(setting)
-        # a misspelt setting would change nothing, without a word
-        plain = (int, float, str, tuple, type(None))
-        settings = [
-            n for c in (BaseTrainer, nnUNetTrainerLoMix) for n, value in vars(c).items() if isinstance(value, plain)
-        ]
-        own = [n for c in type(self).__mro__ for n, value in vars(c).items() if isinstance(value, plain)]
-        for name in own:
-            close = get_close_matches(name, settings, 1, 0.85)
-            if close and not hasattr(nnUNetTrainerLoMix, name):
-                raise LoMixError(f"{type(self).__name__} has {name}, which nothing reads: did you mean {close[0]}?")
 
     @ending_with_a_sentence()
     def initialize(self) -> None:
@@ -118,10 +108,20 @@ class nnUNetTrainerLoMix(BaseTrainer):
             f"{', '.join(self.operators) or 'none'}; weighting rule: {self.rule}; share of the anchor, {self.anchor}: "
             f"{self.share}; stride of the grid of pixels: {self.stride}"
         )
+        self._warn_of_misspelt_settings()
         set_logged(self, HISTORY, [])
         if self.is_ddp:
             for parameter in self.loss.parameters():
                 dist.broadcast(parameter.data, 0)
+
+    def _warn_of_misspelt_settings(self) -> None:
+        """They would change nothing, without a word; but an attribute may be the subclass's own."""
+        plain = (int, float, str, tuple, list, type(None))
+        settings = [n for c in (BaseTrainer, nnUNetTrainerLoMix) for n, v in vars(c).items() if isinstance(v, plain)]
+        for name in (n for c in type(self).__mro__ for n, v in vars(c).items() if isinstance(v, plain)):
+            close = get_close_matches(name, settings, 1, 0.85)
+            if close and not hasattr(nnUNetTrainerLoMix, name):
+                self.print_to_log_file(f"LoMix doesn't read {name} of {type(self).__name__}: is it {close[0]}?")
 
     def _build_loss(self) -> LoMixLoss:
         if self.label_manager.num_segmentation_heads < (1 if self.label_manager.has_regions else 2):

@@ -131,7 +131,7 @@ def read_results(
     if wrong:
         raise UsageError(f"-f takes numbers or all, separated by spaces, not {wrong[0]!r}.")
     folds = [fold if fold == "all" else str(int(fold)) for fold in folds]
-    dataset = name_dataset(dataset)
+    dataset = name_dataset(dataset, results=results)
     folders = _find_models(dataset, configuration, trainers, plans, results, names)
     models = {training: ModelFolder(folder) for training, folder in folders.items()}
     planned = {model.path: read_configuration(model, configuration) for model in models.values()}
@@ -509,7 +509,8 @@ def _match_cases(
     references = list_cases(reference_folder, ending)
     without = [case for case in common if case not in references]
     _refuse_images(reference_folder, references, common)
-    _refuse_images(next(iter(folders.values())), without, references)
+    first = next(iter(folders))
+    _refuse_images(folders[first], predicted[first], references)
     if without:
         raise LoMixError(
             f"{reference_folder} has no reference of {shorten(without)}: add it, or remove the prediction."

@@ -46,7 +46,7 @@ class Experiment:
         from nnunet_lomix.nnunet.datasets import name_dataset, require_root  # slow to import
 
         results = [Path(folder) for folder in self.results] or [require_root("nnUNet_results")]
-        datasets = [name_dataset(dataset) for dataset in self.datasets]
+        datasets = [name_dataset(dataset, results=self.results) for dataset in self.datasets]
         out = Path(self.out).absolute()
         axes = (datasets, self.configurations, self.plans, self.trainers, enumerate(results), self.folds)
         return [

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from nnunet_lomix.errors import LoMixError
@@ -75,10 +76,10 @@ def run_commands(
                         raise LoMixError(f"{commands[log][0]} failed; its log {log} ends with: {last_line}")
     finally:
         # all are told to end before one is waited for: a training may take a while to write its checkpoint
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+        with ExitStack() as waiting:  # for the others, too, if a wait is interrupted
+            for process in running.values():
+                process.terminate()
+                waiting.callback(process.wait)
 
 
 def find_program(name: str, path: str) -> str:

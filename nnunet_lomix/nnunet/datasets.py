@@ -1,6 +1,7 @@
 """Datasets: nnU-Net's environment variables, names and folders, and ``splits_final.json``."""
 
 import json
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypedDict
@@ -47,12 +48,17 @@ def require_root(variable: str) -> Path:
     return root
 
 
-def name_dataset(dataset: str, check: str = "-d, nnUNet_preprocessed, nnUNet_raw and nnUNet_results") -> str:
+def name_dataset(
+    dataset: str,
+    check: str = "-d, nnUNet_preprocessed, nnUNet_raw and nnUNet_results",
+    results: Iterable[str | Path] = (),
+) -> str:
     """The name of a dataset, by number or name.
 
     Args:
         dataset: number or name.
         check: what the user should look at if there is no such dataset, for the message.
+        results: further results folders, where a name may be.
 
     Raises:
         LoMixError: there is no dataset of this number or name, or there are several.
@@ -65,7 +71,8 @@ def name_dataset(dataset: str, check: str = "-d, nnUNet_preprocessed, nnUNet_raw
         ) from None
     except RuntimeError as error:  # its first sentence says which
         raise LoMixError(f"{str(error).split('. ')[0]}: check {check}.") from None
-    if not any(find_part(name, "", variable) for variable in VARIABLES):
+    elsewhere = any(Path(folder, name).is_dir() for folder in results)
+    if not elsewhere and not any(find_part(name, "", variable) for variable in VARIABLES):
         raise LoMixError(f"Could not find a dataset {name}: check {check}{suggest_dataset(name)}")
     return name
 

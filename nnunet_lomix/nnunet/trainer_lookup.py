@@ -52,10 +52,12 @@ def look_up_trainer(name: str) -> type[nnUNetTrainer]:
 
 
 def _find_alike(name: str, cutoff: float) -> list[str]:
-    """The class most like a name, of nnU-Net and of the user's folders; their files are read, not imported."""
-    folders = [os.path.join(nnunetv2.__path__[0], "training", "nnUNetTrainer"), *_list_folders()]
-    files = [file for folder in folders for file in Path(folder).rglob("*.py")]
-    names = {c for file in files for c in re.findall(r"^class (\w+)\(", file.read_text(errors="replace"), re.M)}
+    """The class most like a name in the modules that nnU-Net searches; they are read, not imported."""
+    names = set()
+    for folder in (os.path.join(nnunetv2.__path__[0], "training", "nnUNetTrainer"), *_list_folders()):
+        for _, file in _list_modules(folder):
+            with contextlib.suppress(OSError):  # a module that is no file of Python's, or somebody else's
+                names.update(re.findall(r"^class (\w+)\(", Path(file).read_text(errors="replace"), re.M))
     return get_close_matches(name, names, 1, cutoff)
 
 

@@ -36,6 +36,8 @@ def test_roots_are_those_of_the_environment_now(folders, monkeypatch):
 def test_a_dataset_has_a_number_and_a_name(folders):
     with pytest.raises(LoMixError, match="Could not find a dataset Dataset999_Nowhere: check -d"):
         datasets.name_dataset("Dataset999_Nowhere")
+    (folders / "elsewhere" / "Dataset999_Nowhere").mkdir(parents=True)
+    assert datasets.name_dataset("Dataset999_Nowhere", results=[folders / "elsewhere"]) == "Dataset999_Nowhere"
     for part in ("preprocessed", "raw", "results"):  # enough in the last one that is left
         assert datasets.name_dataset("123") == datasets.name_dataset("0123") == NAME
         (folders / part / NAME).rmdir()

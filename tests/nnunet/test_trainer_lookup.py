@@ -41,6 +41,10 @@ def test_trainers_of_nnunet_ours_and_the_users(own_folder, capsys):
 )
 def test_an_unknown_name_is_not_installed(own_folder, name, sentence):
     (own_folder / "mine.py").write_text(MINE)
+    (own_folder / ".#mine.py").symlink_to("nowhere")  # an editor's lock
+    (own_folder / "folder.py").mkdir()
+    (own_folder / "no_package").mkdir()
+    (own_folder / "no_package" / "mine.py").write_text("class SomebodysTrainer(nnUNetTrainer): pass")
     with pytest.raises(TrainerNotFound, match=re.escape(sentence)):
         look_up_trainer(name)
 
