@@ -12,6 +12,7 @@ from rich.text import Text
 
 from nnunet_lomix.experiments.training import State, States, Training, describe_progress
 from nnunet_lomix.locks import describe_owner, is_locked
+from nnunet_lomix.nnunet.commands import read_log
 
 LAST_LINES = 15  # of the log of a failed training
 ROWS = 40  # of a table; of more models the trainings are counted
@@ -119,8 +120,7 @@ def _explain(training: Training, state: State, schedulers: Collection[str]) -> l
     if state is State.FAILED:
         killed = note.get("exit") in (-signal.SIGKILL, 128 + signal.SIGKILL)
         why = [f"{training.name} was killed; its machine may have too little memory."] if killed else []
-        log = training.log.read_text(errors="replace") if training.log.exists() else ""
-        lines = [f"    {line}" for line in log.splitlines() if line.strip()]
+        lines = [f"    {line}" for line in read_log(training.log)]
         return [*why, f"{training.name} failed; the end of {training.log}:", *lines[-LAST_LINES:]]
     if state is State.RUNNING:
         # without a lock there is only a young log, and the last owner of the lock may be long gone

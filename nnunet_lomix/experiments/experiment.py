@@ -140,6 +140,8 @@ def _check(experiment: Experiment) -> None:
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {experiment.device!r}")
     if experiment.gpus and experiment.device in ("cpu", "mps"):
         raise ValueError(f"gpus don't go with the device {experiment.device}")
+    if experiment.gpus and experiment.jobs > 1:
+        raise ValueError("jobs don't go with gpus, each of which trains one at a time")
     for fold in experiment.folds:
         if fold != "all" and not re.fullmatch("[0-9]+", fold):
             raise ValueError(f"folds must be numbers or all, such as [0, 1] in a file and -f 0 1, not {fold!r}")

@@ -85,7 +85,8 @@ class ThisMachine(Machine):
         running = list(self._running.values())
         if not running:
             return
-        print(f"Ending {len(running)} trainings; ours save themselves first.", flush=True)
+        what = "the training" if len(running) == 1 else f"{len(running)} trainings"
+        print(f"Ending {what}; ours save themselves first.", flush=True)
         before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             for _, process in running:

@@ -1,6 +1,7 @@
 """A model trained with LoMix, for people who have only nnU-Net: the same network under nnUNetTrainer's name."""
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def _describe(model: ModelFolder, made: ModelFolder, renamed: dict[str, Any] | N
             yield f"For nnUNetv2_export_model_to_zip {', '.join(lacking)} lacks {name}: {remedy}."
     if renamed is not None:
         where = f"-d {renamed['dataset_name']} and -p {renamed['plans_name']}"
-        yield f"With nnUNet_results={made.path.parents[1]} nnUNetv2_predict finds it by {where}."
+        yield f"With nnUNet_results={shlex.quote(str(made.path.parents[1]))} nnUNetv2_predict finds it by {where}."
     else:
         yield (
             f"Where it is installed, it replaces a model {relative} that is there already: to prevent that, export it "

@@ -1,6 +1,7 @@
 """Running nnU-Net's commands: each with a log file, several side by side."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def run_commands(
                 if process.poll() is not None:
                     del running[log]
                     if process.returncode:
-                        last_line = (log.read_text(errors="replace").strip() or "nothing").split("\n")[-1].strip()
+                        last_line = (read_log(log) or ["nothing"])[-1].strip()
                         raise LoMixError(f"{commands[log][0]} failed; its log {log} ends with: {last_line}")
     finally:
         # all are told to end before one is waited for: a training may take a while to write its checkpoint
@@ -80,6 +81,16 @@ def run_commands(
             for process in running.values():
                 process.terminate()
                 waiting.callback(process.wait)
+
+
+def read_log(log: Path) -> list[str]:
+    """The lines of a command's output that aren't blank; none if there is no file.
+
+    Where a training fails, its data loaders' threads complain behind the reason: that is left out.
+    """
+    text = log.read_text(errors="replace") if log.exists() else ""
+    text = re.sub(r"Exception in thread .*\(results_loop\):\n(Traceback .*\n)?( .*\n)*\S.*(\n|$)", "", text)
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def find_program(name: str, path: str) -> str:

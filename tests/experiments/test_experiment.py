@@ -60,6 +60,7 @@ def test_a_file_and_options_in_place_of_its_entries(tmp_path):
         ("trainers: ../A", "trainers must be names, not paths"),
         ("device: gpu", "device must be one of cuda, cpu, mps"),
         ("device: cpu\ngpus: 0", "gpus don't go with the device cpu"),
+        ("jobs: 2\ngpus: 0", "jobs don't go with gpus"),
         ("slurm: gpu", "slurm must be sbatch's options, such as 'partition: gpu'"),
         ("out: [3]", "out must be a text, not ['3']"),
         ("a: b: c", "is not YAML"),

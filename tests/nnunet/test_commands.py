@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_lomix.errors import LoMixError
-from nnunet_lomix.nnunet.commands import folders_below, run_command, run_commands, trainers_first
+from nnunet_lomix.nnunet.commands import folders_below, read_log, run_command, run_commands, trainers_first
 
 SHOW = """
 import os, sys
@@ -88,3 +88,15 @@ def test_folders_and_trainers(monkeypatch):
     assert trainers_first(root) == {"nnUNet_extTrainer": "/data"}
     monkeypatch.setenv("nnUNet_extTrainer", f"/mine{os.pathsep}/yours")
     assert trainers_first(root) == {"nnUNet_extTrainer": os.pathsep.join(["/data", "/mine", "/yours"])}
+
+
+def test_what_data_loaders_say_behind_a_failure_is_left_out(tmp_path):
+    noise = "".join(
+        f"Exception in thread Thread-{n} (results_loop):\nTraceback (most recent call last):\n"
+        '  File "threading.py", line 1, in run\n    raise e\nRuntimeError: One or more background workers are gone\n'
+        for n in (1, 2)
+    )
+    log = tmp_path / "log"
+    log.write_text(f"Epoch 0\n\nTraceback (most recent call last):\n  File\nValueError: the reason\n{noise}")
+    assert read_log(log) == ["Epoch 0", "Traceback (most recent call last):", "  File", "ValueError: the reason"]
+    assert read_log(tmp_path / "none") == []
