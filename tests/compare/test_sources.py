@@ -286,6 +286,13 @@ def test_images_instead_of_segmentations_are_recognised_by_their_names(folders, 
         read_plain(folders)
 
 
+def test_a_case_and_another_that_is_named_like_its_image_are_no_images(folders):
+    for folder in ("old", "new"):
+        shutil.copy(folders / folder / "a.nii.gz", folders / folder / "a_0000.nii.gz")
+    with pytest.raises(LoMixError, match="truth has no reference of a_0000: add it, or remove the prediction"):
+        read_plain(folders)
+
+
 def test_cases_may_end_in_four_digits(folders):
     for folder in ("old", "new", "data/truth"):
         for case in "ab":

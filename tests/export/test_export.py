@@ -113,11 +113,12 @@ def test_nnunet_alone_uses_it(own_results, tmp_path, one_thread, monkeypatch):
     (source / "fold_0/validation").mkdir(exist_ok=True)
     (source / "fold_0/validation/summary.json").write_text("{}")  # which goes into the zip
     monkeypatch.setenv("nnUNet_extTrainer", str(EXTERNAL_TRAINERS))
-    out, recipient, predicted, archive = (tmp_path / name for name in ("out", "recipient", "predicted", "model.zip"))
+    out, recipient, predicted, archive = (tmp_path / name for name in ("an out", "recipient", "predicted", "model.zip"))
     names = ("--dataset-name", "Dataset904_Shared", "--plans-name", "Mine")
     output = run(source, out, *names, "--case", images / f"{CASES[-1]}_0000.nii.gz")
     assert "same segmentation (20 x 32 x 32) and same probabilities (61440 values), bit for bit" in output
-    assert "nnUNetv2_predict finds it by -d Dataset904_Shared and -p Mine." in output and "replaces" not in output
+    found = f"With nnUNet_results='{out}' nnUNetv2_predict finds it by -d Dataset904_Shared and -p Mine."
+    assert found in output and "replaces" not in output
     made = out / "Dataset904_Shared" / "nnUNetTrainer__Mine__2d"
     renamed = {"dataset_name": "Dataset904_Shared", "plans_name": "Mine"}
     before, after = (json.loads((folder / "plans.json").read_text()) for folder in (source, made))

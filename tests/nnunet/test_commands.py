@@ -1,6 +1,7 @@
 """Running commands: their environment, their logs, and what happens to the others when one fails."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -100,3 +101,22 @@ def test_what_data_loaders_say_behind_a_failure_is_left_out(tmp_path):
     log.write_text(f"Epoch 0\n\nTraceback (most recent call last):\n  File\nValueError: the reason\n{noise}")
     assert read_log(log) == ["Epoch 0", "Traceback (most recent call last):", "  File", "ValueError: the reason"]
     assert read_log(tmp_path / "none") == []
+
+
+def test_all_are_waited_for_though_one_wait_is_interrupted(tmp_path, monkeypatch):
+    wait, waited = subprocess.Popen.wait, set()
+
+    def interrupted_once(process, timeout=None):
+        waited.add(process.pid)
+        wait(process, timeout)
+        if len(waited) == 1:
+            raise KeyboardInterrupt
+
+    def fail(log):
+        raise LoMixError("enough")
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted_once)
+    sleep = ["python", "-c", "import time; time.sleep(60)"]
+    with pytest.raises(KeyboardInterrupt):
+        run_commands({tmp_path / name: sleep for name in ("a", "b")}, {}, fail)
+    assert len(waited) == 2

@@ -92,6 +92,23 @@ def test_a_signal_costs_the_epoch_under_way_at_most(make, hook, call, epoch, ste
     assert "maybe some logging issue" not in log_of(second)
 
 
+def test_a_failure_behind_the_last_epoch_that_a_signal_caused_leaves_a_checkpoint(make):
+    trainer = make(LoMixTiny)
+    on_epoch_end = trainer.on_epoch_end
+
+    def fail_in_the_end():
+        on_epoch_end()
+        if trainer.current_epoch == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("a rank has gone")
+
+    trainer.on_epoch_end = fail_in_the_end
+    with pytest.raises(SystemExit) as ended:
+        trainer.run_training()
+    assert ended.value.code == 128 + signal.SIGTERM and "has stopped in epoch 3; it begins anew" in log_of(trainer)
+    assert read_checkpoint(Path(trainer.output_folder) / LATEST)["current_epoch"] == 3
+
+
 def test_a_signal_that_ends_the_data_loaders_as_well_leaves_a_checkpoint(make):
     """As where a scheduler sends it to all processes of a job; those that are left are ended."""
 
